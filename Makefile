@@ -1,0 +1,44 @@
+# `make quickstart` and `make test` each do everything on a machine with git, make and CPython >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+# Compiled XLA programs are kept between runs of these targets.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
+
+.PHONY: venv quickstart openmoji test test-all lint golden clean
+
+venv: .venv/installed
+
+# A second call installs nothing: the stamp is newer than what it was made from.
+.venv/installed: requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmjax needs CPython 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+out/data/openmoji/tokenizer.json: | venv
+	$(BIN)/mmjax data build --src=openmoji --dst=out/data/openmoji
+
+quickstart: venv out/data/openmoji/tokenizer.json
+	$(BIN)/mmjax train --config=experiments/quickstart.py --workdir=out/quickstart
+
+openmoji: venv out/data/openmoji/tokenizer.json
+	$(BIN)/mmjax train --config=experiments/openmoji.py --workdir=out/openmoji
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow and not hf"
+
+test-all: venv
+	$(BIN)/python -m pytest -m "not hf"
+
+# Rewrites the text snapshots of every experiment; read the diff before committing it.
+golden: venv
+	$(BIN)/python -m pytest tests/test_experiments.py --update-golden
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf out .cache

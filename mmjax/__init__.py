@@ -1,0 +1,1 @@
+"""mmjax: mixed-modal foundation models in JAX."""

@@ -1,0 +1,146 @@
+"""Documents on the host, one `Batch` on the device, and every mask as a pure function of its fields.
+
+A document is a list of parts, `[Text | Image, ...]`. Written out as one line of positions it reads
+`BOS part part ... EOS`, where an image is `BOI patch ... patch EOI`. The sentinels are text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TEXT, IMAGE = 0, 1  # values of Batch.modality
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text; with `loss=False` the model reads it but is not trained to write it."""
+
+    text: str
+    loss: bool = True
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture, still encoded (PNG, JPEG, ...) until a worker decodes it."""
+
+    data: bytes
+    loss: bool = True
+
+
+Document = Sequence[Text | Image]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Size of the id space and the ids with a meaning of their own."""
+
+    size: int
+    pad: int = 0
+    bos: int = 1
+    eos: int = 2
+    boi: int = 3
+    eoi: int = 4
+
+
+class Batch(NamedTuple):
+    """The one structure every family trains on; b rows, l positions, i image slots a row.
+
+    Attributes:
+        tokens: [b, l] int32, vocabulary ids; `pad` at patches and in the padding.
+        modality: [b, l] int32, TEXT or IMAGE.
+        segment: [b, l] int32, the document's number within the row from 1 on; 0 is padding.
+        position: [b, l] int32, position within the document; patches of one image may share one.
+        image: [b, l] int32, which image slot of the row the patch belongs to, from 1 on; 0 is none.
+        weight: [b, l] float32 >= 0, loss weight of predicting this position from those before it.
+        pixels: [b, i, h, w, 3] uint8, one picture a slot; empty slots are zero.
+    """
+
+    tokens: jax.Array | np.ndarray
+    modality: jax.Array | np.ndarray
+    segment: jax.Array | np.ndarray
+    position: jax.Array | np.ndarray
+    image: jax.Array | np.ndarray
+    weight: jax.Array | np.ndarray
+    pixels: jax.Array | np.ndarray
+
+
+def same_document(segment_q, segment_k):
+    """[b, q], [b, k] -> [b, q, k] bool: both lie in one document, and neither is padding."""
+    q, k = segment_q[:, :, None], segment_k[:, None, :]
+    return (q == k) & (q != 0)
+
+
+def same_image(image_q, image_k):
+    """[b, q], [b, k] -> [b, q, k] bool: both are patches of one picture."""
+    q, k = image_q[:, :, None], image_k[:, None, :]
+    return (q == k) & (q != 0)
+
+
+def causal(length: int):
+    """[1, l, l] bool: key j <= query i."""
+    index = jnp.arange(length)
+    return (index[None, :] <= index[:, None])[None]
+
+
+def causal_mask(batch: Batch):
+    """[b, l, l] bool: causal within each packed document (Chameleon, plain language models)."""
+    return causal(batch.tokens.shape[1]) & same_document(batch.segment, batch.segment)
+
+
+def mixed_mask(batch: Batch):
+    """[b, l, l] bool: causal, and bidirectional inside each picture (Transfusion, section 3.1).
+
+    M_ij = ((j <= i) or (i and j lie in one picture)) and (i and j lie in one document).
+    """
+    within = same_image(batch.image, batch.image)
+    document = same_document(batch.segment, batch.segment)
+    return (causal(batch.tokens.shape[1]) | within) & document
+
+
+def target_weight(batch: Batch):
+    """[b, l - 1] float32: weight of predicting token j + 1 from position j.
+
+    Zero at patches (they have a loss of their own), in the padding, across the border of two
+    documents, and for EOI after a patch: at inference a picture has a fixed number of patches and
+    EOI is written by rule (Transfusion, section 3.3).
+    """
+    same = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] != 0)
+    text = (batch.modality[:, 1:] == TEXT) & (batch.modality[:, :-1] == TEXT)
+    return jnp.where(same & text, batch.weight[:, 1:], 0.0)
+
+
+def patch_index(image):
+    """[b, l] int32 -> [b, l] int32: how many patches of its picture stand before this one."""
+    index = jnp.arange(image.shape[1])[None]
+    starts = jnp.concatenate([jnp.ones_like(image[:, :1]), image[:, 1:] != image[:, :-1]], axis=1)
+    first = jax.lax.cummax(jnp.where(starts != 0, index, 0), axis=1)
+    return jnp.where(image > 0, index - first, 0)
+
+
+def slot_columns(image, slots: int):
+    """[b, l] -> ([b, i] int32, [b, i] bool): each slot's first column, and whether it is in use."""
+    hit = image[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+    return jnp.argmax(hit, axis=-1), hit.any(-1)
+
+
+def slot_weight(batch: Batch):
+    """[b, i] float32: loss weight of each slot's picture (that of its first patch); 0 if empty."""
+    first, used = slot_columns(batch.image, batch.pixels.shape[1])
+    return jnp.where(used, jnp.take_along_axis(batch.weight, first, axis=1), 0.0)
+
+
+def precedes_text(batch: Batch, vocabulary: Vocabulary):
+    """[b, i] bool: text other than sentinels follows this slot's picture in its document."""
+    v = vocabulary
+    word = (batch.modality == TEXT) & (batch.segment > 0)
+    for sentinel in (v.pad, v.bos, v.eos, v.boi, v.eoi):
+        word &= batch.tokens != sentinel
+    first, used = slot_columns(batch.image, batch.pixels.shape[1])
+    segment = jnp.take_along_axis(batch.segment, first, axis=1)
+    after = jnp.arange(batch.tokens.shape[1])[None, None] > first[:, :, None]
+    mine = batch.segment[:, None, :] == segment[:, :, None]
+    return used & (word[:, None, :] & after & mine).any(-1)

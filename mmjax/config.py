@@ -1,0 +1,294 @@
+"""Experiment file -> frozen dataclasses, once, at the door. Nothing below reads a ConfigDict."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmjax.error import UserError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one may be -1 and takes the devices that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A data set on disk and its share of the documents."""
+
+    path: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What rows are made of.
+
+    Attributes:
+        sources: name -> data set.
+        tokenizer: path of a tokenizer.json; "" takes the first source's own.
+        length: positions a row, l. images: image slots a row, i.
+        image: side of a picture in pixels. patch: side of a patch.
+        text_first: share of documents with the caption before the picture.
+        caption_dropout: share of documents that lose their caption (for guidance).
+        shared_position: all patches of a picture have one position id.
+        window: documents packed together; the order of rows follows from it.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    tokenizer: str
+    length: int
+    images: int
+    image: int
+    patch: int
+    text_first: float
+    caption_dropout: float
+    shared_position: bool
+    window: int
+
+    def __post_init__(self):
+        """Checks fields against each other."""
+        if self.image % self.patch:
+            raise UserError(f"data.patch={self.patch} must divide data.image={self.image}")
+        if self.length < self.patches + 5:
+            raise UserError(
+                f"data.length={self.length} is too short for one picture of {self.patches} patches "
+                f"and a caption; try {2 * self.patches + 32}"
+            )
+        if not self.sources:
+            raise UserError("data.sources is empty; name at least one data set")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture, p."""
+        return (self.image // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        peak: learning rate after `warmup` steps. decay: "cosine", "linear" or "constant".
+        floor: last learning rate as a share of the peak.
+        clip: largest global gradient norm. ema: decay of the averaged weights; 0 keeps none.
+    """
+
+    peak: float
+    warmup: int
+    decay: str
+    floor: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    ema: float
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How pictures are drawn and captions written by default.
+
+    Attributes:
+        steps: Euler steps. guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
+        temperature: of text; 0 is greedy. text: most tokens of a caption.
+    """
+
+    steps: int
+    guidance: float
+    temperature: float
+    text: int
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The evaluations at the end: documents a split, and pictures drawn a split."""
+
+    documents: int
+    drawings: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on.
+
+    Attributes:
+        seed: of weights, data order and noise.
+        steps: optimizer updates. batch: rows an update, over all devices.
+        accumulate: microbatches an update.
+        family: key of mmjax.models.MODELS. model: that family's own configuration.
+        log_every, save_every: in steps. keep_best: keep the best checkpoint beside the latest.
+    """
+
+    seed: int
+    steps: int
+    batch: int
+    accumulate: int
+    mesh: MeshConfig
+    data: DataConfig
+    family: str
+    model: Any
+    optim: OptimConfig
+    sample: SampleConfig
+    evals: EvalConfig
+    log_every: int
+    save_every: int
+
+
+def _named(kind: type) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _value(kind, value, path: str):
+    """One field's value, checked against its annotation."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, path)
+    if origin in (Mapping, dict) or kind in (Mapping, dict):
+        inner = typing.get_args(kind)[1]
+        return types.MappingProxyType(
+            {k: _value(inner, v, f"{path}.{k}") for k, v in dict(value).items()}
+        )
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Any or type(value) is kind:
+        return value
+    raise UserError(
+        f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}"
+    )
+
+
+def build(kind: type, values, path: str = "config"):
+    """Mapping -> dataclass `kind`, recursively.
+
+    Raises:
+        UserError: for an unknown field (with the nearest name), a missing one, or a wrong type.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"{path}={values!r} must be a group of fields ({_named(kind)})")
+    values = dict(values)
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(hints)}"
+            raise UserError(f"{path} has no field {name!r}; {hint}")
+    for name, hint in hints.items():
+        if name not in values:
+            raise UserError(f"{path}.{name} is missing; give it a value of type {_named(hint)}")
+    return kind(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in hints})
+
+
+def resolve(values, families: Mapping[str, type]) -> Experiment:
+    """ConfigDict or nested dict -> Experiment, with `model` in its family's own dataclass.
+
+    Raises:
+        UserError: for anything that cannot run, with what to write instead.
+    """
+    values = dict(values)
+    family = values.get("family")
+    if family not in families:
+        raise UserError(f"config.family={family!r} is unknown; have: {', '.join(families)}")
+    model = build(families[family], values.get("model", {}), "config.model")
+    experiment = dataclasses.replace(build(Experiment, values), model=model)
+    check(experiment)
+    return experiment
+
+
+def check(e: Experiment) -> None:
+    """Checks across groups that need no device.
+
+    Raises:
+        UserError: naming both values.
+    """
+    for name in ("steps", "batch", "accumulate", "log_every", "save_every"):
+        if getattr(e, name) < 1:
+            raise UserError(f"config.{name}={getattr(e, name)} must be at least 1")
+    if e.batch % e.accumulate:
+        raise UserError(
+            f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "
+            f"try {nearest(e.batch, e.accumulate)}"
+        )
+    for name in ("image", "patch"):
+        if getattr(e.model, name, getattr(e.data, name)) != getattr(e.data, name):
+            raise UserError(
+                f"config.model.{name}={getattr(e.model, name)} differs from "
+                f"config.data.{name}={getattr(e.data, name)}; give both one value"
+            )
+
+
+def nearest(value: int, divisor: int) -> str:
+    """The two multiples of `divisor` around `value`, as 'a or b'."""
+    low = max(value // divisor, 1) * divisor
+    return f"{low} or {low + divisor}"
+
+
+def check_devices(e: Experiment, split: int) -> None:
+    """Checks that a microbatch's rows divide over the devices that share them.
+
+    Raises:
+        UserError: with two batch sizes that would do.
+    """
+    if e.batch % (split * e.accumulate):
+        raise UserError(
+            f"config.batch={e.batch} must divide over data*fsdp={split} devices"
+            + (f" times accumulate={e.accumulate}" if e.accumulate > 1 else "")
+            + f"; try {nearest(e.batch, split * e.accumulate)}"
+        )
+
+
+def load(path: str) -> ConfigDict:
+    """Runs an experiment file's `get_config()`.
+
+    Raises:
+        UserError: if there is no such file, or it does not define get_config.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"experiment file {path} does not exist; see experiments/*.py")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"experiment file {path} does not define get_config()")
+    return module.get_config()
+
+
+def to_dict(e) -> dict:
+    """Experiment -> plain nested dict, as stored in config.json."""
+    if dataclasses.is_dataclass(e):
+        return {f.name: to_dict(getattr(e, f.name)) for f in dataclasses.fields(e)}
+    if isinstance(e, Mapping):
+        return {k: to_dict(v) for k, v in e.items()}
+    return e
+
+
+def to_json(e: Experiment) -> str:
+    """Experiment -> JSON text."""
+    return json.dumps(to_dict(e), indent=1)
+
+
+def difference(old: Mapping, new: Mapping, path: str = "") -> list[str]:
+    """Lines 'name: old -> new' for every leaf that differs between two nested dicts."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b, name = old.get(key), new.get(key), f"{path}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines

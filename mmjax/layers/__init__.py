@@ -1,0 +1,1 @@
+"""Functions on arrays, and the weights they need."""

@@ -1,0 +1,92 @@
+"""Grouped-query attention under any mask, with or without a cache of keys and values."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.layers.norm import head_norm
+from mmjax.layers.position import rotate
+from mmjax.layers.weight import Layer, fan_in_of
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer [b, m, g, k], or of all layers [n, b, m, g, k]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def attend(q, k, v, mask):
+    """softmax(q k^T / sqrt(head_dim)) v under a mask.
+
+    Args:
+        q: [b, l, h, k]; head i uses key-value group i // (h / g).
+        k: [b, m, g, k].
+        v: [b, m, g, k].
+        mask: [b or 1, l, m] bool, True where a query may look. A row that may look nowhere
+            (padding) gets the mean of all values rather than NaN; nothing reads it.
+
+    Returns:
+        [b, l, h, k]; the softmax is taken in f32.
+    """
+    b, l, h, width = q.shape
+    groups = k.shape[2]
+    q = q.reshape(b, l, groups, h // groups, width)
+    scores = jnp.einsum("blgrk,bmgk->bgrlm", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * width**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bgrlm,bmgk->blgrk", weights, v).reshape(b, l, h, width)
+
+
+def write(cache: KV, new: KV, columns) -> KV:
+    """Puts new keys and values [b, l, g, k] into the cache at each row's columns [b, l].
+
+    A column beyond the cache is dropped: that is how rows of a batch sit a step out.
+    """
+    row = jnp.arange(columns.shape[0])[:, None]
+    return KV(*(old.at[row, columns].set(x, mode="drop") for old, x in zip(cache, new, strict=True)))
+
+
+class Attention(Layer):
+    """Self-attention with RoPE, grouped key-value heads and optional QK-norm.
+
+    Attributes:
+        heads: query heads h.
+        kv_heads: key-value heads g; divides h.
+        head_dim: k.
+        qk_norm: LayerNorm on queries and keys before RoPE.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qk_norm: bool
+
+    @nn.compact
+    def __call__(self, x, mask, angles, cache: KV | None = None, columns=None):
+        """x [b, l, d] -> ([b, l, d], cache).
+
+        With a cache, the new keys and values are written at `columns` [b, l] first and the mask is
+        [b, l, m] over the cache's m columns.
+        """
+        d = x.shape[-1]
+
+        def project(name, heads, axis):
+            shape = (d, heads, self.head_dim)
+            w = self.weight(name, shape, ("embed", axis, None), fan_in_of(d))
+            return jnp.einsum("bld,dhk->blhk", x, w)
+
+        q = project("q", self.heads, "heads")
+        k = project("k", self.kv_heads, "heads")
+        v = project("v", self.kv_heads, "heads")
+        if self.qk_norm:
+            q, k = head_norm(self, "q_norm", q), head_norm(self, "k_norm", k)
+        kv = KV(rotate(k, angles), v)
+        if cache is not None:
+            kv = cache = write(cache, kv, columns)
+        y = attend(rotate(q, angles), kv.keys, kv.values, mask)
+        shape = (self.heads, self.head_dim, d)
+        o = self.weight("o", shape, ("heads", None, "embed"), fan_in_of(self.heads * self.head_dim))
+        return jnp.einsum("blhk,hkd->bld", y, o), cache

@@ -1,0 +1,45 @@
+"""RMSNorm and LayerNorm over the last axis, computed in f32."""
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.layers.weight import Layer, ones, zeros
+
+EPS = 1e-5
+
+
+def rms_norm(x, scale):
+    """X / rms(x) * scale over the last axis; [..., d], [d] -> [..., d]."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPS)
+    return (y * _lead(scale, y)).astype(x.dtype)
+
+
+def layer_norm(x, scale, bias):
+    """(x - mean) / std * scale + bias over the last axis; scale and bias broadcast from the right."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPS)
+    return (y * _lead(scale, y) + _lead(bias, y)).astype(x.dtype)
+
+
+def _lead(w, x):
+    """Gives w leading axes of 1, as rank promotion must be spelled out."""
+    return w.astype(jnp.float32).reshape((1,) * (x.ndim - w.ndim) + w.shape)
+
+
+def rms(layer: Layer, name: str, x):
+    """RMSNorm of x [..., d] with a learned scale of `layer` called `name`."""
+    return rms_norm(x, layer.weight(name, (x.shape[-1],), (None,), ones))
+
+
+def head_norm(layer: Layer, name: str, x):
+    """QK-norm: LayerNorm over the head dimension with weight and bias (Chameleon, section 2.3).
+
+    x [b, l, h, k] -> the same. Taken before RoPE; one (k,) pair serves all heads. The leading axis
+    of size 1 leaves room for one pair a head, as imported weights have.
+    """
+    shape = (1, x.shape[-1])
+    scale = layer.weight(f"{name}_scale", shape, (None, None), ones)
+    bias = layer.weight(f"{name}_bias", shape, (None, None), zeros)
+    return layer_norm(x, scale, bias)

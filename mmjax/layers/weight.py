@@ -1,0 +1,67 @@
+"""Where weights come from: one base class that adds one method and overrides nothing."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.mesh import Rules
+
+# What is kept in which precision: parameters f32; activations in the configured dtype (bf16 on
+# TPU and GPU, f32 on CPU); softmax, norms, losses and logits f32.
+PARAM_DTYPE = jnp.float32
+
+
+def normal(key, shape, dtype, scale: float):
+    """Normal initial values of standard deviation `scale`."""
+    return scale * jax.random.normal(key, shape, dtype)
+
+
+def fan_in(key, shape, dtype):
+    """Normal initial values of variance 1 / (size of the first axis), for [in, out] weights."""
+    return normal(key, shape, dtype, shape[0] ** -0.5)
+
+
+def fan_in_of(size: int):
+    """Initialiser of variance 1 / size, for weights whose input is not just the first axis."""
+    return partial(normal, scale=size**-0.5)
+
+
+def zeros(key, shape, dtype):
+    """Initial zeros: a branch that starts as the identity."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key, shape, dtype):
+    """Initial ones, for scales."""
+    del key
+    return jnp.ones(shape, dtype)
+
+
+class Layer(nn.Module):
+    """A module whose weights name their logical axes.
+
+    Attributes:
+        rules: how logical axes lie on the mesh.
+        dtype: precision of activations, "float32" or "bfloat16".
+    """
+
+    rules: Rules
+    dtype: str
+
+    def weight(self, name: str, shape, axes, init=fan_in):
+        """A parameter in f32, laid out by `axes` (logical names), cast to the compute dtype."""
+        boxed = nn.with_partitioning(init, tuple(self.rules.spec(*axes)))
+        return self.param(name, boxed, shape, PARAM_DTYPE).astype(self.dtype)
+
+
+def specs_of(boxed_init):
+    """A function key -> boxed params; returns its tree of PartitionSpecs, computing nothing."""
+    return nn.get_partition_spec(jax.eval_shape(boxed_init, jax.random.key(0)))
+
+
+def unboxed(boxed_init):
+    """The same function returning plain nested dicts of arrays."""
+    return lambda key: nn.unbox(boxed_init(key))

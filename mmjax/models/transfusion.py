@@ -1,0 +1,268 @@
+"""Transfusion: next-token prediction on text and flow matching on image patches, in one decoder.
+
+Zhou et al. 2024 (arXiv 2408.11039), in its flow-matching form with linear patches:
+    x_t = t x_1 + (1 - t) noise,   the target is v = x_1 - noise,   t = 0 noise, t = 1 data,
+    loss = text cross-entropy + lambda * mean over images of |v_theta(x_t, t, context) - v|^2.
+Text positions are causal; the patches of one picture see each other both ways; every picture has
+one noise level of its own, and later positions see the picture at that noise level.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.batch import (
+    IMAGE,
+    Batch,
+    Vocabulary,
+    mixed_mask,
+    precedes_text,
+    slot_weight,
+    target_weight,
+)
+from mmjax.error import UserError
+from mmjax.layers.mlp import TwoLayer
+from mmjax.layers.patch import collect, patchify, spread, to_signal
+from mmjax.layers.position import time_features
+from mmjax.layers.weight import Layer, fan_in_of, normal, specs_of, unboxed, zeros
+from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
+from mmjax.mesh import Rules
+from mmjax.models.decoder import Decoder, DecoderConfig
+from mmjax.models.family import Model
+
+TIME_FEATURES = 256
+CHUNK_TOKENS = 512  # tokens whose logits exist at one time in the training loss
+
+
+@dataclass(frozen=True)
+class Config:
+    """The family's configuration.
+
+    Attributes:
+        decoder: the decoder's shape.
+        image: height and width of a picture in pixels. patch: side of a patch; divides image.
+        image_weight: lambda, weight of the flow loss. z_weight: coefficient of (log Z)^2.
+        time_mean, time_std: t = sigmoid(time_mean + time_std * normal).
+        context_time: lowest t of a picture that text follows ("noise limit", Table 8: 0.5).
+    """
+
+    decoder: DecoderConfig
+    image: int
+    patch: int
+    image_weight: float
+    z_weight: float
+    time_mean: float
+    time_std: float
+    context_time: float
+
+    def __post_init__(self):
+        """Checks fields against each other."""
+        if self.image % self.patch:
+            raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture, p."""
+        return (self.image // self.patch) ** 2
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a patch, c."""
+        return 3 * self.patch**2
+
+
+class Embed(Layer):
+    """Token embedding, [v, d]."""
+
+    size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        """[b, l] int32 -> [b, l, d]."""
+        shape = (self.size, self.width)
+        table = self.weight("table", shape, ("vocab", "embed"), partial(normal, scale=1.0))
+        return jnp.take(table, tokens, axis=0)
+
+
+class PatchIn(Layer):
+    """Noisy patches and their noise level -> inputs of the decoder."""
+
+    width: int
+    patches: int
+
+    @nn.compact
+    def __call__(self, x, t):
+        """x [b, i, p, c], t [b, i] -> [b, i, p, d]."""
+        x = x.astype(self.dtype)
+        w = self.weight("patch", (x.shape[-1], self.width), (None, "embed"))
+        place = self.weight(
+            "place", (self.patches, self.width), (None, "embed"), partial(normal, scale=0.5)
+        )
+        time = TwoLayer(self.rules, self.dtype, self.width, name="time")
+        t = time(time_features(t, TIME_FEATURES))
+        return jnp.einsum("bipc,cd->bipd", x, w) + place[None, None] + t[:, :, None]
+
+
+class PatchOut(Layer):
+    """Decoder output at patches -> velocity; starts at zero."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., d] -> [..., c] f32."""
+        w = self.weight("patch", (x.shape[-1], self.channels), ("embed", None), zeros)
+        return jnp.einsum("...d,dc->...c", x, w, preferred_element_type=jnp.float32)
+
+
+class Head(Layer):
+    """The matrix from decoder output to logits, [d, v]; multiplied inside the fused loss."""
+
+    width: int
+    size: int
+
+    @nn.compact
+    def __call__(self):
+        """-> [d, v]."""
+        shape = (self.width, self.size)
+        return self.weight("w", shape, ("embed", "vocab"), fan_in_of(self.width))
+
+
+class Parts(NamedTuple):
+    """The family's pieces, for its loss and for sampling; all are pure functions of params.
+
+    Attributes:
+        config, vocabulary: what the model was built with.
+        embed: (params, tokens [b, l]) -> [b, l, d].
+        patch_in: (params, patches [b, i, p, c], t [b, i]) -> [b, i, p, d].
+        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
+        velocity: (params, [..., d]) -> [..., c] f32.
+        head: params -> [d, v], what maps decoder outputs to logits.
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+    embed: Callable
+    patch_in: Callable
+    run: Callable
+    velocity: Callable
+    head: Callable
+
+
+def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
+    """The family's submodules by the name of their subtree of the parameters."""
+    d, at = c.decoder.width, (rules, c.decoder.dtype)
+    return {
+        "embed": Embed(*at, vocabulary.size, d),
+        "patch_in": PatchIn(*at, d, c.patches),
+        "decoder": Decoder(*at, c.decoder),
+        "patch_out": PatchOut(*at, c.channels),
+        "head": Head(*at, d, vocabulary.size),
+    }
+
+
+def boxed_init(key, c: Config, layers: dict[str, Layer], rows: int):
+    """All parameters, each with its place on the mesh; `rows` of dummy input fit the mesh."""
+    token = jnp.zeros((rows, 1), jnp.int32)
+    x = jnp.zeros((rows, 1, c.decoder.width), c.decoder.dtype)
+    inputs = {
+        "embed": (token,),
+        "patch_in": (jnp.zeros((rows, 1, c.patches, c.channels)), jnp.zeros((rows, 1))),
+        "decoder": (x, jnp.ones((1, 1, 1), bool), token),
+        "patch_out": (x,),
+        "head": (),
+    }
+    keys = jax.random.split(key, len(layers))
+    return {
+        name: layer.init(k, *inputs[name])["params"]
+        for k, (name, layer) in zip(keys, layers.items(), strict=True)
+    }
+
+
+def noise_level(c: Config, keys, before_text):
+    """Draws t for every slot: logit-normal, and at least `context_time` where text follows.
+
+    keys [b], before_text [b, i] bool -> [b, i] f32 in (0, 1).
+    """
+    draw = jax.vmap(lambda key: jax.random.normal(key, before_text.shape[1:]))(keys)
+    t = jax.nn.sigmoid(c.time_mean + c.time_std * draw)
+    return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
+
+
+def forward(c: Config, parts: Parts, params, batch: Batch, noisy, t, keys=None):
+    """The decoder over a batch whose pictures are given as patches at noise levels t.
+
+    noisy [b, i, p, c], t [b, i] -> hidden [b, l, d].
+    """
+    x = parts.embed(params, batch.tokens)
+    patches = spread(parts.patch_in(params, noisy, t), batch.image)
+    x = jnp.where((batch.modality == IMAGE)[..., None], patches, x)
+    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position, keys=keys)
+    return hidden
+
+
+def text_terms(c: Config, parts: Parts, params, hidden, batch: Batch) -> Terms:
+    """Text loss and what is logged beside it, from decoder outputs [b, l, d]."""
+    weight = target_weight(batch)
+    b, length = batch.tokens.shape
+    # Position j predicts token j + 1; the last one predicts nothing and is kept for the shape.
+    targets = jnp.roll(batch.tokens, -1, axis=1)
+    weight = jnp.pad(weight, ((0, 0), (0, 1)))
+    chunks = chunk_count(b, length, CHUNK_TOKENS)
+    loss, sums = token_loss(hidden, parts.head(params), targets, weight, c.z_weight, chunks)
+    count = weight.sum()
+    stop = jax.lax.stop_gradient
+    return {
+        "text": Term(loss, count),
+        "text/nll": Term(stop(sums.nll), count),
+        "text/accuracy": Term(stop(sums.hit), count),
+        "text/log_z_squared": Term(stop(sums.z), count),
+        "text/logit_squared": Term(stop(sums.logit), count),
+    }
+
+
+def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
+    """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
+    slots = batch.pixels.shape[1]
+    draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    clean = patchify(to_signal(batch.pixels), c.patch)
+    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
+    t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
+    noisy = t[:, :, None, None] * clean + (1.0 - t[:, :, None, None]) * noise
+    drop = draws[:, 2] if c.decoder.dropout > 0 else None
+    hidden = forward(c, parts, params, batch, noisy, t, drop)
+    velocity = parts.velocity(params, collect(hidden, batch.image, slots, c.patches))
+    image = flow_loss(velocity, clean - noise, slot_weight(batch))
+    return text_terms(c, parts, params, hidden, batch) | {"image": image}
+
+
+def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
+    """The family's `Model` for one configuration, vocabulary and layout."""
+    layers = modules(c, vocabulary, rules)
+
+    def piece(name):
+        return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
+
+    parts = Parts(
+        config=c,
+        vocabulary=vocabulary,
+        embed=piece("embed"),
+        patch_in=piece("patch_in"),
+        run=piece("decoder"),
+        velocity=piece("patch_out"),
+        head=piece("head"),
+    )
+    start = partial(boxed_init, c=c, layers=layers, rows=rules.split("batch"))
+    return Model(
+        init=unboxed(start),
+        specs=specs_of(start),
+        loss=partial(loss, c, parts),
+        weights={"text": 1.0, "image": c.image_weight},
+        parts=parts,
+    )
