@@ -1,1 +1,1 @@
-"""."""
+"""From data sets on disk to batches: source -> document -> tokens -> packed rows -> batches."""

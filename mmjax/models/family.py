@@ -19,6 +19,7 @@ class Model(NamedTuple):
         specs: params-shaped tree of PartitionSpecs.
         loss: (params, batch, keys [b] or None) -> {term: (sum, count)}. Keys drive noise and
             dropout, one a row, so that rows may be grouped into microbatches in any way.
+        flops: host batch -> multiply-adds times two of one forward pass over it.
         weights: what each term's mean weighs in the total; a term not named is only logged.
         parts: the family's own pieces for sampling, see its module.
     """
@@ -26,5 +27,6 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Params]
     specs: Params
     loss: Callable[[Params, Batch, jax.Array], Terms]
+    flops: Callable[[Batch], float]
     weights: Mapping[str, float]
     parts: Any

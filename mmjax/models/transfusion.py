@@ -15,7 +15,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mmjax import flops
 from mmjax.batch import (
     IMAGE,
     Batch,
@@ -195,16 +197,20 @@ def noise_level(c: Config, keys, before_text):
     return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
 
 
-def forward(c: Config, parts: Parts, params, batch: Batch, noisy, t, keys=None):
-    """The decoder over a batch whose pictures are given as patches at noise levels t.
+def inputs(parts: Parts, params, batch: Batch, patches, t):
+    """What the decoder reads: token embeddings, and pictures given as patches at noise levels t.
 
-    noisy [b, i, p, c], t [b, i] -> hidden [b, l, d].
+    patches [b, i, p, c], t [b, i] -> [b, l, d].
     """
-    x = parts.embed(params, batch.tokens)
-    patches = spread(parts.patch_in(params, noisy, t), batch.image)
-    x = jnp.where((batch.modality == IMAGE)[..., None], patches, x)
-    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position, keys=keys)
-    return hidden
+    placed = spread(parts.patch_in(params, patches, t), batch.image)
+    picture = (batch.modality == IMAGE)[..., None]
+    return jnp.where(picture, placed, parts.embed(params, batch.tokens))
+
+
+def clean_inputs(parts: Parts, params, batch: Batch):
+    """Decoder inputs with every picture given as it is, at t = 1."""
+    patches = patchify(to_signal(batch.pixels), parts.config.patch)
+    return inputs(parts, params, batch, patches, jnp.ones(patches.shape[:2]))
 
 
 def text_terms(c: Config, parts: Parts, params, hidden, batch: Batch) -> Terms:
@@ -236,10 +242,27 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
     noisy = t[:, :, None, None] * clean + (1.0 - t[:, :, None, None]) * noise
     drop = draws[:, 2] if c.decoder.dropout > 0 else None
-    hidden = forward(c, parts, params, batch, noisy, t, drop)
+    x = inputs(parts, params, batch, noisy, t)
+    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position, keys=drop)
     velocity = parts.velocity(params, collect(hidden, batch.image, slots, c.patches))
     image = flow_loss(velocity, clean - noise, slot_weight(batch))
     return text_terms(c, parts, params, hidden, batch) | {"image": image}
+
+
+def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
+    """Exact forward FLOPs of a host batch: padding counts for nothing, the head where it is read."""
+    d = c.decoder
+    tokens, pairs = flops.mixed_counts(batch)
+    pictures = flops.pictures(batch)
+    words = float((np.asarray(target_weight(batch)) > 0).sum())
+    time = 2 * pictures * (TIME_FEATURES * d.width + d.width**2)
+    patches = 2 * pictures * c.patches * 2 * c.channels * d.width
+    return (
+        flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
+        + 2 * words * d.width * vocabulary.size
+        + patches
+        + time
+    )
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
@@ -263,6 +286,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         init=unboxed(start),
         specs=specs_of(start),
         loss=partial(loss, c, parts),
+        flops=partial(forward_flops, c, vocabulary),
         weights={"text": 1.0, "image": c.image_weight},
         parts=parts,
     )

@@ -1,0 +1,74 @@
+"""Six minutes on two CPU cores: 16 x 16 pictures from captions, and captions from pictures.
+
+Run:  mmjax train --config=experiments/quickstart.py --workdir=out/quickstart
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def get_config() -> ConfigDict:
+    """The experiment; every other one edits this."""
+    image, patch = FieldReference(16), FieldReference(4)
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 1000
+    c.batch = 32
+    c.accumulate = 1
+    c.log_every = 20
+    c.save_every = 250
+
+    c.mesh = dict(data=1, fsdp=-1, tensor=1)
+
+    c.data = dict(
+        sources=dict(openmoji=dict(path="out/data/openmoji", weight=1.0)),
+        tokenizer="",
+        length=64,
+        images=3,
+        image=image,
+        patch=patch,
+        text_first=0.8,
+        caption_dropout=0.1,
+        shared_position=True,
+        window=512,
+    )
+
+    c.family = "transfusion"
+    c.model = dict(
+        decoder=dict(
+            width=160,
+            depth=4,
+            heads=4,
+            kv_heads=4,
+            mlp=432,
+            qk_norm=True,
+            norm="pre",
+            dropout=0.0,
+            theta=10000.0,
+            remat=False,
+            unroll=4,
+            dtype="float32",
+        ),
+        image=image,
+        patch=patch,
+        image_weight=5.0,
+        z_weight=1e-5,
+        time_mean=0.0,
+        time_std=1.0,
+        context_time=0.5,
+    )
+
+    c.optim = dict(
+        peak=2e-3,
+        warmup=50,
+        decay="cosine",
+        floor=0.01,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip=1.0,
+        ema=0.98,
+    )
+    c.sample = dict(steps=50, guidance=2.5, temperature=0.0, text=24)
+    c.evals = dict(documents=256, drawings=256)
+    return c

@@ -1,0 +1,400 @@
+"""Training states on disk: saved in the background, checked bit for bit when they are read again.
+
+A step is a directory `<directory>/<step>/` with the arrays in `state/` and, in `about/data.json`,
+the caller's `meta`, the loss, and the shape, dtype and checksum of every leaf. Orbax writes under
+a temporary name and renames at the end, so a step is there entirely or not at all; but it loads
+flipped bits without complaint, hence the checksums. Readers take the directory and never change
+it; a writer holds `Checkpoints`. No other module imports orbax.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from mmjax.error import UserError
+
+Directory = str | os.PathLike[str]
+Warn = Callable[[str], object]
+
+# A failed save is raised by `wait`; orbax also logs its traceback from each of a dozen threads.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.ERROR or "/orbax/checkpoint/" not in record.pathname
+)
+
+
+class Restored(NamedTuple):
+    """What `restore` read: the step, the arrays, and the `meta` given to `save`."""
+
+    step: int
+    state: Any
+    meta: dict
+
+
+@dataclasses.dataclass
+class Checkpoints:
+    """A directory opened for writing, from `open_checkpoints`."""
+
+    manager: ocp.training.Checkpointer
+    keep: "_Keep"
+    last: int | None  # the step on disk that the caller's next state continues from
+    pending: tuple[int, ocp.AsyncResponse] | None = None  # the step being written
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keep:
+    """Preserves the newest step, the one before in case it is damaged, and the best."""
+
+    best: bool
+    losses: dict[int, float | None]
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        have = sorted(c.step for c in checkpoints)
+        ranked = [(loss, s) for s in have if (loss := self.losses.get(s)) is not None]
+        keep = {*have[-2:], *(step for _, step in sorted(ranked)[: self.best])}
+        return [c.step in keep for c in checkpoints]
+
+
+class _Damage(Exception):
+    """Why a step cannot be trusted: the leaf or file, and what is wrong with it."""
+
+
+@contextlib.contextmanager
+def open_checkpoints(
+    directory: Directory, resumed: int | None = None, keep_best: bool = True
+) -> Iterator[Checkpoints]:
+    """Makes the directory if needed, clears what killed saves left, and waits at the end.
+
+    Args:
+        directory: a local path; it must have no other writer.
+        resumed: the step that `restore` returned, None for a new start. Later steps (damaged, or
+            of a past that was left) are renamed to `<step>.abandoned`: they are not lost, but do
+            not stand in the way either.
+        keep_best: keep the step of lowest loss beside the two newest.
+
+    Raises:
+        UserError: the directory cannot be made or read, or the last save failed (see `wait`).
+    """
+    losses, unwanted = {}, []
+    for step in steps(directory):
+        try:
+            losses[step] = _about(directory, step)["loss"]
+        except _Damage:
+            unwanted.append(step)  # orbax may refuse to open the directory because of it
+    unwanted += [step for step in losses if resumed is None or step > resumed]
+    keep = _Keep(keep_best, losses)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        _set_aside(directory, unwanted)
+        checkpoints = Checkpoints(_manager(directory, keep), keep, resumed)
+    except OSError as e:
+        raise UserError(f"checkpoints in {directory}: {e.strerror}; choose another place") from e
+    try:
+        yield checkpoints
+    finally:
+        try:
+            wait(checkpoints)
+        finally:
+            checkpoints.manager.close()
+
+
+def _manager(directory: Directory, keep: _Keep) -> ocp.training.Checkpointer:
+    return ocp.training.Checkpointer(
+        Path(directory).absolute(),
+        context=_context(),
+        preservation_policy=keep,
+        cleanup_tmp_directories=True,
+    )
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()  # unasked, orbax would store a dict as arrays
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="about")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    context.pytree.loading.partial_load = True
+    return context
+
+
+def save(
+    checkpoints: Checkpoints, step: int, state: Any, meta: dict, loss: float | None = None
+) -> None:
+    """Starts to write `state` and returns once it is copied: the caller may donate it at once.
+
+    Waits for the save before. The step saved last, or `resumed`, is not written again.
+
+    Args:
+        checkpoints: from `open_checkpoints`.
+        step: must not be lower than that of the save before.
+        state: a pytree of jax arrays, sharded or not.
+        meta: anything JSON can hold; taken as it is now.
+        loss: ranks the step; one without, or not finite, is never the best.
+
+    Raises:
+        UserError: the save before, or this one, failed; see `wait`.
+        TypeError: `meta` is not JSON.
+    """
+    wait(checkpoints)
+    if step == checkpoints.last:
+        return
+    if step < (checkpoints.last or 0):
+        raise ValueError(f"step {step} after step {checkpoints.last}")
+    loss = float(loss) if loss is not None and math.isfinite(loss) else None
+    leaves, sums = _named(state), checksums(state)
+    described = {name: [_spec(x), sums[name]] for name, x in leaves.items()}
+    about = json.loads(json.dumps({"meta": meta, "loss": loss, "leaves": described}))
+    checkpoints.keep.losses[step] = loss
+    try:
+        nonempty = {name: x for name, x in leaves.items() if x.size}  # orbax refuses the others
+        response = checkpoints.manager.save_checkpointables_async(
+            step,
+            {"state": nonempty, "about": about | {"crc32": _crc32(about)}},
+            force=True,  # past orbax's own policy of when to save
+        )
+    except (OSError, ValueError) as e:
+        raise _failure(checkpoints, step, e) from e
+    checkpoints.pending = (step, response)
+
+
+def wait(checkpoints: Checkpoints) -> None:
+    """Blocks until the last `save` is on disk.
+
+    Raises:
+        UserError: it could not be written (full disk, permission): which step, why, and the last
+            good one. What was half written is removed, and `save` may be called again.
+    """
+    if checkpoints.pending is None:
+        return
+    (step, response), checkpoints.pending = checkpoints.pending, None
+    try:
+        response.result()
+    except (OSError, ValueError) as e:
+        raise _failure(checkpoints, step, e) from e
+    checkpoints.last = step
+
+
+def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception:
+    """Opens the directory anew, which removes what was half written; returns what to raise."""
+    with contextlib.suppress(OSError, ValueError):
+        checkpoints.manager.wait()  # raises `error` once more, in this thread
+    checkpoints.manager.close()
+    directory = checkpoints.manager.directory
+    checkpoints.manager = _manager(directory, checkpoints.keep)
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's form of errno
+    code = int(found[1]) if found else getattr(error, "errno", None)
+    if not code:
+        return error
+    return UserError(
+        f"checkpoint {step} not written to {directory}: {os.strerror(code)}; make room and write "
+        f"access there or choose another place; last good checkpoint: {latest(directory)}"
+    )
+
+
+def _set_aside(directory: Directory, unwanted: list[int]) -> None:
+    if jax.process_index() == 0:
+        for step in unwanted:
+            names = (f"{step}.abandoned{i or ''}" for i in itertools.count())
+            free = next(p for p in map(Path(directory).joinpath, names) if not p.exists())
+            _path(directory, step).rename(free)
+    multihost_utils.sync_global_devices("mmjax.checkpoint: unwanted steps set aside")
+
+
+def steps(directory: Directory) -> list[int]:
+    """The steps on disk, ascending; those being written or abandoned are not among them."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+
+
+def _path(directory: Directory, step: int) -> Path:
+    return Path(directory).absolute() / str(step)  # orbax takes no relative path
+
+
+def latest(directory: Directory) -> int | None:
+    """The newest step on disk, or None."""
+    return max(steps(directory), default=None)
+
+
+def read_meta(directory: Directory, step: int | None = None, warn: Warn = print) -> dict | None:
+    """The `meta` of a step, as `restore` finds it but without looking at arrays or devices."""
+    found = _newest(directory, step, warn, lambda n: _about(directory, n)["meta"])
+    return None if found is None else found[1]
+
+
+def restore(
+    directory: Directory, like: Any, step: int | None = None, warn: Warn = print, part: bool = False
+) -> Restored | None:
+    """Reads the newest step that is whole, onto the shardings of `like`; None if there is no step.
+
+    Args:
+        directory: is not changed.
+        like: a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Leaves are found by
+            path, so a dict `{"ema": ...}` reads the `ema` of a NamedTuple.
+        step: read this step or none.
+        warn: called with one line for every step refused because an array does not match its
+            checksum, or a file is missing or unreadable.
+        part: leaves of the checkpoint that `like` lacks are not read (else they are an error).
+
+    Raises:
+        UserError: no step is whole, `step` does not exist, or the checkpoint is of another model:
+            the first leaf that differs, with both shapes.
+        ValueError: a leaf of `like` has no sharding.
+    """
+    found = _newest(directory, step, warn, lambda n: _read(directory, n, like, part))
+    return None if found is None else Restored(found[0], *found[1])
+
+
+def _newest(
+    directory: Directory, step: int | None, warn: Warn, read: Callable[[int], Any]
+) -> tuple[int, Any] | None:
+    have = steps(directory)
+    if step is not None and step not in have:
+        raise UserError(f"no checkpoint {step} in {directory}; there are {have}")
+    wanted = have[::-1] if step is None else [step]
+    for number in wanted:
+        try:
+            return number, read(number)
+        except _Damage as e:
+            warn(f"checkpoint {number} in {directory} is damaged and not used: {e}")
+        _collect_quietly()
+    if wanted:
+        raise UserError(f"no checkpoint in {directory} is whole; damaged: {wanted}")
+    return None
+
+
+def _collect_quietly() -> None:
+    """Orbax abandons the reads next to one that fails; each prints a page when collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logging.getLogger("asyncio").disabled = True
+    gc.collect()
+    logging.getLogger("asyncio").disabled = False
+    sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _as_damage(what: str) -> Iterator[None]:
+    """Whatever orbax cannot read is damage, but for the device's own troubles such as memory."""
+    try:
+        yield
+    except Exception as e:
+        cause: BaseException = e  # orbax wraps it several times
+        while deeper := cause.__cause__ or cause.__context__:
+            cause = deeper
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            raise
+        why = " ".join(str(cause).split())[:200]
+        raise _Damage(f"{what}: {type(cause).__name__}: {why}") from e
+
+
+def _about(directory: Directory, step: int) -> dict:
+    with _as_damage("about"), _context():
+        about = ocp.load_checkpointables(_path(directory, step), {"about": None})["about"]
+        crc32 = about.pop("crc32")
+    if _crc32(about) != crc32:
+        raise _Damage("about: checksum differs")
+    return about
+
+
+def _crc32(about: dict) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, dict]:
+    about, named = _about(directory, step), _named(like)
+    for name in sorted(named.keys() | about["leaves"].keys()):
+        there, _ = about["leaves"].get(name, ("absent", ""))
+        here = _spec(named[name]) if name in named else "absent"
+        if there != here and not (part and name not in named):
+            raise UserError(
+                f"checkpoint {step} in {directory} is of another model: leaf {name} is {there} "
+                f"there, {here} here; use its config or another place"
+            )
+    with _as_damage("arrays"), _context():
+        wanted = {name: x for name, x in named.items() if x.size}
+        state = ocp.load_checkpointables(_path(directory, step), {"state": wanted})["state"]
+    for name, x in named.items():
+        if not x.size:
+            state[name] = jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
+    for name, value in checksums(state).items():
+        if value != about["leaves"][name][1]:
+            raise _Damage(f"leaf {name}: checksum differs")
+    leaves = [state[name] for name in named]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), about["meta"]
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves by path: `State(params={"w": x})` and `{"params": {"w": x}}` both give `params/w`."""
+    flat = jax.tree.leaves_with_path(tree)
+    named = {jax.tree_util.keystr(p, simple=True, separator="/") or "value": x for p, x in flat}
+    if len(named) < len(flat):
+        raise ValueError("two leaves have the same path; is there a / in a key?")
+    for name, x in named.items():
+        if x.sharding is None:
+            raise ValueError(f"leaf {name} has no sharding")
+    return named
+
+
+def _spec(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}"
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """64 bits of every leaf of `tree`, as 16 hexadecimal digits by path (`params/w`).
+
+    Computed on the devices by one compiled function, as sums modulo 2^32, whose order does not
+    matter: the same on every mesh and process. A change of one element always changes both halves;
+    other damage, such as two unequal elements that change places, stays unseen once in 2^64.
+
+    Args:
+        tree: a pytree of jax arrays with elements of 1, 2 or 4 bytes, or typed PRNG keys.
+    """
+    leaves = _named(tree)
+    mesh = next((x.sharding.mesh for x in leaves.values() if hasattr(x.sharding, "mesh")), None)
+    sums = jax.device_get(_checksums_on(mesh)(list(leaves.values()))).tolist()
+    return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, sums, strict=True)}
+
+
+@functools.cache
+def _checksums_on(mesh: Mesh | None) -> Callable[[list], jax.Array]:
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda xs: jnp.stack([*map(_leaf_checksum, xs)]), out_shardings=everywhere)
+
+
+def _leaf_checksum(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)  # row-major in the whole array, whatever the sharding
+    for axis in range(x.ndim):
+        stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+    # If one element changes, so does its word, because `_mix` is a bijection, and with it each sum.
+    # Place enters under the same mixing: the obvious sum of bits times odd weights never sees x and
+    # -x change places (bits that differ by 2^31, weights by an even number, and the product is 0).
+    places = _mix(index), _mix(index + jnp.uint32(0x9E3779B9))
+    return jnp.stack([jnp.sum(_mix(bits ^ place), dtype=jnp.uint32) for place in places])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every bit depends on all (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

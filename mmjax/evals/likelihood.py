@@ -1,0 +1,129 @@
+"""Held-out losses beside baselines that know nothing of the input."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.batch import Batch, mixed_mask
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.evals import heldout
+from mmjax.evals.value import Value, ratio
+from mmjax.layers.patch import collect, patchify, to_signal
+from mmjax.models.transfusion import Parts, inputs, noise_level
+from mmjax.sample import prompt
+from mmjax.sample.decode import text_log_likelihood, word_weight
+from mmjax.trained import Trained
+
+DRAWS = 4  # noise levels a picture; the same for the model and the baselines
+
+
+def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """Text and flow losses on each held-out split.
+
+    `text_nll`: nats a token of captions (with their EOS) that follow their picture.
+    `text_nll_alone`: of captions that stand first. `text_nll_unigram`: under the frequencies of
+    the training captions. `image_flow_loss`: of pictures after their caption;
+    `image_flow_loss_mean`, `_zero`, `_linear`: see `flow_baselines`.
+    """
+    values: dict[str, Value] = {}
+    count = trained.run.experiment.evals.documents
+    train = _all_records(trained, "train")
+    for split, suffix in heldout.SPLITS.items():
+        records = heldout.draw(trained, split, count, seed)
+        found = text_values(trained, records, train, seed) | image_values(
+            trained, records, train, seed
+        )
+        values |= {name + suffix: value for name, value in found.items()}
+    return values
+
+
+def _all_records(trained: Trained, split: str) -> list[dict]:
+    data = trained.run.experiment.data
+    source = pipeline.records(data, next(iter(data.sources)), split)
+    return [source[i] for i in range(len(source))]
+
+
+def _rows(trained: Trained, documents) -> Batch:
+    data = trained.run.experiment.data
+    return prompt.lay_out(documents, data, trained.run.tokenizer, draw=False, end=True)
+
+
+def unigram(captions: Sequence[str], tokenizer, size: int, eos: int) -> np.ndarray:
+    """[v] log-frequencies of caption tokens and EOS, one added to every count."""
+    counts = np.ones(size)
+    for caption in captions:
+        np.add.at(counts, bpe.encode(tokenizer, caption), 1)
+        counts[eos] += 1
+    return np.log(counts / counts.sum())
+
+
+def text_values(trained: Trained, records, train, seed: int) -> dict[str, Value]:
+    """The text entries; see `evaluate`."""
+    vocab = trained.run.model.parts.vocabulary
+    after = _rows(trained, heldout.captioned(records))
+    alone = _rows(trained, heldout.captioned(records, text_first=True))
+    weight = np.asarray(word_weight(after, vocab))
+    logs = trained.call(text_log_likelihood, after)
+    # Standing first, a caption ends in BOI and not in EOS: its words alone are compared.
+    words = np.asarray(word_weight(alone, vocab)) * (alone.tokens != vocab.eos)
+    first = trained.call(text_log_likelihood, alone)
+    captions = [r["caption"] for r in train]
+    table = unigram(captions, trained.run.tokenizer, vocab.size, vocab.eos)
+    tokens = weight.sum(1)
+    return {
+        "text_nll": ratio(-(logs * weight).sum(1), tokens, seed),
+        "text_nll_alone": ratio(-(first * words).sum(1), words.sum(1), seed),
+        "text_nll_unigram": ratio(-(table[after.tokens] * weight).sum(1), tokens, seed),
+    }
+
+
+def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value]:
+    """The picture entries; see `evaluate`."""
+    data, c = trained.run.experiment.data, trained.run.model.parts.config
+    rows = _rows(trained, heldout.captioned(records, text_first=True))
+    pixels = np.stack([pipeline.decode_image(r["image"], data.image) for r in train])
+    clean = np.asarray(patchify(to_signal(pixels), c.patch))
+    mean, variance = clean.mean(0), clean.var(0)
+    errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}
+    for draw in range(DRAWS):
+        key = jax.random.key(seed * DRAWS + draw)
+        found = trained.call(flow_errors, rows, key, extra=(mean, variance))
+        for name, column in zip(errors, found.T, strict=True):
+            errors[name].append(column)
+    ones = np.ones(len(records))
+    return {
+        f"image_flow_loss{name}": ratio(np.mean(e, axis=0), ones, seed)
+        for name, e in errors.items()
+    }
+
+
+def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
+    """Mean squared error of the velocity of each row's one picture: the model's and baselines'.
+
+    The baselines know the noisy picture and its noise level t, and of pictures only the training
+    mean mu and variance s^2 of every number in a patch (mean, variance [p, c]):
+    mean: v = mu. zero: v = 0. linear: the best affine function of x_t, number by number,
+    v = mu + (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2) (x_t - t mu).
+
+    Returns:
+        [b, 4]: model, mean, zero, linear.
+    """
+    c = parts.config
+    draws = jax.vmap(jax.random.split)(keys)
+    clean = patchify(to_signal(batch.pixels), c.patch)
+    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
+    t = noise_level(c, draws[:, 1], jnp.zeros(clean.shape[:2], bool))
+    s = t[:, :, None, None]
+    noisy = s * clean + (1 - s) * noise
+    x = inputs(parts, params, batch, noisy, t)
+    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
+    velocity = parts.velocity(params, collect(hidden, batch.image, clean.shape[1], c.patches))
+    mu, var = mean[None, None], variance[None, None]
+    slope = (s * var - (1 - s)) / (s**2 * var + (1 - s) ** 2)
+    guesses = (velocity, mu, jnp.zeros_like(mu), mu + slope * (noisy - s * mu))
+    errors = [((g - (clean - noise)) ** 2).mean(axis=(1, 2, 3)) for g in guesses]
+    return jnp.stack(errors, axis=1)

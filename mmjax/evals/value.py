@@ -1,0 +1,50 @@
+"""A measured number with its size of sample, seed and 95 % interval."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+class Value(NamedTuple):
+    """A number and what it rests on.
+
+    Attributes:
+        value: the estimate. n: units it averages. seed: of the draw of units and of all noise.
+        low, high: 95 % interval.
+    """
+
+    value: float
+    n: int
+    seed: int
+    low: float
+    high: float
+
+    def as_dict(self) -> dict:
+        """The form in summary.json."""
+        return {
+            "value": self.value,
+            "n": self.n,
+            "seed": self.seed,
+            "ci95": [self.low, self.high],
+        }
+
+
+def proportion(hits: Sequence[bool], seed: int) -> Value:
+    """A share of successes with Wilson's interval."""
+    n, k = len(hits), int(np.sum(hits))
+    interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return Value(k / n, n, seed, float(interval.low), float(interval.high))
+
+
+def ratio(sums: Sequence[float], counts: Sequence[float], seed: int) -> Value:
+    """sum(sums) / sum(counts) with a bootstrap interval over units (documents, pictures)."""
+    sums, counts = np.asarray(sums, float), np.asarray(counts, float)
+    n = len(sums)
+    draws = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    spread = sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1e-9)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    return Value(float(sums.sum() / counts.sum()), n, seed, float(low), float(high))

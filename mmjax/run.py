@@ -1,0 +1,128 @@
+"""From an experiment to its parts: the same few lines for training, sampling and evaluation."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tokenizers import Tokenizer
+
+from mmjax import config, optim
+from mmjax.config import Experiment
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.error import UserError
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models import MODELS, Model
+from mmjax.step import State, abstract_state, init_state, train_step
+
+CONFIG = "config.json"
+
+
+def families() -> dict[str, type]:
+    """Family name -> its configuration's dataclass."""
+    return {name: family.Config for name, family in MODELS.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment on devices.
+
+    Attributes:
+        experiment, rules, tokenizer, model: what they say.
+        tx, rate: optimizer and learning rate by step.
+        abstract: shapes and shardings of the state.
+    """
+
+    experiment: Experiment
+    rules: Rules
+    tokenizer: Tokenizer
+    model: Model
+    tx: optax.GradientTransformation
+    rate: optax.Schedule
+    abstract: State
+
+    def init(self) -> State:
+        """A fresh state, created where it belongs."""
+        e = self.experiment
+        start = partial(init_state, self.model, self.tx, e.optim.ema)
+        return jax.jit(start, out_shardings=self.shardings())(jax.random.key(e.seed))
+
+    def shardings(self) -> State:
+        """State-shaped tree of shardings."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+    def step(self):
+        """The compiled train step: (state, batch) -> (state, metrics); the state is donated."""
+        e = self.experiment
+        function = partial(
+            train_step, self.model, self.tx, self.rate, e.optim.ema, e.accumulate, e.seed
+        )
+        state, rows = self.shardings(), self.rules.sharding("batch")
+        return jax.jit(
+            function,
+            in_shardings=(state, rows),
+            out_shardings=(state, NamedSharding(self.rules.mesh, P())),
+            donate_argnums=0,
+        )
+
+
+def prepare(e: Experiment, devices=None) -> Run:
+    """Builds mesh, tokenizer, model and optimizer; allocates nothing.
+
+    Raises:
+        UserError: for anything that does not fit together.
+    """
+    tokenizer = pipeline.tokenizer_of(e.data)
+    rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
+    config.check_devices(e, rules.split("batch"))
+    model = MODELS[e.family].build(e.model, bpe.vocabulary(tokenizer), rules)
+    tx = optim.optimizer(e.optim, e.steps)
+    abstract = abstract_state(model, tx, e.optim.ema, rules)
+    check_divisible(abstract)
+    return Run(e, rules, tokenizer, model, tx, optim.schedule(e.optim, e.steps), abstract)
+
+
+def check_divisible(abstract: State) -> None:
+    """Checks that every weight divides over the mesh axes it is split on.
+
+    Raises:
+        UserError: naming the weight, its shape and the number of parts.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(abstract.params):
+        sizes = x.sharding.mesh.shape
+        for size, axis in zip(x.shape, x.sharding.spec, strict=False):
+            parts = sizes[axis] if axis else 1
+            if size % parts:
+                name = "/".join(p.key for p in path)
+                raise UserError(
+                    f"weight {name} of shape {x.shape} does not divide over mesh.{axis}={parts}; "
+                    f"change the model's size or make mesh.{axis} a divisor of {size}"
+                )
+
+
+def read_config(workdir: str | Path) -> Experiment:
+    """The experiment a workdir was trained with.
+
+    Raises:
+        UserError: if the workdir holds none.
+    """
+    path = Path(workdir) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; is {workdir} the --workdir of a `mmjax train`?")
+    return config.resolve(json.loads(path.read_text()), families())
+
+
+def directory(workdir: str | Path) -> Path:
+    """Where a workdir keeps its checkpoints."""
+    return Path(workdir).resolve() / "checkpoints"
+
+
+def on_this_machine(e: Experiment) -> Experiment:
+    """The experiment on however many devices are here: for sampling and evaluation."""
+    return dataclasses.replace(e, mesh=config.MeshConfig(data=1, fsdp=-1, tensor=1))

@@ -1,0 +1,65 @@
+"""Prompts: documents that are to be continued, one a row, padded to a common length."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mmjax.batch import Batch, Document, Image
+from mmjax.config import DataConfig
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.data.pack import join
+from mmjax.error import UserError
+
+BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever compiled
+
+
+def lay_out(
+    documents: Sequence[Document], c: DataConfig, tokenizer: Tokenizer, draw: bool, end: bool = False
+) -> Batch:
+    """Documents -> one Batch with a document a row.
+
+    Args:
+        documents: what is given. c, tokenizer: as in training.
+        draw: open a picture (BOI) at the end of every row.
+        end: close every row with EOS (whole documents, for scoring).
+
+    Raises:
+        UserError: for a prompt without room for what is to come, by how many tokens.
+    """
+    vocab = bpe.vocabulary(tokenizer)
+    pieces = []
+    for document in documents:
+        piece = bpe.lay_out(document, tokenizer, vocab, c.patches, c.shared_position, end)
+        if draw:
+            piece = _append(piece, vocab.boi)
+        pictures = [pipeline.decode_image(p.data, c.image) for p in document if isinstance(p, Image)]
+        piece["pixels"] = np.array(pictures, np.uint8).reshape(-1, c.image, c.image, 3)
+        pieces.append(piece)
+        need = len(piece["tokens"]) + (c.patches if draw else 0)
+        if need > c.length:
+            raise UserError(
+                f"prompt {len(pieces)} takes {need} of {c.length} positions; "
+                f"shorten it by {need - c.length} tokens"
+            )
+    longest = max(len(p["tokens"]) for p in pieces)
+    length = -(-longest // BUCKET) * BUCKET
+    images = max(1, *(len(p["pixels"]) for p in pieces)) if len(pieces) > 1 else 1
+    images = max(images, len(pieces[0]["pixels"]))
+    return pipeline.stack([join([p], length, images, c.image) for p in pieces])
+
+
+def _append(piece, token: int):
+    """A laid-out document with one more text token."""
+    last = {"tokens": token, "modality": 0, "image": 0, "position": piece["position"][-1] + 1}
+    last["weight"] = 0.0
+    return {k: np.append(v, np.asarray(last[k], v.dtype)) for k, v in piece.items()}
+
+
+def pad_rows(batch: Batch, multiple: int) -> Batch:
+    """Repeats the last row until the number of rows divides over the devices."""
+    rows = len(batch.tokens)
+    extra = -rows % multiple
+    index = np.minimum(np.arange(rows + extra), rows - 1)
+    return Batch(*(np.asarray(x)[index] for x in batch))

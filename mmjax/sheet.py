@@ -1,0 +1,49 @@
+"""Contact sheets: pictures side by side with what is said about them, as one PNG."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+SIDE = 96  # pixels a picture takes on the sheet
+LINE = 14
+WIDE = 22  # letters a line under one picture
+
+
+class Cell(NamedTuple):
+    """Pictures shown side by side, and the lines of text below them."""
+
+    pictures: Sequence[PIL.Image.Image | np.ndarray]
+    lines: Sequence[str]
+
+
+def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0) -> None:
+    """Writes cells as a grid to a PNG; pictures are enlarged without smoothing."""
+    across = max(len(c.pictures) for c in cells)
+    wide = max(across * (SIDE + 4), SIDE) + 12
+    columns = columns or max(1, min(len(cells), 1200 // wide))
+    letters = WIDE * across
+    texts = [[w for line in c.lines for w in textwrap.wrap(line, letters) or [""]] for c in cells]
+    high = SIDE + 8 + LINE * max(len(t) for t in texts) + 6
+    rows = -(-len(cells) // columns)
+    page = PIL.Image.new("RGB", (columns * wide + 12, rows * high + 34), "white")
+    pen = PIL.ImageDraw.Draw(page)
+    pen.text((12, 8), title, "black", PIL.ImageFont.load_default(15))
+    font = PIL.ImageFont.load_default(11)
+    for number, (cell, text) in enumerate(zip(cells, texts, strict=True)):
+        left, top = 12 + number % columns * wide, 34 + number // columns * high
+        for k, picture in enumerate(cell.pictures):
+            if isinstance(picture, np.ndarray):
+                picture = PIL.Image.fromarray(picture)
+            x = left + k * (SIDE + 4)
+            page.paste(picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST), (x, top))
+            pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=(200, 200, 200))
+        for k, line in enumerate(text):
+            pen.text((left, top + SIDE + 5 + k * LINE), line, (30, 30, 30), font)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)

@@ -1,0 +1,31 @@
+"""Trains an experiment or resumes it, then evaluates it and draws its contact sheets.
+
+    mmjax train --config=experiments/quickstart.py --workdir=out/quickstart [--config.steps=50 ...]
+
+Leaves in the workdir: config.json, metrics.jsonl, checkpoints/, samples/, evals.json, summary.json.
+The same command again resumes after any stop; a changed experiment is refused with the difference.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmjax import config
+from mmjax.error import UserError
+from mmjax.evaluate import evaluate
+from mmjax.run import families
+from mmjax.train import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "directory for everything the run leaves")
+
+
+def main(rest: list[str]) -> int:
+    """Trains, then evaluates; returns the exit code."""
+    if CONFIG.value is None or WORKDIR.value is None or rest:
+        raise UserError("give --config=experiments/NAME.py and --workdir=DIR")
+    experiment = config.resolve(CONFIG.value, families())
+    signal = train(experiment, WORKDIR.value)
+    if signal:
+        return 128 + signal
+    evaluate(WORKDIR.value)
+    return 0
