@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     image, patch = FieldReference(16), FieldReference(4)
     c = ConfigDict()
     c.seed = 0
-    c.steps = 1000
-    c.batch = 32
+    c.steps = 700
+    c.batch = 16
     c.accumulate = 1
     c.log_every = 20
     c.save_every = 250
@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     c.data = dict(
         sources=dict(openmoji=dict(path="out/data/openmoji", weight=1.0)),
         tokenizer="",
-        length=64,
-        images=3,
+        length=128,
+        images=6,
         image=image,
         patch=patch,
         text_first=0.8,
