@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     image, patch = FieldReference(16), FieldReference(4)
     c = ConfigDict()
     c.seed = 0
-    c.steps = 700
-    c.batch = 16
+    c.steps = 1000
+    c.batch = 8
     c.accumulate = 1
     c.log_every = 20
     c.save_every = 250
@@ -52,9 +52,12 @@ def get_config() -> ConfigDict:
         patch=patch,
         image_weight=5.0,
         z_weight=1e-5,
-        time_mean=0.0,
-        time_std=1.0,
+        time_mean=-0.6,
+        time_std=0.9,
         context_time=0.5,
+        prediction="data",
+        signal_mean=0.63,
+        signal_std=0.55,
     )
 
     c.optim = dict(

@@ -21,7 +21,7 @@ _PUBLIC = {
     "Text": "mmjax.batch",
     "load": "mmjax.trained",
 }
-__all__ = ["IMAGE", "Image", "Text", "load"]  # noqa: F822
+__all__ = ["IMAGE", "Image", "Text", "load"]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""Documents on the host, one `Batch` on the device, and every mask as a pure function of its fields.
+"""Documents on the host, one `Batch` on the device, and every mask as a function of its fields.
 
 A document is a list of parts, `[Text | Image, ...]`. Written out as one line of positions it reads
 `BOS part part ... EOS`, where an image is `BOI patch ... patch EOI`. The sentinels are text.
@@ -116,8 +116,8 @@ def target_weight(batch: Batch):
 def patch_index(image):
     """[b, l] int32 -> [b, l] int32: how many patches of its picture stand before this one."""
     index = jnp.arange(image.shape[1])[None]
-    starts = jnp.concatenate([jnp.ones_like(image[:, :1]), image[:, 1:] != image[:, :-1]], axis=1)
-    first = jax.lax.cummax(jnp.where(starts != 0, index, 0), axis=1)
+    starts = jnp.pad(image[:, 1:] != image[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    first = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
     return jnp.where(image > 0, index - first, 0)
 
 

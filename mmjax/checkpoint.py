@@ -10,7 +10,6 @@ it; a writer holds `Checkpoints`. No other module imports orbax.
 import contextlib
 import dataclasses
 import functools
-import gc
 import itertools
 import json
 import logging
@@ -33,10 +32,11 @@ from mmjax.error import UserError
 
 Directory = str | os.PathLike[str]
 Warn = Callable[[str], object]
+_ORBAX = "/orbax/checkpoint/"
 
 # A failed save is raised by `wait`; orbax also logs its traceback from each of a dozen threads.
 logging.getLogger("absl").addFilter(
-    lambda record: record.levelno < logging.ERROR or "/orbax/checkpoint/" not in record.pathname
+    lambda record: record.levelno < logging.ERROR or _ORBAX not in record.pathname
 )
 
 
@@ -263,6 +263,7 @@ def restore(
 def _newest(
     directory: Directory, step: int | None, warn: Warn, read: Callable[[int], Any]
 ) -> tuple[int, Any] | None:
+    _hush_orbax()
     have = steps(directory)
     if step is not None and step not in have:
         raise UserError(f"no checkpoint {step} in {directory}; there are {have}")
@@ -272,19 +273,23 @@ def _newest(
             return number, read(number)
         except _Damage as e:
             warn(f"checkpoint {number} in {directory} is damaged and not used: {e}")
-        _collect_quietly()
     if wanted:
         raise UserError(f"no checkpoint in {directory} is whole; damaged: {wanted}")
     return None
 
 
-def _collect_quietly() -> None:
-    """Orbax abandons the reads next to one that fails; each prints a page when collected."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logging.getLogger("asyncio").disabled = True
-    gc.collect()
-    logging.getLogger("asyncio").disabled = False
+@functools.cache
+def _hush_orbax() -> None:
+    """Orbax abandons the reads beside one that fails; each would end in a page on stderr."""
+    others = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        code = getattr(event.object, "cr_code", None)
+        if "Event loop is closed" not in str(event.exc_value) and _ORBAX not in str(code):
+            others(event)
+
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: _ORBAX not in record.getMessage())
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import json
+import runpy
 import types
 import typing
 from collections.abc import Mapping
@@ -31,6 +31,11 @@ class SourceConfig:
 
     path: str
     weight: float
+
+    def __post_init__(self):
+        """Checks the share."""
+        if self.weight <= 0:
+            raise UserError(f"data source {self.path} has weight={self.weight}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,12 @@ def _named(kind: type) -> str:
 def _value(kind, value, path: str):
     """One field's value, checked against its annotation."""
     origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, path)
     if origin in (Mapping, dict) or kind in (Mapping, dict):
         inner = typing.get_args(kind)[1]
+        if not isinstance(value, Mapping | ConfigDict):
+            raise UserError(f"{path}={value!r} must be a group: name -> {_named(inner)}")
         return types.MappingProxyType(
             {k: _value(inner, v, f"{path}.{k}") for k, v in dict(value).items()}
         )
@@ -167,9 +174,7 @@ def _value(kind, value, path: str):
         return float(value)
     if kind is Any or type(value) is kind:
         return value
-    raise UserError(
-        f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}"
-    )
+    raise UserError(f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}")
 
 
 def build(kind: type, values, path: str = "config"):
@@ -260,12 +265,10 @@ def load(path: str) -> ConfigDict:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"experiment file {path} does not exist; see experiments/*.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    module = runpy.run_path(str(file))
+    if "get_config" not in module:
         raise UserError(f"experiment file {path} does not define get_config()")
-    return module.get_config()
+    return module["get_config"]()
 
 
 def to_dict(e) -> dict:

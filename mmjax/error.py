@@ -1,5 +1,5 @@
-"""The one exception a user is meant to see: a single line that names the thing, the value and the remedy."""
+"""The one exception a user is meant to see: one line that names thing, value and remedy."""
 
 
 class UserError(ValueError):
-    """Bad input, damaged data or a full disk; the command line prints it as one line and exits with 2."""
+    """Bad input, damaged data, a full disk; the command line prints one line and exits with 2."""

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,14 +15,17 @@ METRICS = "metrics.jsonl"
 
 def write_json(path: Path, value) -> None:
     """Writes JSON so that the file is whole at every moment, also after a kill."""
+    text = json.dumps(value, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(name, path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
@@ -58,7 +60,9 @@ def tidy(metrics: Mapping[str, float]) -> dict[str, float]:
         ("text/log_z_squared", "text/log_z"),
     ):
         if old in out:
-            out[new] = math.sqrt(max(out.pop(old), 0.0)) if math.isfinite(out[old]) else out.pop(old)
+            out[new] = (
+                math.sqrt(max(out.pop(old), 0.0)) if math.isfinite(out[old]) else out.pop(old)
+            )
     return out
 
 
@@ -68,7 +72,7 @@ class MetricsFile:
     def __init__(self, workdir: str | Path):
         self._file = (Path(workdir) / METRICS).open("a")
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, float | None]) -> None:
         """Writes one line."""
         self._file.write(json.dumps(dict(row)) + "\n")
         self._file.flush()
@@ -106,7 +110,7 @@ class Bar:
         """Moves the bar."""
         self._progress.update(self._task, completed=step)
 
-    def note(self, row: Mapping[str, float], left: float) -> None:
+    def note(self, row: Mapping[str, float | None], left: float) -> None:
         """Shows a logged row and the seconds left."""
         text = f"loss {row['loss']:.3f}  {row['tokens_per_s']:,.0f} tokens/s"
         self._progress.update(self._task, note=text)

@@ -1,5 +1,6 @@
 """Losses as sums with the counts they are to be divided by, so that any grouping averages right."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ class Term(NamedTuple):
     """A sum and what to divide it by; both f32 scalars."""
 
     sum: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nothing calls
 
 
 Terms = dict[str, Term]
@@ -27,7 +28,7 @@ def means(terms: Terms) -> dict[str, jax.Array]:
     return {name: term.sum / jnp.maximum(term.count, 1e-9) for name, term in terms.items()}
 
 
-def total(terms: Terms, weights: dict[str, float]):
+def total(terms: Terms, weights: Mapping[str, float]):
     """The scalar to minimise: the weighted sum of means. Terms without a weight are only logged."""
     mean = means(terms)
     return sum(weight * mean[name] for name, weight in weights.items())
@@ -51,7 +52,7 @@ def _chunk_sums(hidden, head, targets, weight) -> TokenSums:
         nll=jnp.sum(weight * (log_z - chosen)),
         z=jnp.sum(weight * log_z**2),
         logit=jnp.sum(weight * jnp.mean(logits**2, axis=-1)),
-        hit=jnp.sum(weight * (chosen >= logits.max(-1))),
+        hit=jnp.sum(jnp.where(chosen >= logits.max(-1), weight, 0.0)),
     )
 
 

@@ -25,7 +25,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) == 1:
         rest = int(np.prod([s for s in sizes if s != -1]))
-        sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
+        sizes[sizes.index(-1)] = max(len(devices) // max(rest, 1), 1)
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise UserError(
             f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not fit {len(devices)} "

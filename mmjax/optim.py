@@ -43,6 +43,11 @@ def optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(c.clip),
         optax.adamw(
-            schedule(c, steps), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decays
+            schedule(c, steps),
+            b1=c.b1,
+            b2=c.b2,
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+            mask=decays,
         ),
     )

@@ -44,7 +44,9 @@ def abstract_state(
     opt = optax.tree_map_params(
         tx, lambda _, spec: spec, shapes.opt, model.specs, transform_non_params=lambda _: P()
     )
-    specs = State(P(), model.specs, opt, model.specs if ema > 0 else None)
+    specs = shapes._replace(
+        step=P(), params=model.specs, opt=opt, ema=model.specs if ema > 0 else None
+    )
     return abstract(shapes, shardings(rules.mesh, specs))
 
 

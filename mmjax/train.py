@@ -93,12 +93,12 @@ class Meter:
             # Rows differ little from step to step: one batch a window stands for all.
             self._flops = 3 * self._run.model.flops(batch)
 
-    def row(self, step: int, metrics) -> tuple[dict[str, float], float]:
+    def row(self, step: int, metrics) -> tuple[dict[str, float | None], float]:
         """The row to log, with rates since the last one, and the seconds left."""
         now = time.perf_counter()
         passed, steps = now - self._mark, max(self._steps, 1)
         done = self._flops * steps
-        row = {"step": step} | tidy(metrics)
+        row: dict[str, float | None] = {"step": step, **tidy(metrics)}
         row["tokens_per_s"] = self._tokens / passed
         row["step_s"] = passed / steps
         row["flops"] = self._flops
@@ -118,8 +118,10 @@ def finite_or_stop(step: int, metrics, last_good: int | None) -> None:
     for name in ("loss", "grad_norm"):
         value = float(metrics[name])
         if not math.isfinite(value):
-            kept = "no checkpoint was saved yet" if last_good is None else (
-                f"the checkpoint of step {last_good} is the last good state"
+            kept = (
+                "no checkpoint was saved yet"
+                if last_good is None
+                else (f"the checkpoint of step {last_good} is the last good state")
             )
             raise UserError(
                 f"{name} is {value} at step {step}; {kept}; lower optim.peak or look at the data"

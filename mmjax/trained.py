@@ -29,7 +29,7 @@ IMAGE = Slot()
 
 
 def as_document(parts) -> tuple[Document, bool]:
-    """Strings, paths, PNG bytes, `Text`, `Image` and a closing IMAGE -> (document, whether to draw).
+    """Strings, paths, bytes, `Text`, `Image`, a closing IMAGE -> (document, whether to draw).
 
     Raises:
         UserError: for an IMAGE that is not the last part, or a picture that is not there.
@@ -136,7 +136,9 @@ class Trained:
             index = [i for i, (_, d) in enumerate(parsed) if d is draw]
             if index:
                 do = self.draw if draw else self.write
-                for i, result in zip(index, do([parsed[i][0] for i in index], seed, **options)):
+                for i, result in zip(
+                    index, do([parsed[i][0] for i in index], seed, **options), strict=False
+                ):
                     out[i] = result
         return out
 

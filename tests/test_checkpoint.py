@@ -164,13 +164,13 @@ def test_state_may_be_donated_at_once(tmp_path):
 
 
 def test_meta_is_taken_when_save_is_called(tmp_path):
-    meta = {"list": [1]}
+    meta = {"list": [1], 10: "ten", 2: "two"}
     with checkpoint.open_checkpoints(tmp_path) as c:
         checkpoint.save(c, 1, make_state(None), meta)
         meta["list"].append(2)
         with pytest.raises(TypeError, match="JSON"):
             checkpoint.save(c, 2, make_state(None), {"array": np.zeros(2)})
-    assert checkpoint.read_meta(tmp_path) == {"list": [1]}
+    assert checkpoint.read_meta(tmp_path) == {"list": [1], "10": "ten", "2": "two"}
 
 
 def test_part_of_a_state(tmp_path):
@@ -205,9 +205,9 @@ def test_newest_two_and_best_are_kept(tmp_path):
     state = {"w": jnp.ones(3)}
     nan = float("nan")
     with checkpoint.open_checkpoints(tmp_path / "a") as c:
-        for step, loss in enumerate([3.0, 1.0, nan, 2.0, None]):
+        for step, loss in enumerate([nan, 3.0, 1.0, 2.0, None]):
             checkpoint.save(c, step, state, {}, loss)
-    assert checkpoint.steps(tmp_path / "a") == [1, 3, 4]
+    assert checkpoint.steps(tmp_path / "a") == [2, 3, 4]
     with checkpoint.open_checkpoints(tmp_path / "a", resumed=4) as c:  # losses outlive the process
         checkpoint.save(c, 5, state, {}, 1.5)
         checkpoint.save(c, 6, state, {}, 0.5)

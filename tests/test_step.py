@@ -25,7 +25,7 @@ BATCHES = [random_batch(s, rows=8) for s in range(5)]
 def build(mesh, config=None):
     count = int(np.prod(mesh))
     rules = Rules(make_mesh(*mesh, jax.devices()[:count]))
-    config = config or transfusion.Config(SHAPE, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5)
+    config = config or transfusion.Config(SHAPE, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
     return transfusion.build(config, VOCABULARY, rules), rules
 
 
@@ -103,7 +103,7 @@ def test_another_seed_gives_other_losses(reference):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradients_are_those_of_the_big_batch(accumulate):
-    model, rules = build((1, 1, 1))
+    model, _rules = build((1, 1, 1))
     params = jax.jit(model.init)(jax.random.key(0))
     batch = BATCHES[0]
     # Uneven counts: averaging the microbatches' means would give something else.
@@ -146,9 +146,13 @@ def test_the_average_follows_the_weights():
     old = jax.device_get(state)
     state, _ = compiled(model, rules, layout, tx)(state, put(BATCHES[0], rules))
     decay = min(OPTIM.ema, 1 / 10)
-    want = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old.ema, jax.device_get(state.params))
+    want = jax.tree.map(
+        lambda a, p: decay * a + (1 - decay) * p, old.ema, jax.device_get(state.params)
+    )
     chex.assert_trees_all_close(jax.device_get(state.ema), want, atol=1e-6)
-    assert np.abs(np.asarray(state.ema["head"]["w"]) - np.asarray(state.params["head"]["w"])).max() > 0
+    assert (
+        np.abs(np.asarray(state.ema["head"]["w"]) - np.asarray(state.params["head"]["w"])).max() > 0
+    )
 
 
 def test_only_matrices_decay():

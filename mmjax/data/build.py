@@ -2,7 +2,6 @@
 
 import collections
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,27 +38,12 @@ def build(src: str, dst: str | Path, vocabulary: int) -> None:
     os.replace(draft, path)
 
 
-def source_of(path: str | Path) -> str:
-    """Which reader a data set on disk needs.
-
-    Raises:
-        UserError: if the directory holds no data set.
-    """
-    info = Path(path) / "dataset_info.json"
-    if not info.is_file():
-        raise UserError(f"{path} holds no data set; `mmjax data build` makes one")
-    name = json.loads(info.read_text())["name"]
-    if name not in pipeline.SOURCES:
-        raise UserError(f"{path} is a data set {name!r}; have readers for {list(pipeline.SOURCES)}")
-    return name
-
-
 def describe(path: str | Path) -> dict[str, dict[str, float]]:
     """Counts by split: documents, pictures, concepts, caption tokens, bytes, captions seen before.
 
     `repeated` counts captions that stand in an earlier split too.
     """
-    read = pipeline.SOURCES[source_of(path)]
+    read = pipeline.SOURCES[pipeline.source_of(path)]
     tokenizer = bpe.load(Path(path) / TOKENIZER)
     seen: set[str] = set()
     table = {}
@@ -83,7 +67,7 @@ def describe(path: str | Path) -> dict[str, dict[str, float]]:
 
 def show(path: str | Path, split: str, out: str | Path, count: int) -> None:
     """Writes a contact sheet of `count` records, evenly spaced over the split."""
-    source = pipeline.SOURCES[source_of(path)](path, split)
+    source = pipeline.SOURCES[pipeline.source_of(path)](path, split)
     step = max(len(source) // count, 1)
     cells = []
     for i in range(0, min(len(source), step * count), step):

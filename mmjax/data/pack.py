@@ -1,5 +1,6 @@
 """First-fit packing of documents into rows, as a grain iterator whose state is a few bytes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import grain
 import numpy as np
 
 from mmjax.batch import Batch
+from mmjax.error import UserError
 
 Piece = dict[str, np.ndarray]  # a laid-out document: 1-D arrays and "pixels" [k, h, w, 3]
 
@@ -41,7 +43,8 @@ def empty_row(length: int, images: int, size: int) -> Batch:
     """One row of padding, without a batch axis."""
     ints = [np.zeros(length, np.int32) for _ in range(5)]
     pixels = np.zeros((images, size, size, 3), np.uint8)
-    return Batch(*ints, np.zeros(length, np.float32), pixels)
+    weight = np.zeros(length, np.float32)
+    return Batch(*ints, weight=weight, pixels=pixels)  # type: ignore[call-arg]
 
 
 def join(pieces: Sequence[Piece], length: int, images: int, size: int) -> Batch:
@@ -65,6 +68,8 @@ def join(pieces: Sequence[Piece], length: int, images: int, size: int) -> Batch:
 
 class PackIterDataset(grain.IterDataset):
     """Packs windows of `window` documents; each window is packed on its own and used up whole.
+
+    Documents larger than a row are left out; a window of nothing else raises UserError.
 
     The state is the parent's state at the window's first document and the number of rows given out
     since, so it restores bit-exactly by packing that one window again.
@@ -92,31 +97,35 @@ class PackIterator(grain.DatasetIterator):
     def _fill(self) -> None:
         """Packs the window that begins at the parent's present position."""
         length, images, _ = self._shape
-        pieces = []
-        for piece in self._parent:
-            if len(piece["tokens"]) <= length and len(piece["pixels"]) <= images:
-                pieces.append(piece)
-            if len(pieces) == self._window:
-                break
+        read = list(itertools.islice(self._parent, self._window))
+        pieces = [p for p in read if len(p["tokens"]) <= length and len(p["pixels"]) <= images]
+        if read and not pieces:
+            raise UserError(
+                f"none of {len(read)} documents fits into a row; raise data.length={length} or "
+                f"data.images={images}"
+            )
         lengths = [len(p["tokens"]) for p in pieces]
         slots = [len(p["pixels"]) for p in pieces]
         plan = first_fit(lengths, slots, length, images)
         self._rows = [join([pieces[i] for i in row], *self._shape) for row in plan]
 
     def __next__(self) -> Batch:
-        if self._rows is not None and self._row == len(self._rows):
-            self._start, self._row, self._rows = self._parent.get_state(), 0, None
         if self._rows is None:
             self._fill()
-        if self._row >= len(self._rows):
+        if self._rows and self._row == len(self._rows):
+            self._start, self._row = self._parent.get_state(), 0
+            self._fill()
+        if not self._rows:
             raise StopIteration
         self._row += 1
         return self._rows[self._row - 1]
 
     def get_state(self) -> dict[str, Any]:
+        """See PackIterDataset."""
         return {"window": self._start, "row": self._row}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken."""
         self._parent.set_state(state["window"])
         self._start, self._row, self._rows = state["window"], state["row"], None
 

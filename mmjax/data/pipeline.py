@@ -1,6 +1,7 @@
 """Source -> document -> tokens -> packed rows -> batches: one grain iterator, exact on resume."""
 
 import io
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import PackIterDataset, Piece
 from mmjax.error import UserError
 
-# What reads a data set: (path, split) -> random-access sequence of records with at least
-# `caption` (str) and `image` (encoded bytes).
+# What reads each kind of data set: (path, split) -> random-access sequence of records with at
+# least `caption` (str) and `image` (encoded bytes).
 SOURCES: Mapping[str, Callable] = {"openmoji": openmoji.read}
 
 
@@ -31,14 +32,34 @@ def tokenizer_of(c: DataConfig) -> Tokenizer:
 
 
 def records(c: DataConfig, name: str, split: str):
-    """One source's records of one split.
+    """One source's records of one split; `name` is free, what lies at its path says how to read it.
 
     Raises:
-        UserError: for an unknown source, or data that is not there (naming what builds it).
+        UserError: for data that is not there (naming what builds it) or of an unknown kind.
     """
-    if name not in SOURCES:
-        raise UserError(f"data source {name!r} is unknown; have: {', '.join(SOURCES)}")
-    return SOURCES[name](c.sources[name].path, split)
+    path = c.sources[name].path
+    return SOURCES[source_of(path)](path, split)
+
+
+def source_of(path: str | Path) -> str:
+    """Which of SOURCES reads the data set in a directory.
+
+    Raises:
+        UserError: if there is none (naming the command that makes it) or one of another kind.
+    """
+    info = Path(path) / "dataset_info.json"
+    command = f"mmjax data build --src={'|'.join(SOURCES)} --dst={path}"
+    if not info.is_file():
+        raise UserError(f"no data set in {path}; make it with `{command}`")
+    try:
+        kind = json.loads(info.read_text())["name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{info} is damaged ({error!r}); remove {path}, then `{command}`"
+        ) from error
+    if kind not in SOURCES:
+        raise UserError(f"{path} holds a data set {kind!r}; have readers for: {', '.join(SOURCES)}")
+    return kind
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
@@ -50,7 +71,7 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     try:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             picture = flatten(opened)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
     short = min(picture.size)
     left, top = (picture.width - short) // 2, (picture.height - short) // 2
@@ -62,6 +83,8 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
 
 def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Any picture -> RGB, transparency laid on white."""
+    if picture.mode.startswith("I;16"):  # 16 bits of grey, which convert() would clip to white
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         ground = PIL.Image.new("RGBA", picture.size, "white")
         return PIL.Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")

@@ -34,11 +34,14 @@ def load(path: str | Path) -> Tokenizer:
     """Reads a tokenizer.json.
 
     Raises:
-        UserError: if it is absent or lacks a sentinel.
+        UserError: if it is absent, damaged, or lacks a sentinel.
     """
     if not Path(path).is_file():
         raise UserError(f"tokenizer {path} does not exist; `mmjax data build` writes one")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"tokenizer {path} is damaged: {error}; build it again") from error
     vocabulary(tokenizer)
     return tokenizer
 
@@ -53,17 +56,19 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     missing = [s for s, i in ids.items() if i is None]
     if missing:
         raise UserError(f"tokenizer lacks {' '.join(missing)}; train it with `mmjax data build`")
-    pad, bos, eos, boi, eoi = ids.values()
+    pad, bos, eos, boi, eoi = (int(i) for i in ids.values() if i is not None)
     return Vocabulary(tokenizer.get_vocab_size(), pad, bos, eos, boi, eoi)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Text -> ids, without sentinels (a sentinel's name inside the text is plain text)."""
+    # Set at every call because neither a tokenizer.json nor a pickle keeps it.
+    tokenizer.encode_special_tokens = True
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Ids -> text, sentinels left out."""
+    """Ids -> text, without sentinels and without white space around it."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 

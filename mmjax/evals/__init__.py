@@ -1,9 +1,9 @@
-"""Evaluations: functions (trained, seed) -> {name: Value}; `EVALS` names them."""
+"""Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names them."""
 
-from mmjax.evals import choice, contact, likelihood
+from mmjax.evals import caption, drawing, likelihood
 
 EVALS = {
     "likelihood": likelihood.evaluate,
-    "choice": choice.evaluate,
-    "contact": contact.evaluate,
+    "caption": caption.evaluate,
+    "drawing": drawing.evaluate,
 }

@@ -10,6 +10,8 @@ from mmjax.trained import Trained
 
 # Split -> suffix of the names in summary.json. The compositional split holds new combinations of
 # parts that were seen; the test split holds concepts that were never seen.
+CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
+SHOWN = 48  # cells on a contact sheet
 SPLITS = {"compositional": "", "test": "_concepts"}
 
 

@@ -12,8 +12,8 @@ from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
-from mmjax.layers.patch import collect, patchify, to_signal
-from mmjax.models.transfusion import Parts, inputs, noise_level
+from mmjax.layers.patch import collect
+from mmjax.models.transfusion import Parts, inputs, noise_level, to_patches
 from mmjax.sample import prompt
 from mmjax.sample.decode import text_log_likelihood, word_weight
 from mmjax.trained import Trained
@@ -86,7 +86,7 @@ def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value
     data, c = trained.run.experiment.data, trained.run.model.parts.config
     rows = _rows(trained, heldout.captioned(records, text_first=True))
     pixels = np.stack([pipeline.decode_image(r["image"], data.image) for r in train])
-    clean = np.asarray(patchify(to_signal(pixels), c.patch))
+    clean = np.asarray(to_patches(c, pixels))
     mean, variance = clean.mean(0), clean.var(0)
     errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}
     for draw in range(DRAWS):
@@ -114,14 +114,15 @@ def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
     """
     c = parts.config
     draws = jax.vmap(jax.random.split)(keys)
-    clean = patchify(to_signal(batch.pixels), c.patch)
+    clean = to_patches(c, batch.pixels)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
     t = noise_level(c, draws[:, 1], jnp.zeros(clean.shape[:2], bool))
     s = t[:, :, None, None]
     noisy = s * clean + (1 - s) * noise
     x = inputs(parts, params, batch, noisy, t)
     hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
-    velocity = parts.velocity(params, collect(hidden, batch.image, clean.shape[1], c.patches))
+    found = collect(hidden, batch.image, clean.shape[1], c.patches)
+    velocity = parts.velocity(params, found, noisy, t)
     mu, var = mean[None, None], variance[None, None]
     slope = (s * var - (1 - s)) / (s**2 * var + (1 - s) ** 2)
     guesses = (velocity, mu, jnp.zeros_like(mu), mu + slope * (noisy - s * mu))

@@ -33,18 +33,20 @@ class Value(NamedTuple):
         }
 
 
-def proportion(hits: Sequence[bool], seed: int) -> Value:
+def proportion(hits: Sequence[bool] | np.ndarray, seed: int) -> Value:
     """A share of successes with Wilson's interval."""
     n, k = len(hits), int(np.sum(hits))
     interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     return Value(k / n, n, seed, float(interval.low), float(interval.high))
 
 
-def ratio(sums: Sequence[float], counts: Sequence[float], seed: int) -> Value:
+def ratio(
+    sums: Sequence[float] | np.ndarray, counts: Sequence[float] | np.ndarray, seed: int
+) -> Value:
     """sum(sums) / sum(counts) with a bootstrap interval over units (documents, pictures)."""
-    sums, counts = np.asarray(sums, float), np.asarray(counts, float)
-    n = len(sums)
+    a, b = np.asarray(sums, float), np.asarray(counts, float)
+    n = len(a)
     draws = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    spread = sums[draws].sum(1) / np.maximum(counts[draws].sum(1), 1e-9)
+    spread = a[draws].sum(1) / np.maximum(b[draws].sum(1), 1e-9)
     low, high = np.quantile(spread, [0.025, 0.975])
-    return Value(float(sums.sum() / counts.sum()), n, seed, float(low), float(high))
+    return Value(float(a.sum() / b.sum()), n, seed, float(low), float(high))

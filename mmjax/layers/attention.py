@@ -10,7 +10,6 @@ from mmjax.layers.norm import head_norm
 from mmjax.layers.position import rotate
 from mmjax.layers.weight import Layer, fan_in_of
 
-
 LOWEST = -1e30  # finite: a row that may look nowhere must not become NaN
 
 
@@ -42,7 +41,9 @@ def attend(q, k, v, mask):
     # The division comes last, on [l, k] instead of [l, m] numbers: a third less time on CPU.
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    y = jnp.einsum("bhlm,bmhk->blhk", weights.astype(v.dtype), v)
+    y = jnp.einsum(
+        "bhlm,bmhk->blhk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     return (y / jnp.swapaxes(weights.sum(-1, keepdims=True), 1, 2)).astype(v.dtype)
 
 
@@ -52,7 +53,9 @@ def write(cache: KV, new: KV, columns) -> KV:
     A column beyond the cache is dropped: that is how rows of a batch sit a step out.
     """
     row = jnp.arange(columns.shape[0])[:, None]
-    return KV(*(old.at[row, columns].set(x, mode="drop") for old, x in zip(cache, new, strict=True)))
+    return KV(
+        *(old.at[row, columns].set(x, mode="drop") for old, x in zip(cache, new, strict=True))
+    )
 
 
 class Attention(Layer):

@@ -34,4 +34,6 @@ class TwoLayer(Layer):
         x = x.astype(self.dtype)
         hidden = self.weight("first", (x.shape[-1], self.width), (None, "embed"))
         x = jax.nn.silu(jnp.einsum("...f,fd->...d", x, hidden))
-        return jnp.einsum("...d,de->...e", x, self.weight("second", (self.width,) * 2, ("embed", None)))
+        return jnp.einsum(
+            "...d,de->...e", x, self.weight("second", (self.width,) * 2, ("embed", None))
+        )

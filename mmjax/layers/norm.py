@@ -16,7 +16,7 @@ def rms_norm(x, scale):
 
 
 def layer_norm(x, scale, bias):
-    """(x - mean) / std * scale + bias over the last axis; scale and bias broadcast from the right."""
+    """(x - mean) / std * scale + bias over the last axis; both broadcast from the right."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPS)

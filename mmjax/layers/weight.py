@@ -54,7 +54,8 @@ class Layer(nn.Module):
     def weight(self, name: str, shape, axes, init=fan_in):
         """A parameter in f32, laid out by `axes` (logical names), cast to the compute dtype."""
         boxed = nn.with_partitioning(init, tuple(self.rules.spec(*axes)))
-        return self.param(name, boxed, shape, PARAM_DTYPE).astype(self.dtype)
+        value: jax.Array = self.param(name, boxed, shape, PARAM_DTYPE)  # type: ignore[assignment]
+        return value.astype(self.dtype)
 
 
 def specs_of(boxed_init):

@@ -46,9 +46,10 @@ class DecoderConfig:
     def __post_init__(self):
         """Checks fields against each other."""
         if self.width % self.heads or self.head_dim % 2:
+            near = self.heads * max(self.head_dim // 2, 1) * 2
             raise UserError(
                 f"decoder.width={self.width} over decoder.heads={self.heads} must be an even "
-                f"number (the head dimension); try width={self.heads * max(self.head_dim // 2, 1) * 2}"
+                f"number (the head dimension); try width={near}"
             )
         if self.heads % self.kv_heads:
             raise UserError(

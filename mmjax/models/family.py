@@ -1,4 +1,4 @@
-"""What the train step, the sampler and the evaluations see of any family: a handful of functions."""
+"""What the train step, the sampler and the evaluations see of any family: a few functions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

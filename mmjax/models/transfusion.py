@@ -29,7 +29,7 @@ from mmjax.batch import (
 )
 from mmjax.error import UserError
 from mmjax.layers.mlp import TwoLayer
-from mmjax.layers.patch import collect, patchify, spread, to_signal
+from mmjax.layers.patch import collect, patchify, spread, to_pixels, to_signal, unpatchify
 from mmjax.layers.position import time_features
 from mmjax.layers.weight import Layer, fan_in_of, normal, specs_of, unboxed, zeros
 from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
@@ -51,6 +51,9 @@ class Config:
         image_weight: lambda, weight of the flow loss. z_weight: coefficient of (log Z)^2.
         time_mean, time_std: t = sigmoid(time_mean + time_std * normal).
         context_time: lowest t of a picture that text follows ("noise limit", Table 8: 0.5).
+        prediction: what the output layer gives, "velocity" or "data" (see `velocity_of`).
+        signal_mean, signal_std: of the training pixels in [-1, 1]; patches are standardised by
+            them, so that noise and data have one scale.
     """
 
     decoder: DecoderConfig
@@ -61,9 +64,16 @@ class Config:
     time_mean: float
     time_std: float
     context_time: float
+    prediction: str
+    signal_mean: float
+    signal_std: float
 
     def __post_init__(self):
         """Checks fields against each other."""
+        if self.prediction not in ("velocity", "data"):
+            raise UserError(
+                f"model.prediction={self.prediction!r} is unknown; have: velocity, data"
+            )
         if self.image % self.patch:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
 
@@ -112,7 +122,7 @@ class PatchIn(Layer):
 
 
 class PatchOut(Layer):
-    """Decoder output at patches -> velocity; starts at zero."""
+    """Decoder output at patches -> numbers of a patch; starts at zero."""
 
     channels: int
 
@@ -144,7 +154,7 @@ class Parts(NamedTuple):
         embed: (params, tokens [b, l]) -> [b, l, d].
         patch_in: (params, patches [b, i, p, c], t [b, i]) -> [b, i, p, d].
         run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
-        velocity: (params, [..., d]) -> [..., c] f32.
+        velocity: (params, hidden [b, i, p, d], noisy [b, i, p, c], t [b, i]) -> [b, i, p, c] f32.
         head: params -> [d, v], what maps decoder outputs to logits.
     """
 
@@ -197,6 +207,29 @@ def noise_level(c: Config, keys, before_text):
     return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
 
 
+def velocity_of(c: Config, output, noisy, t):
+    """The output layer's prediction as a velocity; [b, i, p, c], [b, i, p, c], [b, i].
+
+    A network that predicts data need not carry the noise through its width: from an estimate of
+    x_1 follows v = (x_1 - x_t) / (1 - t) (Li and He 2025, arXiv 2511.13720, who also bound 1 - t
+    from below by 0.05).
+    """
+    if c.prediction == "velocity":
+        return output
+    return (output - noisy) / jnp.maximum(1.0 - t, 0.05)[:, :, None, None]
+
+
+def to_patches(c: Config, pixels):
+    """uint8 pixels [..., h, w, 3] -> standardised patches [..., p, c]."""
+    return patchify((to_signal(pixels) - c.signal_mean) / c.signal_std, c.patch)
+
+
+def to_picture(c: Config, patches):
+    """Standardised patches [..., p, c] -> uint8 pixels [..., h, w, 3]."""
+    signal = patches * c.signal_std + c.signal_mean
+    return to_pixels(unpatchify(signal, c.patch, c.image, c.image))
+
+
 def inputs(parts: Parts, params, batch: Batch, patches, t):
     """What the decoder reads: token embeddings, and pictures given as patches at noise levels t.
 
@@ -209,7 +242,7 @@ def inputs(parts: Parts, params, batch: Batch, patches, t):
 
 def clean_inputs(parts: Parts, params, batch: Batch):
     """Decoder inputs with every picture given as it is, at t = 1."""
-    patches = patchify(to_signal(batch.pixels), parts.config.patch)
+    patches = to_patches(parts.config, batch.pixels)
     return inputs(parts, params, batch, patches, jnp.ones(patches.shape[:2]))
 
 
@@ -237,20 +270,21 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     slots = batch.pixels.shape[1]
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    clean = patchify(to_signal(batch.pixels), c.patch)
+    clean = to_patches(c, batch.pixels)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
     t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
     noisy = t[:, :, None, None] * clean + (1.0 - t[:, :, None, None]) * noise
     drop = draws[:, 2] if c.decoder.dropout > 0 else None
     x = inputs(parts, params, batch, noisy, t)
     hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position, keys=drop)
-    velocity = parts.velocity(params, collect(hidden, batch.image, slots, c.patches))
+    found = collect(hidden, batch.image, slots, c.patches)
+    velocity = parts.velocity(params, found, noisy, t)
     image = flow_loss(velocity, clean - noise, slot_weight(batch))
     return text_terms(c, parts, params, hidden, batch) | {"image": image}
 
 
 def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
-    """Exact forward FLOPs of a host batch: padding counts for nothing, the head where it is read."""
+    """Exact forward FLOPs of a host batch: no padding, and the head only where it is read."""
     d = c.decoder
     tokens, pairs = flops.mixed_counts(batch)
     pictures = flops.pictures(batch)
@@ -272,13 +306,14 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     def piece(name):
         return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
 
+    output = piece("patch_out")
     parts = Parts(
         config=c,
         vocabulary=vocabulary,
         embed=piece("embed"),
         patch_in=piece("patch_in"),
         run=piece("decoder"),
-        velocity=piece("patch_out"),
+        velocity=lambda params, hidden, *noisy: velocity_of(c, output(params, hidden), *noisy),
         head=piece("head"),
     )
     start = partial(boxed_init, c=c, layers=layers, rows=rules.split("batch"))

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 
 from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask
 from mmjax.layers.attention import KV
-from mmjax.layers.patch import to_pixels, unpatchify
 from mmjax.models.decoder import empty_cache
-from mmjax.models.transfusion import Parts, clean_inputs
+from mmjax.models.transfusion import Parts, clean_inputs, to_picture
 from mmjax.sample.flow import euler, guided
 
 
@@ -33,19 +32,19 @@ class Filled(NamedTuple):
 
 def prefill(parts: Parts, params, prompt: Batch, room: int) -> Filled:
     """Runs the prompts once and keeps their keys and values, with `room` free columns behind."""
-    b, l = prompt.tokens.shape
+    b, length = prompt.tokens.shape
     held = prompt.segment > 0
     # Padding is written nowhere: its column lies beyond the cache.
-    columns = jnp.where(held, jnp.arange(l)[None], l + room)
+    columns = jnp.where(held, jnp.arange(length)[None], length + room)
     mask = jnp.pad(mixed_mask(prompt), ((0, 0), (0, 0), (0, room)))
-    cache = empty_cache(parts.config.decoder, b, l + room)
+    cache = empty_cache(parts.config.decoder, b, length + room)
     x = clean_inputs(parts, params, prompt)
     hidden, cache = parts.run(params, x, mask, prompt.position, cache, columns)
-    length = held.sum(-1)
-    pick = (length - 1)[:, None]
+    taken = held.sum(-1)
+    pick = (taken - 1)[:, None]
     position = jnp.take_along_axis(prompt.position, pick, axis=1)[:, 0]
     last = jnp.take_along_axis(hidden, pick[:, :, None], axis=1)[:, 0]
-    return Filled(cache, length, position, last)
+    return Filled(cache, taken, position, last)
 
 
 def draw(parts: Parts, params, prompt: Batch, keys, shared: bool, steps: int, guidance: float):
@@ -75,15 +74,16 @@ def draw(parts: Parts, params, prompt: Batch, keys, shared: bool, steps: int, gu
     def velocity(x, t):
         times = len(filled.length) // b
         level = jnp.full((b * times, 1), t)
-        inputs = parts.patch_in(params, jnp.tile(x, (times, 1, 1))[:, None], level)[:, 0]
+        noisy = jnp.tile(x, (times, 1, 1))[:, None]
+        inputs = parts.patch_in(params, noisy, level)[:, 0]
         hidden, _ = parts.run(params, inputs, mask, position, filled.cache, columns)
-        v = parts.velocity(params, hidden)
+        v = parts.velocity(params, hidden[:, None], noisy, level)[:, 0]
         return v if times == 1 else guided(v[:b], v[b:], guidance)
 
     shape = (c.patches, c.channels)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     patches = euler(velocity, noise, steps)
-    return to_pixels(unpatchify(patches, c.patch, c.image, c.image))
+    return to_picture(c, patches)
 
 
 def blank(parts: Parts, prompt: Batch) -> Batch:
@@ -145,7 +145,7 @@ def write(parts: Parts, params, prompt: Batch, keys, count: int, temperature: fl
 
 
 def text_log_likelihood(parts: Parts, params, batch: Batch):
-    """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures given as they are."""
+    """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are."""
     x = clean_inputs(parts, params, batch)
     hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
     logs = jax.nn.log_softmax(logits_of(parts, params, hidden[:, :-1]), axis=-1)

@@ -16,7 +16,11 @@ BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever comp
 
 
 def lay_out(
-    documents: Sequence[Document], c: DataConfig, tokenizer: Tokenizer, draw: bool, end: bool = False
+    documents: Sequence[Document],
+    c: DataConfig,
+    tokenizer: Tokenizer,
+    draw: bool,
+    end: bool = False,
 ) -> Batch:
     """Documents -> one Batch with a document a row.
 
@@ -34,7 +38,9 @@ def lay_out(
         piece = bpe.lay_out(document, tokenizer, vocab, c.patches, c.shared_position, end)
         if draw:
             piece = _append(piece, vocab.boi)
-        pictures = [pipeline.decode_image(p.data, c.image) for p in document if isinstance(p, Image)]
+        pictures = [
+            pipeline.decode_image(p.data, c.image) for p in document if isinstance(p, Image)
+        ]
         piece["pixels"] = np.array(pictures, np.uint8).reshape(-1, c.image, c.image, 3)
         pieces.append(piece)
         need = len(piece["tokens"]) + (c.patches if draw else 0)

@@ -1,8 +1,8 @@
 """Builds a data set, counts what is in it, or writes a contact sheet of it.
 
-    mmjax data build --src=openmoji --dst=out/data/openmoji
-    mmjax data describe --src=out/data/openmoji
-    mmjax data show --src=out/data/openmoji --split=test --out=sheet.png
+mmjax data build --src=openmoji --dst=out/data/openmoji
+mmjax data describe --src=out/data/openmoji
+mmjax data show --src=out/data/openmoji --split=test --out=sheet.png
 """
 
 from absl import flags
@@ -17,7 +17,9 @@ DST = flags.DEFINE_string("dst", None, "directory to build into")
 SPLIT = flags.DEFINE_string("split", "train", "split to show")
 OUT = flags.DEFINE_string("out", "sheet.png", "picture to write")
 COUNT = flags.DEFINE_integer("count", 96, "records to show")
-VOCABULARY = flags.DEFINE_integer("vocabulary", 1024, "ids of the tokenizer trained on the captions")
+VOCABULARY = flags.DEFINE_integer(
+    "vocabulary", 1024, "ids of the tokenizer trained on the captions"
+)
 
 
 def main(rest: list[str]) -> int:
@@ -30,8 +32,9 @@ def main(rest: list[str]) -> int:
             raise UserError("--dst is missing; name the directory to build into")
         build.build(SRC.value, DST.value, VOCABULARY.value)
         print(f"data set in {DST.value}")
-    if action in ("build", "describe"):
-        table(build.describe(DST.value if action == "build" else SRC.value))
+        table(build.describe(DST.value))
+    if action == "describe":
+        table(build.describe(SRC.value))
     if action == "show":
         build.show(SRC.value, SPLIT.value, OUT.value, COUNT.value)
         print(f"contact sheet in {OUT.value}")

@@ -1,6 +1,6 @@
 """Measures a trained model on held-out data; prints a table and writes evals.json and sheets.
 
-    mmjax evaluate --workdir=out/quickstart [--evals=likelihood,choice,contact]
+mmjax evaluate --workdir=out/quickstart [--evals=likelihood,caption,drawing]
 """
 
 from absl import flags

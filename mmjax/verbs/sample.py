@@ -1,6 +1,6 @@
 """Draws pictures from text and writes text from pictures with a trained model.
 
-    mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/samples
+    mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/made
     mmjax sample --workdir=out/quickstart --prompt=prompts.jsonl --out=out/samples
 
 A prompt is text (a picture is drawn from it), the path of a picture (a caption is written for it),
@@ -20,11 +20,15 @@ from mmjax.sheet import Cell, sheet
 from mmjax.trained import IMAGE, load
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a `mmjax train`")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "text, a picture's path, or a .jsonl file; repeat it")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "text, a picture's path, or a .jsonl file; repeat it"
+)
 OUT = flags.DEFINE_string("out", "out/samples", "directory to write to")
 SEED = flags.DEFINE_integer("seed", 0, "of noise and text")
 GUIDANCE = flags.DEFINE_float("guidance", None, "guidance scale; default: the experiment's")
-STEPS = flags.DEFINE_integer("steps", None, "solver steps; default: the experiment's", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "solver steps; default: the experiment's", lower_bound=1
+)
 TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "of text, 0 is greedy; default: the experiment's", lower_bound=0.0
 )

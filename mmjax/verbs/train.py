@@ -6,6 +6,8 @@ Leaves in the workdir: config.json, metrics.jsonl, checkpoints/, samples/, evals
 The same command again resumes after any stop; a changed experiment is refused with the difference.
 """
 
+from pathlib import Path
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,6 +25,10 @@ def main(rest: list[str]) -> int:
     """Trains, then evaluates; returns the exit code."""
     if CONFIG.value is None or WORKDIR.value is None or rest:
         raise UserError("give --config=experiments/NAME.py and --workdir=DIR")
+    # The flag reports an absent file only when its value is read, and then as a traceback.
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     experiment = config.resolve(CONFIG.value, families())
     signal = train(experiment, WORKDIR.value)
     if signal:

@@ -26,7 +26,7 @@ def decoder(**changes):
 
 def config(**changes):
     shape = decoder(**changes)
-    return transfusion.Config(shape, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5)
+    return transfusion.Config(shape, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
 
 
 def make(**changes):
@@ -177,8 +177,9 @@ def test_remat_and_unrolling_change_nothing(changes):
     def grads(m, p):
         return jax.grad(lambda p: losses.total(m.loss(p, batch, keys(batch)), m.weights))(p)
 
-    same, other = jax.jit(lambda p: grads(model, p))(PARAMS), jax.jit(lambda p: grads(MODEL, p))(
-        PARAMS
+    same, other = (
+        jax.jit(lambda p: grads(model, p))(PARAMS),
+        jax.jit(lambda p: grads(MODEL, p))(PARAMS),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), same, other)
 

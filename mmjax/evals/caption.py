@@ -1,4 +1,4 @@
-"""Choice among 10: which caption fits the picture, and which true picture is nearest the drawn one."""
+"""Picture to caption: which of ten captions fits, and what does the model write?"""
 
 from pathlib import Path
 
@@ -10,28 +10,32 @@ from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.sample import prompt
 from mmjax.sample.decode import text_log_likelihood, word_weight
+from mmjax.sheet import Cell, sheet
 from mmjax.trained import Trained
 
-CHOICES = 10  # chance is 0.10
 ROWS = 256  # scored at a time
 
 
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
-    """Both choices on each held-out split, the nine others drawn at random from the same split.
+    """Choices and captions on each held-out split; writes `written_<split>.png`.
 
-    `choice_among_10`: the picture's own caption has the highest likelihood after the picture, less
-    its likelihood after no picture (pointwise mutual information: else short and common captions
-    win whatever the picture shows). `choice_among_10_likelihood`: without that correction.
-    `drawn_choice_among_10`: the picture drawn from the caption is nearer, in mean squared error of
-    pixels, to its own true picture than to the nine others.
+    `choice_among_10`: of ten captions, nine drawn at random from the same split, the picture's own
+    has the highest likelihood after the picture (chance 0.10). `choice_among_10_pmi`: the highest
+    ratio of that to its likelihood after no picture: short and common captions gain nothing.
     """
     values: dict[str, Value] = {}
     e = trained.run.experiment
     for split, suffix in heldout.SPLITS.items():
-        records = heldout.draw(trained, split, max(e.evals.documents, e.evals.drawings), seed)
-        found = caption_choice(trained, records[: e.evals.documents], seed)
-        found |= drawn_choice(trained, records[: e.evals.drawings], seed)
+        records = heldout.draw(trained, split, e.evals.documents, seed)
+        found = caption_choice(trained, records, seed)
         values |= {name + suffix: value for name, value in found.items()}
+        shown = records[: heldout.SHOWN]
+        written = trained.write([[Image(r["image"])] for r in shown], seed)
+        cells = [
+            Cell([pipeline.decode_image(r["image"], e.data.image)], [w, f"({r['caption']})"])
+            for w, r in zip(written, shown, strict=True)
+        ]
+        sheet(cells, out / f"written_{split}.png", f"{split}: written, and (true)")
     return values
 
 
@@ -52,23 +56,13 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
 
 def caption_choice(trained: Trained, records, seed: int) -> dict[str, Value]:
     """Picture to caption."""
-    table = heldout.others(len(records), CHOICES, seed)
+    table = heldout.others(len(records), heldout.CHOICES, seed)
     pairs = [
         [Image(records[row[0]]["image"]), Text(records[j]["caption"])] for row in table for j in row
     ]
     after = log_likelihood(trained, pairs).reshape(table.shape)
     alone = log_likelihood(trained, [[Text(r["caption"])] for r in records])[table]
     return {
-        "choice_among_10": proportion((after - alone).argmax(1) == 0, seed),
-        "choice_among_10_likelihood": proportion(after.argmax(1) == 0, seed),
+        "choice_among_10": proportion(after.argmax(1) == 0, seed),
+        "choice_among_10_pmi": proportion((after - alone).argmax(1) == 0, seed),
     }
-
-
-def drawn_choice(trained: Trained, records, seed: int) -> dict[str, Value]:
-    """Caption to picture."""
-    size = trained.run.experiment.data.image
-    drawn = trained.draw([[Text(r["caption"])] for r in records], seed).astype(np.float32)
-    true = np.stack([pipeline.decode_image(r["image"], size) for r in records]).astype(np.float32)
-    table = heldout.others(len(records), CHOICES, seed)
-    distance = ((drawn[:, None] - true[table]) ** 2).mean(axis=(2, 3, 4))
-    return {"drawn_choice_among_10": proportion(distance.argmin(1) == 0, seed)}

@@ -1,0 +1,43 @@
+"""Caption to picture: is the drawn picture nearest to its own truth, and what does it look like?"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mmjax.batch import Text
+from mmjax.data import pipeline
+from mmjax.evals import heldout
+from mmjax.evals.value import Value, proportion
+from mmjax.sheet import Cell, sheet
+from mmjax.trained import Trained
+
+
+def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """Draws held-out captions of each split; writes `drawn_<split>.png`.
+
+    `drawn_choice_among_10`: the drawn picture is nearer, in mean squared error of pixels, to its
+    own true picture than to nine others drawn at random from the same split (chance 0.10).
+    """
+    values: dict[str, Value] = {}
+    e = trained.run.experiment
+    for split, suffix in heldout.SPLITS.items():
+        records = heldout.draw(trained, split, e.evals.drawings, seed)
+        drawn = trained.draw([[Text(r["caption"])] for r in records], seed)
+        true = np.stack([pipeline.decode_image(r["image"], e.data.image) for r in records])
+        table = heldout.others(len(records), heldout.CHOICES, seed)
+        hits = nearest_is_own(drawn, true, table)
+        values[f"drawn_choice_among_10{suffix}"] = proportion(hits, seed)
+        rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]
+        cells = [Cell([d, t], [r["caption"]]) for d, t, r in rows]
+        sheet(cells, out / f"drawn_{split}.png", f"{split}: drawn (left) and true (right)")
+    return values
+
+
+def nearest_is_own(drawn: np.ndarray, true: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """[n] bool: of the true pictures `table` [n, 10] names, the first is nearest to the drawn one.
+
+    drawn, true: [n, h, w, 3] uint8.
+    """
+    a, b = drawn.astype(np.float32), true.astype(np.float32)
+    distance = ((a[:, None] - b[table]) ** 2).mean(axis=(2, 3, 4))
+    return distance.argmin(1) == 0

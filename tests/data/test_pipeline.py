@@ -1,0 +1,346 @@
+"""The whole way from real data to batches: shapes, resumption, processes, mixing, pictures."""
+
+import collections
+import contextlib
+import io
+import itertools
+import json
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from tiny import tiny, tiny_config
+
+from mmjax import config, run
+from mmjax.batch import IMAGE, TEXT, Image, Text
+from mmjax.data import openmoji as data
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.data.pipeline import decode_image, train_batches
+from mmjax.error import UserError
+
+ROWS = 8
+BOTH = {"data.caption_dropout": 0.0, "data.length": 64}  # every caption kept and short enough
+
+
+@pytest.fixture(scope="module")
+def exchanged(openmoji, tmp_path_factory):
+    """The same data set with train and test exchanged: 222 documents of other concepts to train."""
+    path = tmp_path_factory.mktemp("exchanged") / "set"
+    shutil.copytree(openmoji, path)
+    a, b = (next(path.glob(f"*-{split}.array_record*")) for split in ("train", "test"))
+    names, spare = (a.name, b.name), path / "spare"
+    a.rename(spare)
+    b.rename(path / names[0])
+    spare.rename(path / names[1])
+    info = json.loads((path / "dataset_info.json").read_text())
+    other = {"train": "test", "test": "train"}
+    for split in info["splits"]:
+        split["name"] = other.get(split["name"], split["name"])
+    (path / "dataset_info.json").write_text(json.dumps(info))
+    return path
+
+
+def settings(path, **changes):
+    return tiny(path, **{k.replace(".", "__"): v for k, v in changes.items()}).data
+
+
+def captions(path, split="train") -> list[str]:
+    records = data.read(path, split)
+    return [records[i]["caption"] for i in range(len(records))]
+
+
+def documents(batches, c, count):
+    """The next documents as (kind, caption), row by row."""
+    tokenizer, found = pipeline.tokenizer_of(c), []
+    while len(found) < count:
+        batch = next(batches)
+        for r in range(len(batch.tokens)):
+            for segment in range(1, batch.segment[r].max() + 1):
+                mine = batch.segment[r] == segment
+                words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] >= 5)
+                picture = mine & (batch.modality[r] == IMAGE)
+                kind = "image alone"
+                if words.any():
+                    kind = "text first" if words.argmax() < picture.argmax() else "image first"
+                found.append((kind, bpe.decode(tokenizer, batch.tokens[r][words])))
+    return found[:count]
+
+
+def read(c, count, seed=0, process=0, processes=1):
+    with contextlib.closing(train_batches(c, ROWS, seed, process, processes)) as batches:
+        return documents(batches, c, count)
+
+
+def test_batches_have_the_shapes_and_dtypes_of_a_batch(openmoji):
+    c = settings(openmoji)
+    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+        some = [next(batches) for _ in range(20)]
+    for batch in some:
+        for name in batch._fields[:5]:
+            field = getattr(batch, name)
+            assert field.shape == (ROWS, c.length) and field.dtype == np.int32
+        assert batch.weight.shape == (ROWS, c.length) and batch.weight.dtype == np.float32
+        assert batch.pixels.shape == (ROWS, c.images, c.image, c.image, 3)
+        assert batch.pixels.dtype == np.uint8
+        assert batch.tokens.max() < 1024 and batch.image.max() == c.images
+        for slot in range(1, c.images + 1):
+            count = (batch.image == slot).sum(1)
+            assert set(count) <= {0, c.patches}
+            blank = ~batch.pixels[:, slot - 1].any(axis=(1, 2, 3))
+            np.testing.assert_array_equal(blank, count == 0)
+        np.testing.assert_array_equal(batch.modality == IMAGE, batch.image > 0)
+    assert any((a.tokens != b.tokens).any() for a, b in itertools.pairwise(some))
+
+
+def test_pictures_belong_to_their_captions(openmoji):
+    c = settings(openmoji, **BOTH)
+    tokenizer, records = pipeline.tokenizer_of(c), data.read(openmoji, "train")
+    by_caption = {records[i]["caption"]: records[i]["image"] for i in range(len(records))}
+    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+        batch = next(batches)
+    for r in range(ROWS):
+        for slot in range(1, batch.image[r].max() + 1):
+            mine = batch.segment[r] == batch.segment[r][(batch.image[r] == slot).argmax()]
+            words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] >= 5)
+            png = by_caption[bpe.decode(tokenizer, batch.tokens[r][words])]
+            np.testing.assert_array_equal(batch.pixels[r, slot - 1], decode_image(png, c.image))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 12])
+def test_it_restores_bit_exactly_in_a_new_iterator(openmoji, steps):
+    c = settings(openmoji)
+    with contextlib.closing(train_batches(c, ROWS, 3)) as batches:
+        for _ in range(steps):
+            next(batches)
+        text = json.dumps(batches.get_state())
+        rest = [next(batches) for _ in range(6)]
+    assert len(text) < 200
+    with contextlib.closing(train_batches(c, ROWS, 3)) as again:
+        again.set_state(json.loads(text))
+        for want in rest:
+            for x, y in zip(next(again), want, strict=True):
+                np.testing.assert_array_equal(x, y)
+    with contextlib.closing(train_batches(c, ROWS, 3)) as fresh:
+        assert np.array_equal(next(fresh).tokens, rest[0].tokens) == (steps == 0)
+    with contextlib.closing(train_batches(c, ROWS, 4)) as other:
+        assert not np.array_equal(next(other).tokens, rest[0].tokens)
+
+
+def test_an_epoch_is_every_document_once_and_the_next_has_another_order(exchanged):
+    c = settings(exchanged, **BOTH | {"data.window": 222})
+    found = [caption for _, caption in read(c, 444)]
+    first, second = found[:222], found[222:]
+    assert sorted(first) == sorted(second) == sorted(captions(exchanged))
+    assert first != second and len(set(first)) == 222
+
+
+def test_processes_share_the_documents_out(exchanged):
+    c = settings(exchanged, **BOTH | {"data.window": 111})
+    zero, one = ({x for _, x in read(c, 111, process=p, processes=2)} for p in (0, 1))
+    assert len(zero) == len(one) == 111
+    assert zero | one == set(captions(exchanged))
+    alone = {x for _, x in read(c, 111)}
+    assert alone != zero and alone & one  # a process that knows of no other reads from both halves
+
+
+def test_captions_are_dropped_and_put_first_as_often_as_asked(openmoji):
+    c = settings(openmoji, **{"data.text_first": 0.8, "data.caption_dropout": 0.1})
+    count = collections.Counter(kind for kind, _ in read(c, 2000))
+    assert abs(count["image alone"] / 2000 - 0.1) < 0.025
+    with_text = count["text first"] + count["image first"]
+    assert abs(count["text first"] / with_text - 0.8) < 0.03
+    never = settings(openmoji, **BOTH | {"data.text_first": 0.0})
+    assert {kind for kind, _ in read(never, 200)} == {"image first"}
+
+
+def test_a_document_has_its_caption_and_its_picture(openmoji):
+    record = data.read(openmoji, "train")[0]
+    text, image = Text(record["caption"]), Image(record["image"])
+    rng = np.random.default_rng(0)
+    for first, dropout, want in (
+        (1.0, 0.0, [text, image]),
+        (0.0, 0.0, [image, text]),
+        (0.5, 1.0, [image]),
+    ):
+        c = settings(openmoji, **{"data.text_first": first, "data.caption_dropout": dropout})
+        assert pipeline.to_document(c, record, rng) == want
+
+
+def two(openmoji, exchanged, weights):
+    """Two sources under names of the user's own."""
+    c = tiny_config(openmoji, **{k.replace(".", "__"): v for k, v in BOTH.items()})
+    paths = (openmoji, exchanged)
+    c.data.sources = {
+        name: {"path": str(p), "weight": w}
+        for name, p, w in zip(("mine", "yours"), paths, weights, strict=True)
+    }
+    return config.resolve(c, run.families()).data
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (0.1, 0.4)])
+def test_sources_are_mixed_by_weight(openmoji, exchanged, weights):
+    mine = set(captions(openmoji))
+    assert not mine & set(captions(exchanged))
+    found = [caption for _, caption in read(two(openmoji, exchanged, weights), 640)]
+    share = sum(caption in mine for caption in found) / len(found)
+    assert abs(share - weights[0] / sum(weights)) < 0.01
+
+
+def test_a_mixture_restores_too(openmoji, exchanged):
+    c = two(openmoji, exchanged, (1.0, 1.0))
+    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+        for _ in range(7):
+            next(batches)
+        state, want = json.dumps(batches.get_state()), next(batches)
+    with contextlib.closing(train_batches(c, ROWS, 0)) as again:
+        assert not np.array_equal(next(again).tokens, want.tokens)
+        again.set_state(json.loads(state))
+        np.testing.assert_array_equal(next(again).tokens, want.tokens)
+
+
+def test_data_that_is_not_there_names_the_command(openmoji, tmp_path):
+    nothing = settings(tmp_path / "nothing")
+    command = f"mmjax data build --src=openmoji --dst={tmp_path / 'nothing'}"
+    for function in (pipeline.tokenizer_of, lambda c: train_batches(c, ROWS, 0)):
+        with pytest.raises(UserError, match="no data set in") as error:
+            function(nothing)
+        assert f"`{command}`" in str(error.value)
+    assert not (tmp_path / "nothing").exists()
+    for text, words in (
+        ('{"name": "mnist"}', "'mnist'; have readers for: openmoji"),
+        ("[", "damaged"),
+    ):
+        (tmp_path / "dataset_info.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            pipeline.source_of(tmp_path)
+    assert pipeline.source_of(openmoji) == "openmoji"
+
+
+def test_a_damaged_record_is_one_line_in_the_loop(exchanged, tmp_path):
+    """The error comes out of two threads of grain as what it is."""
+    shutil.copytree(exchanged, tmp_path / "set")
+    file = next((tmp_path / "set").glob("*-train.array_record*"))
+    raw = bytearray(file.read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 4096] = b"\xff" * 4096
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match="damaged"):
+        read(settings(tmp_path / "set"), 222)
+
+
+def test_a_closed_iterator_has_stopped_its_thread(openmoji):
+    batches = train_batches(settings(openmoji), ROWS, 0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+def png(array, mode=None, form="PNG", **options) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(array)).convert(mode).save(out, form, **options)
+    return out.getvalue()
+
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+
+
+def test_a_picture_of_the_right_size_is_taken_as_it_is():
+    np.testing.assert_array_equal(decode_image(png(PICTURE), 8), PICTURE)
+    assert (decode_image(png(PICTURE[::-1]), 8) != PICTURE).any()
+
+
+def test_a_larger_picture_is_averaged_over_squares():
+    large = RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    want = large.reshape(8, 4, 8, 4, 3).mean((1, 3))
+    assert np.abs(decode_image(png(large), 8) - want).max() < 1  # rounded along each axis
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_the_centre_of_a_picture_that_is_not_square_is_kept(tall):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    for third, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        wide[:, 10 * third : 10 * third + 10] = colour
+    picture = wide.transpose(1, 0, 2) if tall else wide
+    for size in (4, 10, 16):
+        got = decode_image(png(picture), size)
+        assert got.shape == (size, size, 3) and (got == (0, 255, 0)).all()
+
+
+def test_transparency_lies_on_white():
+    clear = np.dstack([PICTURE, np.zeros((8, 8), np.uint8)])
+    assert (decode_image(png(clear), 8) == 255).all()
+    opaque = np.dstack([PICTURE, np.full((8, 8), 255, np.uint8)])
+    np.testing.assert_array_equal(decode_image(png(opaque), 8), PICTURE)
+    half = np.zeros((8, 8, 4), np.uint8)
+    half[..., 3] = 51
+    assert (decode_image(png(half), 8) == 204).all()
+    grey = np.zeros((8, 8, 4), np.uint8)
+    assert (decode_image(png(grey, "LA"), 8) == 255).all()
+    palette = np.zeros((8, 8), np.uint8)
+    palette[4:] = 255
+    got = decode_image(png(palette, "P", transparency=0), 8)
+    assert (got == 255).all()
+    assert (decode_image(png(palette, "P"), 8)[:4] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")]
+)
+def test_other_modes_become_rgb(mode, form):
+    got = decode_image(png(np.full((9, 9, 3), 255, np.uint8), mode, form), 4)
+    assert got.shape == (4, 4, 3) and got.dtype == np.uint8 and got.min() >= 250
+    black = decode_image(png(np.zeros((9, 9, 3), np.uint8), mode, form), 4)
+    assert black.max() <= 5
+
+
+def test_sixteen_bits_of_grey_keep_their_upper_eight():
+    deep = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
+    out = io.BytesIO()
+    PIL.Image.fromarray(deep).save(out, "PNG")
+    got = decode_image(out.getvalue(), 8)
+    np.testing.assert_array_equal(got, np.repeat(deep[..., None] // 256, 3, axis=2))
+
+
+@pytest.mark.filterwarnings("ignore")  # damaged files make the decoders talk
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
+def test_damaged_bytes_are_a_picture_or_a_user_error(form):
+    whole, rng = (
+        png(RNG.integers(0, 256, (24, 20, 3)).astype(np.uint8), None, form),
+        np.random.default_rng(1),
+    )
+    outcomes = collections.Counter()
+    for i in range(200):
+        raw = bytearray(whole)
+        if i % 2:
+            del raw[rng.integers(0, len(raw)) :]
+        else:
+            raw[rng.integers(0, len(raw))] ^= int(rng.integers(1, 256))
+        try:
+            assert decode_image(bytes(raw), 8).shape == (8, 8, 3)
+            outcomes["picture"] += 1
+        except UserError as error:
+            assert "cannot be decoded" in str(error)
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 50
+    assert decode_image(whole, 8).any()
+
+
+def test_no_picture_at_all():
+    for raw in (b"", b"a red apple", b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(UserError, match=rf"a picture of {len(raw)} bytes cannot be decoded"):
+            decode_image(raw, 8)
+
+
+def test_a_header_that_promises_too_many_pixels():
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    raw = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    raw += struct.pack(">I", zlib.crc32(header))
+    with pytest.raises(UserError, match="cannot be decoded"):
+        decode_image(raw, 8)

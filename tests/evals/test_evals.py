@@ -1,0 +1,99 @@
+"""Evaluations on a tiny trained run: names, chance for a model that knows nothing, baselines."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from tiny import tiny
+
+import mmjax
+from mmjax.batch import Image, Text
+from mmjax.error import UserError
+from mmjax.evals import caption, heldout, likelihood
+from mmjax.evaluate import evaluate
+from mmjax.train import train
+
+NAMES = {
+    "text_nll", "text_nll_alone", "text_nll_unigram", "image_flow_loss", "image_flow_loss_mean",
+    "image_flow_loss_zero", "image_flow_loss_linear", "choice_among_10",
+    "choice_among_10_pmi", "drawn_choice_among_10",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(openmoji, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    train(tiny(openmoji), path, jax.devices()[:1])
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    return mmjax.load(workdir, devices=jax.devices()[:1])
+
+
+def test_summary_holds_every_name_with_n_seed_and_interval(workdir):
+    evaluate(workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary) == NAMES | {f"{n}_concepts" for n in NAMES}
+    for entry in summary.values():
+        assert set(entry) == {"value", "n", "seed", "ci95"}
+        assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1] and entry["n"] == 16
+    for split in heldout.SPLITS:
+        for kind in ("drawn", "written"):
+            with PILImage.open(workdir / "samples" / f"{kind}_{split}.png") as sheet:
+                assert sheet.width > 300 and len(sheet.getcolors(1 << 24)) > 50
+
+
+def test_unknown_evaluation(workdir):
+    with pytest.raises(UserError, match=r"fid.*have: likelihood"):
+        evaluate(workdir, ["fid"])
+
+
+def test_workdir_without_a_run(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        mmjax.load(tmp_path)
+
+
+def test_unigram_is_a_distribution_and_knows_frequencies(trained):
+    vocab = trained.run.model.parts.vocabulary
+    table = likelihood.unigram(["man", "man", "cat"], trained.run.tokenizer, vocab.size, vocab.eos)
+    np.testing.assert_allclose(np.exp(table).sum(), 1.0)
+    assert table.argmax() == vocab.eos
+
+
+def test_score_adds_up_token_by_token(trained):
+    """A caption's score given its picture is what `choice` ranks by."""
+    record = heldout.draw(trained, "test", 1, 0)[0]
+    document = [Image(record["image"]), Text(record["caption"])]
+    other = [Image(record["image"]), Text("zebra crossing the street")]
+    scores = trained.score([document, other])
+    direct = caption.log_likelihood(trained, [document, other])
+    np.testing.assert_allclose(scores, direct, rtol=1e-4)
+    assert scores[0] != scores[1] and (scores < 0).all()
+
+
+def test_generate_draws_and_writes_in_order_and_by_seed(trained, tmp_path):
+    record = heldout.draw(trained, "test", 1, 0)[0]
+    path = tmp_path / "picture.png"
+    path.write_bytes(record["image"])
+    prompts = [["a cat", mmjax.IMAGE], [path], ["man swimming", mmjax.IMAGE], [record["image"]]]
+    first = trained.generate(prompts, seed=1)
+    again = trained.generate(prompts, seed=1)
+    assert first[0].shape == (8, 8, 3) and first[0].dtype == np.uint8
+    assert isinstance(first[1], str) and first[1] == first[3]
+    np.testing.assert_array_equal(first[2], again[2])
+    assert (trained.generate(prompts, seed=2)[0] != first[0]).any()
+
+
+def test_bad_prompts(trained, tmp_path):
+    with pytest.raises(UserError, match="IMAGE must be the last part"):
+        trained.generate([[mmjax.IMAGE, "a cat"]])
+    with pytest.raises(UserError, match="shorten it by"):
+        trained.generate([["cat " * 200, mmjax.IMAGE]])
+    with pytest.raises(UserError, match="does not exist"):
+        trained.generate([[tmp_path / "no.png"]])
+    with pytest.raises(UserError, match="cannot be decoded"):
+        trained.generate([[b"not a picture"]])

@@ -1,0 +1,65 @@
+"""Every experiment file: it resolves, builds without allocating, and matches its text snapshot."""
+
+import difflib
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from tiny import ROOT
+
+from mmjax import config, run
+from mmjax.batch import Vocabulary
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models import MODELS
+
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def snapshot(path) -> str:
+    """The resolved config, and every parameter's path, shape, dtype, layout and initial spread."""
+    e = config.resolve(config.load(str(path)), run.families())
+    rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+    model = MODELS[e.family].build(e.model, Vocabulary(1024), rules)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    lines = [json.dumps(config.to_dict(e), indent=1), ""]
+    total = 0
+    specs = jax.tree.leaves(
+        model.specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
+    )
+    for (where, x), spec in zip(jax.tree_util.tree_leaves_with_path(shapes), specs, strict=True):
+        name = "/".join(p.key for p in where)
+        layout = ",".join(str(axis or "-") for axis in spec)
+        lines.append(f"{name:45s} {x.shape!s:22s} {x.dtype} ({layout})")
+        total += int(np.prod(x.shape))
+    return "\n".join([*lines, f"parameters: {total:,}", ""])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_experiment_matches_its_snapshot(path, update_golden):
+    text, golden = snapshot(path), GOLDEN / f"{path.stem}.txt"
+    if update_golden:
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert golden.exists(), f"no {golden}; run `make golden` and read what it wrote"
+    change = "\n".join(difflib.unified_diff(golden.read_text().split("\n"), text.split("\n"), n=0))
+    assert not change, f"if this change is meant, run `make golden`:\n{change}"
+
+
+def test_a_renamed_parameter_would_show():
+    text = snapshot(FILES[0])
+    assert "decoder/blocks/mlp/up" in text and "parameters:" in text
+    assert text.replace("mlp/up", "mlp/upper") != text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_misspelt_override_is_refused_with_the_nearest_name(path):
+    c = config.load(str(path))
+    assert isinstance(c, ConfigDict)
+    c.lock()
+    with pytest.raises(AttributeError, match="optim"):
+        c.optimm = 1
+    with pytest.raises(TypeError):
+        c.steps = "many"

@@ -1,0 +1,156 @@
+"""The command line: a user's mistake is one line on stderr, exit code 2, and nothing written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from tiny import ROOT
+
+from mmjax import __main__ as door
+
+QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
+MODULES = set(door.VERBS.values())
+# How ml_collections reads an experiment file.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
+
+
+def forget(before: set[str]) -> None:
+    """Takes back the flags of verbs: two of them define --workdir, for processes of their own."""
+    for name in {*flags.FLAGS} - before:
+        if (
+            name.partition(".")[0] == "config"
+            or flags.FLAGS.find_module_defining_flag(name) in MODULES
+        ):
+            delattr(flags.FLAGS, name)
+    for module in MODULES:
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def mmjax(monkeypatch, capsys, tmp_path):
+    """Runs a command line in an empty directory -> exit code, stdout, lines of stderr."""
+    before = {*flags.FLAGS}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # else this process would be replaced
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["mmjax", *argv])
+        with pytest.raises(SystemExit) as stop:
+            door.main()
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err.splitlines()
+
+    yield call
+    forget(before)
+
+
+def refused(result) -> str:
+    code, out, lines = result
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert os.listdir() == []
+    return lines[0]
+
+
+def test_an_unknown_verb_gets_the_list(mmjax):
+    assert (
+        refused(mmjax("trian", "--x=1")) == f"mmjax: no verb 'trian'; have: {', '.join(door.VERBS)}"
+    )
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["help"], 0)])
+def test_usage_has_a_line_a_verb(mmjax, argv, code):
+    got, out, lines = mmjax(*argv)
+    assert (got, lines) == (code, [])
+    for verb in door.VERBS:
+        assert any(
+            line.split()[:1] == [verb] and len(line.split()) > 3 for line in out.splitlines()
+        )
+
+
+@pytest.mark.parametrize("verb", door.VERBS)
+def test_help_of_a_verb_names_its_flags(mmjax, verb):
+    code, out, lines = mmjax(verb, "--help")
+    assert (code, lines) == (0, [])
+    assert f"mmjax {verb}" in out
+    wanted = {"train": ["--config", "--workdir"], "data": ["--src", "--dst"]}
+    for flag in wanted.get(verb, ["--workdir"]):
+        assert f"  {flag}  " in out
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.stepz=3", ["stepz"]),
+        ("--config.optim.peek=3", ["peek"]),
+        ("--config.steps=abc", ["steps", "abc"]),
+        ("--config.steps=0", ["config.steps=0", "at least 1"]),
+        ("--config.batch=16 --config.accumulate=3", ["config.batch=16", "try 15 or 18"]),
+        ("--config.family=clap", ["config.family='clap'", "transfusion"]),
+        ("--stepz=3", ["stepz"]),
+        ("stray", ["--workdir"]),
+        ("--config=none.py", ["experiment file none.py does not exist"]),
+        ("--config=none.py --config.steps=3", ["none.py"]),
+    ],
+)
+def test_a_wrong_flag_is_named(mmjax, flag, words):
+    line = refused(mmjax("train", QUICKSTART, "--workdir=run", *flag.split()))
+    assert line.startswith("mmjax train: ")
+    for word in words:
+        assert word in line
+
+
+def test_what_is_missing_is_asked_for(mmjax):
+    assert "--workdir=DIR" in refused(mmjax("train", QUICKSTART))
+
+
+def test_train_without_a_config(mmjax):
+    assert "--config=experiments/NAME.py" in refused(mmjax("train", "--workdir=run"))
+
+
+def test_missing_data_names_the_command_that_makes_it(mmjax):
+    line = refused(mmjax("train", QUICKSTART, "--workdir=run"))
+    assert "no data set in out/data/openmoji" in line
+    assert "`mmjax data build --src=openmoji --dst=out/data/openmoji`" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["sample", "--workdir=none"], "--prompt"),
+        (["sample", "--workdir=none", "--prompt=none.png"], "picture none.png does not exist"),
+        (
+            ["sample", "--workdir=none", "--prompt=none.jsonl"],
+            "prompt file none.jsonl does not exist",
+        ),
+        (["sample", "--workdir=none", "--prompt=a cat"], "none/config.json does not exist"),
+        (["sample", "--workdir=none", "--prompt=a cat", "--steps=0"], "steps"),
+        (["evaluate"], "--workdir=DIR"),
+        (["evaluate", "--workdir=none"], "none/config.json does not exist"),
+        (["evaluate", "--workdir=none", "--evals=luck"], "--evals=luck is unknown"),
+        (["data"], "build|describe|show"),
+        (["data", "bild", "--src=openmoji"], "build|describe|show"),
+        (["data", "build", "--src=openmoji"], "--dst"),
+        (["data", "build", "--src=mnist", "--dst=x"], "--src=mnist is unknown; have: openmoji"),
+        (["data", "describe", "--src=none"], "no data set in none"),
+        (["data", "show", "--src=none"], "no data set in none"),
+    ],
+)
+def test_mistakes_with_the_other_verbs(mmjax, argv, words):
+    line = refused(mmjax(*argv))
+    assert line.startswith(f"mmjax {argv[0]}: ") and words in line
+
+
+def test_the_same_from_a_shell(tmp_path):
+    """A process of its own, with the relaunch: same code, one line, nothing written."""
+    argv = ["train", QUICKSTART, "--workdir=run", "--config.stepz=3"]
+    command = [sys.executable, "-m", "mmjax", *argv]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mmjax train: ") and done.stderr.count("\n") == 1
+    assert "stepz" in done.stderr
+    assert os.listdir(tmp_path) == []
