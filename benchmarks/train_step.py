@@ -56,7 +56,7 @@ def mmjax_step():
     c = transfusion.Config(shape, 4, 4, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     model = transfusion.build(c, Vocabulary(VOCAB), rules)
-    o = OptimConfig(1e-3, 10, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.0)
+    o = OptimConfig("adamw", 1e-3, 10, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.0)
     tx = optim.optimizer(o, 1000)
     zero = np.zeros((BATCH, LENGTH), np.int32)
     place = np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1))

@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     )
 
     c.optim = dict(
+        kind="adamw",
         peak=2e-3,
         warmup=50,
         decay="cosine",

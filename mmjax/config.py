@@ -84,14 +84,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
     Attributes:
+        kind: "adamw", or "muon" for the decoder's matrices and AdamW for the rest.
         peak: learning rate after `warmup` steps. decay: "cosine", "linear" or "constant".
         floor: last learning rate as a share of the peak.
         clip: largest global gradient norm. ema: decay of the averaged weights; 0 keeps none.
     """
 
+    kind: str
     peak: float
     warmup: int
     decay: str

@@ -1,7 +1,8 @@
-"""AdamW, its schedule, and what decays."""
+"""AdamW and Muon, their schedule, and what decays."""
 
 import jax
 import optax
+from optax import contrib
 
 from mmjax.config import OptimConfig
 from mmjax.error import UserError
@@ -38,16 +39,43 @@ def decays(params):
     return jax.tree_util.tree_map_with_path(rank, params)
 
 
+def matrices(params):
+    """Params-shaped tree: for the decoder's matrices which axes are input and output, else None.
+
+    Axis 0 holds the layers. Attention's output maps (h, k) to d; all others map their first axis.
+    """
+
+    def axes(path, x):
+        keys = [getattr(p, "key", None) for p in path]
+        if STACKED not in keys or x.ndim < 3 or x.shape[1] == 1:
+            return None
+        split = x.ndim - 1 if keys[-1] == "o" else 2
+        return contrib.MuonDimensionNumbers(
+            tuple(range(1, split)), tuple(range(split, x.ndim))
+        )
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW, schedule."""
-    return optax.chain(
-        optax.clip_by_global_norm(c.clip),
-        optax.adamw(
-            schedule(c, steps),
-            b1=c.b1,
-            b2=c.b2,
-            eps=c.eps,
+    """Clip by global norm, AdamW or Muon, schedule.
+
+    Raises:
+        UserError: for an unknown kind.
+    """
+    rate = schedule(c, steps)
+    if c.kind == "adamw":
+        rule = optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=decays)
+    elif c.kind == "muon":
+        # Updates of AdamW's size (Liu et al. 2025, arXiv 2502.16982), so one rate serves both.
+        rule = contrib.muon(
+            rate,
             weight_decay=c.weight_decay,
-            mask=decays,
-        ),
-    )
+            adam_b1=c.b1,
+            adam_b2=c.b2,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        raise UserError(f"optim.kind={c.kind!r} is unknown; have: adamw, muon")
+    return optax.chain(optax.clip_by_global_norm(c.clip), rule)

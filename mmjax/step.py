@@ -41,8 +41,18 @@ def abstract_state(
 ) -> State:
     """Shapes, dtypes and shardings of a state: what to initialise or restore into."""
     shapes = jax.eval_shape(lambda k: init_state(model, tx, ema, k), jax.random.key(0))
+
+    # Where two rules share the weights, each one's state holds a mask in place of the other's.
+    def masked(x) -> bool:
+        return isinstance(x, optax.MaskedNode)
+
     opt = optax.tree_map_params(
-        tx, lambda _, spec: spec, shapes.opt, model.specs, transform_non_params=lambda _: P()
+        tx,
+        lambda x, spec: x if masked(x) else spec,
+        shapes.opt,
+        model.specs,
+        transform_non_params=lambda _: P(),
+        is_leaf=masked,
     )
     specs = shapes._replace(
         step=P(), params=model.specs, opt=opt, ema=model.specs if ema > 0 else None

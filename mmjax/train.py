@@ -4,6 +4,7 @@ Leaves in --workdir: config.json, metrics.jsonl, checkpoints/, samples/, evals.j
 The same command again resumes; it gives the same losses, bit for bit, as a run never stopped.
 """
 
+import contextlib
 import math
 import signal
 import time
@@ -149,7 +150,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
         e.data, e.batch // jax.process_count(), e.seed, jax.process_index(), jax.process_count()
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    with Signals() as signals, Bar(e.steps) as bar:
+    with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
         state, start = restore_or_init(run, workdir, batches, bar.say)
         with checkpoint.open_checkpoints(directory(workdir), start) as store:
             write_json(workdir / CONFIG, config.to_dict(e))

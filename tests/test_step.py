@@ -17,7 +17,7 @@ from mmjax.models.decoder import DecoderConfig
 from mmjax.step import abstract_state, gradients, init_state, train_step
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-OPTIM = OptimConfig(1e-2, 2, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.9)
+OPTIM = OptimConfig("adamw", 1e-2, 2, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.9)
 SHAPE = DecoderConfig(32, 2, 4, 4, 64, True, "pre", 0.0, 1e4, False, 1, "float32")
 BATCHES = [random_batch(s, rows=8) for s in range(5)]
 

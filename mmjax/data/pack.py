@@ -41,10 +41,10 @@ def first_fit(lengths: Sequence[int], slots: Sequence[int], length: int, images:
 
 def empty_row(length: int, images: int, size: int) -> Batch:
     """One row of padding, without a batch axis."""
-    ints = [np.zeros(length, np.int32) for _ in range(5)]
-    pixels = np.zeros((images, size, size, 3), np.uint8)
+    tokens, modality, segment, position, image = (np.zeros(length, np.int32) for _ in range(5))
     weight = np.zeros(length, np.float32)
-    return Batch(*ints, weight=weight, pixels=pixels)  # type: ignore[call-arg]
+    pixels = np.zeros((images, size, size, 3), np.uint8)
+    return Batch(tokens, modality, segment, position, image, weight, pixels)
 
 
 def join(pieces: Sequence[Piece], length: int, images: int, size: int) -> Batch:

@@ -126,9 +126,9 @@ def train_batches(
     parts = []
     for number, name in enumerate(c.sources):
         source = grain.MapDataset.source(records(c, name, "train")).seed(seed + number)
-        part = source.shuffle()[process::processes].repeat()
-        part = part.random_map(partial(to_document, c)).map(partial(to_piece, c, tokenizer))
-        parts.append(part)
+        # Order and dropout are drawn before the processes part ways, or all would draw the same.
+        documents = source.shuffle().random_map(partial(to_document, c))[process::processes]
+        parts.append(documents.repeat().map(partial(to_piece, c, tokenizer)))
     mixed = grain.MapDataset.mix(parts, weights=[s.weight for s in c.sources.values()])
     # One reading thread: decoding a batch takes a few ms, and the cores belong to the model.
     read = mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=c.window))
