@@ -11,14 +11,13 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """Ten fields of the quickstart changed."""
+    """The quickstart with larger pictures and a larger model."""
     c = load(str(Path(__file__).parent / "quickstart.py"))
-    c.steps = 2000
+    c.steps = 2500
+    c.batch = 6
     c.model.image = 32
     c.data.image = 32
-    c.data.length = 192
-    c.data.images = 4
-    c.batch = 10
+    c.data.length = 256
     c.model.decoder.width = 192
     c.model.decoder.depth = 6
     c.model.decoder.unroll = 6

@@ -11,11 +11,11 @@ def get_config() -> ConfigDict:
     image, patch = FieldReference(16), FieldReference(4)
     c = ConfigDict()
     c.seed = 0
-    c.steps = 1000
+    c.steps = 800
     c.batch = 8
     c.accumulate = 1
     c.log_every = 20
-    c.save_every = 250
+    c.save_every = 200
 
     c.mesh = dict(data=1, fsdp=-1, tensor=1)
 
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     )
 
     c.optim = dict(
-        kind="adamw",
+        kind="muon",
         peak=2e-3,
         warmup=50,
         decay="cosine",

@@ -34,11 +34,6 @@ Directory = str | os.PathLike[str]
 Warn = Callable[[str], object]
 _ORBAX = "/orbax/checkpoint/"
 
-# A failed save is raised by `wait`; orbax also logs its traceback from each of a dozen threads.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno < logging.ERROR or _ORBAX not in record.pathname
-)
-
 
 class Restored(NamedTuple):
     """What `restore` read: the step, the arrays, and the `meta` given to `save`."""
@@ -85,13 +80,13 @@ def open_checkpoints(
     Args:
         directory: a local path; it must have no other writer.
         resumed: the step that `restore` returned, None for a new start. Later steps (damaged, or
-            of a past that was left) are renamed to `<step>.abandoned`: they are not lost, but do
-            not stand in the way either.
+            of a past that was left) are renamed to `<step>.abandoned`: not lost, not in the way.
         keep_best: keep the step of lowest loss beside the two newest.
 
     Raises:
         UserError: the directory cannot be made or read, or the last save failed (see `wait`).
     """
+    _hush_orbax()
     losses, unwanted = {}, []
     for step in steps(directory):
         try:
@@ -106,21 +101,16 @@ def open_checkpoints(
         checkpoints = Checkpoints(_manager(directory, keep), keep, resumed)
     except OSError as e:
         raise UserError(f"checkpoints in {directory}: {e.strerror}; choose another place") from e
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: checkpoints.manager.close())  # a failed save replaces the manager
+        stack.callback(wait, checkpoints)
         yield checkpoints
-    finally:
-        try:
-            wait(checkpoints)
-        finally:
-            checkpoints.manager.close()
 
 
 def _manager(directory: Directory, keep: _Keep) -> ocp.training.Checkpointer:
+    path, context = Path(directory).absolute(), _context()
     return ocp.training.Checkpointer(
-        Path(directory).absolute(),
-        context=_context(),
-        preservation_policy=keep,
-        cleanup_tmp_directories=True,
+        path, context=context, preservation_policy=keep, cleanup_tmp_directories=True
     )
 
 
@@ -138,14 +128,14 @@ def save(
 ) -> None:
     """Starts to write `state` and returns once it is copied: the caller may donate it at once.
 
-    Waits for the save before. The step saved last, or `resumed`, is not written again.
+    Waits for the save before.
 
     Args:
         checkpoints: from `open_checkpoints`.
-        step: must not be lower than that of the save before.
+        step: must not fall; if it is the step saved last, or `resumed`, nothing is written.
         state: a pytree of jax arrays, sharded or not.
         meta: anything JSON can hold; taken as it is now.
-        loss: ranks the step; one without, or not finite, is never the best.
+        loss: ranks the step, if finite.
 
     Raises:
         UserError: the save before, or this one, failed; see `wait`.
@@ -234,7 +224,7 @@ def latest(directory: Directory) -> int | None:
 def read_meta(directory: Directory, step: int | None = None, warn: Warn = print) -> dict | None:
     """The `meta` of a step, as `restore` finds it but without looking at arrays or devices."""
     found = _newest(directory, step, warn, lambda n: _about(directory, n)["meta"])
-    return None if found is None else found[1]
+    return found and found[1]
 
 
 def restore(
@@ -243,7 +233,6 @@ def restore(
     """Reads the newest step that is whole, onto the shardings of `like`; None if there is no step.
 
     Args:
-        directory: is not changed.
         like: a pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh. Leaves are found by
             path, so a dict `{"ema": ...}` reads the `ema` of a NamedTuple.
         step: read this step or none.
@@ -257,7 +246,7 @@ def restore(
         ValueError: a leaf of `like` has no sharding.
     """
     found = _newest(directory, step, warn, lambda n: _read(directory, n, like, part))
-    return None if found is None else Restored(found[0], *found[1])
+    return found and Restored(found[0], *found[1])
 
 
 def _newest(
@@ -280,16 +269,23 @@ def _newest(
 
 @functools.cache
 def _hush_orbax() -> None:
-    """Orbax abandons the reads beside one that fails; each would end in a page on stderr."""
+    """Keeps off stderr what is raised here in one line.
+
+    Orbax logs the traceback of a failed save from each of a dozen threads, and abandons the reads
+    beside one that fails, each of which ends in a page of its own.
+    """
     others = sys.unraisablehook
 
     def hook(event: Any) -> None:
-        code = getattr(event.object, "cr_code", None)
-        if "Event loop is closed" not in str(event.exc_value) and _ORBAX not in str(code):
+        code = getattr(event.object, "cr_code", None)  # an abandoned coroutine, or its closed loop
+        if _ORBAX not in str(code) and "Event loop is closed" not in str(event.exc_value):
             others(event)
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(lambda record: _ORBAX not in record.getMessage())
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or _ORBAX not in record.pathname
+    )
 
 
 @contextlib.contextmanager
@@ -331,8 +327,8 @@ def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, 
                 f"there, {here} here; use its config or another place"
             )
     with _as_damage("arrays"), _context():
-        wanted = {name: x for name, x in named.items() if x.size}
-        state = ocp.load_checkpointables(_path(directory, step), {"state": wanted})["state"]
+        nonempty = {name: x for name, x in named.items() if x.size}
+        state = ocp.load_checkpointables(_path(directory, step), {"state": nonempty})["state"]
     for name, x in named.items():
         if not x.size:
             state[name] = jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
@@ -345,13 +341,12 @@ def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, 
 
 def _named(tree: Any) -> dict[str, Any]:
     """Leaves by path: `State(params={"w": x})` and `{"params": {"w": x}}` both give `params/w`."""
-    flat = jax.tree.leaves_with_path(tree)
-    named = {jax.tree_util.keystr(p, simple=True, separator="/") or "value": x for p, x in flat}
-    if len(named) < len(flat):
-        raise ValueError("two leaves have the same path; is there a / in a key?")
-    for name, x in named.items():
-        if x.sharding is None:
-            raise ValueError(f"leaf {name} has no sharding")
+    named: dict[str, Any] = {}
+    for path, x in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if x.sharding is None or name in named:
+            raise ValueError(f"leaf {name} has no sharding, or there are two of this path")
+        named[name] = x
     return named
 
 

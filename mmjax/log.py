@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METRICS = "metrics.jsonl"
+ROOTS = {"text/logit_squared": "text/logit_norm", "text/log_z_squared": "text/log_z"}
 
 
 def write_json(path: Path, value) -> None:
@@ -54,15 +55,12 @@ def rewind(workdir: str | Path, step: int) -> None:
 
 def tidy(metrics: Mapping[str, float]) -> dict[str, float]:
     """Device metrics as they are logged: roots of mean squares under their own names."""
-    out = {k: float(v) for k, v in metrics.items()}
-    for old, new in (
-        ("text/logit_squared", "text/logit_norm"),
-        ("text/log_z_squared", "text/log_z"),
-    ):
-        if old in out:
-            out[new] = (
-                math.sqrt(max(out.pop(old), 0.0)) if math.isfinite(out[old]) else out.pop(old)
-            )
+    out = {}
+    for name, value in metrics.items():
+        if name in ROOTS:
+            out[ROOTS[name]] = math.sqrt(float(value))
+        else:
+            out[name] = float(value)
     return out
 
 

@@ -50,9 +50,7 @@ def matrices(params):
         if STACKED not in keys or x.ndim < 3 or x.shape[1] == 1:
             return None
         split = x.ndim - 1 if keys[-1] == "o" else 2
-        return contrib.MuonDimensionNumbers(
-            tuple(range(1, split)), tuple(range(split, x.ndim))
-        )
+        return contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, x.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

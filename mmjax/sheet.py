@@ -12,7 +12,7 @@ import PIL.ImageFont
 
 SIDE = 96  # pixels a picture takes on the sheet
 LINE = 14
-WIDE = 22  # letters a line under one picture
+LETTER = 6.2  # pixels a letter of a caption takes, about
 
 
 class Cell(NamedTuple):
@@ -27,7 +27,7 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
     across = max(len(c.pictures) for c in cells)
     wide = max(across * (SIDE + 4), SIDE) + 12
     columns = columns or max(1, min(len(cells), 1200 // wide))
-    letters = WIDE * across
+    letters = int((wide - 12) / LETTER)
     texts = [[w for line in c.lines for w in textwrap.wrap(line, letters) or [""]] for c in cells]
     high = SIDE + 8 + LINE * max(len(t) for t in texts) + 6
     rows = -(-len(cells) // columns)

@@ -128,7 +128,9 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = jax.random.split(key, batch.tokens.shape[0])
     grads, terms = gradients(model, state.params, batch, keys, accumulate)
-    updates, opt = tx.update(grads, state.opt, state.params)
+    # Our own code keeps dtypes strictly apart; optax's Muon adds weak floats to integers.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:

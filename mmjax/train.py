@@ -78,12 +78,14 @@ class Signals:
 class Meter:
     """Turns the device's metrics of one step into a logged row, and keeps the run's clock."""
 
-    def __init__(self, run: Run, start: int):
+    def __init__(self, run: Run):
         self._run = run
         self._peak = flops.peak(run.rules.mesh.devices.flatten())
-        self._mark, self._steps, self._tokens, self._flops = time.perf_counter(), 0, 0.0, 0.0
-        self._waited = 0.0
-        self._last = start
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mark = time.perf_counter()
+        self._steps, self._tokens, self._flops, self._waited = 0, 0.0, 0.0, 0.0
 
     def count(self, batch, waited: float) -> None:
         """Adds a host batch that was given to the device, and how long it was waited for."""
@@ -96,8 +98,7 @@ class Meter:
 
     def row(self, step: int, metrics) -> tuple[dict[str, float | None], float]:
         """The row to log, with rates since the last one, and the seconds left."""
-        now = time.perf_counter()
-        passed, steps = now - self._mark, max(self._steps, 1)
+        passed, steps = time.perf_counter() - self._mark, max(self._steps, 1)
         done = self._flops * steps
         row: dict[str, float | None] = {"step": step, **tidy(metrics)}
         row["tokens_per_s"] = self._tokens / passed
@@ -105,8 +106,7 @@ class Meter:
         row["flops"] = self._flops
         row["mfu"] = done / passed / self._peak if self._peak else None
         row["wait_share"] = self._waited / passed
-        self._mark, self._steps, self._tokens, self._flops = now, 0, 0.0, 0.0
-        self._waited = 0.0
+        self._reset()
         return row, (self._run.experiment.steps - step) * passed / steps
 
 
@@ -165,7 +165,7 @@ def loop(run: Run, workdir: Path, state, start: int, batches, store, signals, ba
     if start >= e.steps:
         return
     step_function = run.step()
-    meter, file = Meter(run, start), MetricsFile(workdir)
+    meter, file = Meter(run), MetricsFile(workdir)
     last_good = start if start else None
     pending: tuple[int, dict] | None = None
 

@@ -1,5 +1,7 @@
 """Causality, isolation of packed documents, and the losses of the transfusion family."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +117,10 @@ def keys(batch, seed=0):
 def test_loss_at_the_start_is_that_of_knowing_nothing(norm):
     """Text: about log v. Flow: the head starts at zero, so the mean square of the target."""
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
-    model = transfusion.build(config(norm=norm), VOCABULARY, rules)
+    c = dataclasses.replace(
+        config(norm=norm), prediction="velocity", signal_mean=0.0, signal_std=1.0
+    )
+    model = transfusion.build(c, VOCABULARY, rules)
     params = jax.jit(model.init)(jax.random.key(0))
     params["head"]["w"] = jnp.zeros_like(params["head"]["w"])
     batch = random_batch(0)
@@ -212,3 +217,29 @@ def test_flops_count_what_a_loop_counts():
     want = d.depth * layer + 2 * words * 32 * VOCABULARY.size + patches
     assert MODEL.flops(batch) == want
     assert (batch.modality == IMAGE).any()
+
+
+def test_data_prediction_is_the_velocity_it_implies():
+    """From the true x_1 follows the true velocity; near t = 1 its size is bounded."""
+    c = config()
+    clean, noise = jax.random.normal(jax.random.key(0), (2, 3, 1, 4, 12))
+    t = jnp.array([[0.1], [0.5], [0.9]])
+    s = t[:, :, None, None]
+    noisy = s * clean + (1 - s) * noise
+    got = transfusion.velocity_of(c, clean, noisy, t)
+    np.testing.assert_allclose(got, clean - noise, atol=1e-5)
+    assert np.abs(np.asarray(transfusion.velocity_of(c, noise, noisy, t) - got)).max() > 0.1
+    late = transfusion.velocity_of(c, clean, clean + 0.1, jnp.full((3, 1), 0.9999))
+    np.testing.assert_allclose(late, -0.1 / 0.05, rtol=1e-4)
+    plain = dataclasses.replace(c, prediction="velocity")
+    np.testing.assert_array_equal(transfusion.velocity_of(plain, clean, noisy, t), clean)
+
+
+def test_patches_are_standardised_and_back():
+    c = dataclasses.replace(config(), signal_mean=0.3, signal_std=0.7)
+    pixels = random_batch(0).pixels
+    np.testing.assert_array_equal(
+        transfusion.to_picture(c, transfusion.to_patches(c, pixels)), pixels
+    )
+    white = np.full((1, 4, 4, 3), 255, np.uint8)
+    np.testing.assert_allclose(transfusion.to_patches(c, white), 1.0, rtol=1e-5)

@@ -1,0 +1,80 @@
+"""Schedules against their formulas, and which rule moves which weight."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny
+
+from mmjax import optim
+from mmjax.batch import Vocabulary
+from mmjax.error import UserError
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models import MODELS
+
+EXPERIMENT = tiny()
+CONFIG = EXPERIMENT.optim
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_schedule(decay):
+    c = dataclasses.replace(CONFIG, peak=1.0, warmup=10, floor=0.1, decay=decay)
+    rate = optim.schedule(c, 110)
+    got = np.array([float(rate(s)) for s in (0, 5, 10, 60, 110)])
+    late = {
+        "cosine": [0.1 + 0.9 * 0.5, 0.1],
+        "linear": [0.55, 0.1],
+        "constant": [1.0, 1.0],
+    }[decay]
+    np.testing.assert_allclose(got, [1 / 11, 1 / 11 + 0.5 * 10 / 11, 1.0, *late], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("field", "value"), [("decay", "cosin"), ("kind", "muonn")])
+def test_unknown_names_are_refused(field, value):
+    with pytest.raises(UserError, match=f"optim.{field}='{value}' is unknown; have: "):
+        optim.optimizer(dataclasses.replace(CONFIG, **{field: value}), 10)
+
+
+def params():
+    rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+    model = MODELS["transfusion"].build(EXPERIMENT.model, Vocabulary(64), rules)
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def test_matrices_name_input_and_output_axes():
+    found = optim.matrices(jax.eval_shape(params))
+    block = found["decoder"]["blocks"]
+    assert block["attention"]["q"] == ((1,), (2, 3))
+    assert block["attention"]["o"] == ((1, 2), (3,))
+    assert block["mlp"]["down"] == ((1,), (2,))
+    assert block["attention"]["q_norm_scale"] is None and block["mlp_norm"] is None
+    assert found["embed"]["table"] is None and found["head"]["w"] is None
+
+
+def test_muon_moves_matrices_orthogonally_and_the_rest_like_adam():
+    p = params()
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), p)
+    plain = dataclasses.replace(CONFIG, weight_decay=0.0, clip=1e9, warmup=0, decay="constant")
+
+    def update(kind):
+        tx = optim.optimizer(dataclasses.replace(plain, kind=kind), 10)
+        with jax.numpy_dtype_promotion("standard"):  # as in the train step: optax's Muon needs it
+            return jax.jit(tx.update)(grads, tx.init(p), p)[0]
+
+    adam, muon = update("adamw"), update("muon")
+    np.testing.assert_allclose(muon["embed"]["table"], adam["embed"]["table"], rtol=1e-4)
+
+    def spread(updates):
+        """Largest over smallest singular value of the first layer's MLP weight."""
+        s = np.linalg.svd(np.asarray(updates["decoder"]["blocks"]["mlp"]["up"][0]))[1]
+        return s[0] / s[-1]
+
+    assert spread(muon) < 2.5 < spread(adam)
+    rms = [
+        float(jnp.sqrt(jnp.mean(u["decoder"]["blocks"]["mlp"]["up"] ** 2))) for u in (adam, muon)
+    ]
+    assert 0.1 < rms[1] / rms[0] < 0.4
+    assert isinstance(optim.optimizer(plain, 10), optax.GradientTransformation)
