@@ -1,5 +1,7 @@
 """Sampling against the model run whole: cache, rows, guidance, greedy text."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,9 @@ PARAMS["patch_out"]["patch"] = 0.3 * jax.random.normal(
     jax.random.key(1), PARAMS["patch_out"]["patch"].shape
 )
 V = VOCABULARY
+STATIC = ("count", "temperature", "shared", "steps", "guidance")
+WRITE = jax.jit(partial(decode.write, PARTS, PARAMS), static_argnames=STATIC[:2])
+DRAWN = jax.jit(partial(decode.draw, PARTS, PARAMS), static_argnames=STATIC[2:])
 
 
 def row(tokens, image=(), length=16) -> Batch:
@@ -56,15 +61,20 @@ DRAW = rows(row([V.bos, 7, 8, 9, V.boi]), row([V.bos, 20, V.boi]))
 KEYS = jax.random.split(jax.random.key(5), 2)
 
 
-def whole_logits(tokens, image=()):
-    batch = row(tokens, image, 32)
+@jax.jit
+def all_logits(batch):
     x = transfusion.clean_inputs(PARTS, PARAMS, batch)
     hidden, _ = PARTS.run(PARAMS, x, mixed_mask(batch), batch.position)
-    return np.array(decode.logits_of(PARTS, PARAMS, hidden))[0, len(tokens) - 1]
+    return decode.logits_of(PARTS, PARAMS, hidden)
+
+
+def whole_logits(tokens, image=()):
+    """Logits behind the last token, from one forward pass over everything."""
+    return np.array(all_logits(row(tokens, image, 32)))[0, len(tokens) - 1]
 
 
 def test_prefill_equals_the_whole_forward_pass():
-    filled = decode.prefill(PARTS, PARAMS, PROMPTS, 4)
+    filled = jax.jit(partial(decode.prefill, PARTS, room=4))(PARAMS, PROMPTS)
     got = np.asarray(decode.logits_of(PARTS, PARAMS, filled.last))
     np.testing.assert_allclose(got[0], whole_logits(CAPTION, PICTURE), atol=1e-5)
     np.testing.assert_allclose(got[1], whole_logits([V.bos, 7, 8]), atol=1e-5)
@@ -74,7 +84,7 @@ def test_prefill_equals_the_whole_forward_pass():
 
 def test_greedy_writing_equals_recomputation_token_by_token():
     """Rows of different length, each at its own columns of the cache."""
-    got = np.asarray(decode.write(PARTS, PARAMS, PROMPTS, KEYS, 6, 0.0))
+    got = np.asarray(WRITE(PROMPTS, KEYS, count=6, temperature=0.0))
     for r, (tokens, image) in enumerate(((CAPTION, PICTURE), ([V.bos, 7, 8], ()))):
         tokens = list(tokens)
         for step in range(6):
@@ -89,26 +99,29 @@ def test_greedy_writing_equals_recomputation_token_by_token():
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
-    both = decode.write(PARTS, PARAMS, PROMPTS, KEYS, 6, 1.0)
-    alone = decode.write(PARTS, PARAMS, jax.tree.map(lambda x: x[1:], PROMPTS), KEYS[1:], 6, 1.0)
+    both = WRITE(PROMPTS, KEYS, count=6, temperature=1.0)
+    alone = WRITE(jax.tree.map(lambda x: x[1:], PROMPTS), KEYS[1:], count=6, temperature=1.0)
     np.testing.assert_array_equal(both[1:], alone)
-    other = decode.write(PARTS, PARAMS, PROMPTS, KEYS[::-1], 6, 1.0)
+    other = WRITE(PROMPTS, KEYS[::-1], count=6, temperature=1.0)
     assert (np.asarray(other) != np.asarray(both)).any()
 
 
 def whole_velocity(tokens, patches, t):
     """The velocity of the picture behind `tokens`, from one full forward pass."""
-    batch = row([*tokens, -1, -1, -1, -1], length=16)
+    return all_velocity(row([*tokens, -1, -1, -1, -1], length=16), patches, t, len(tokens))
+
+
+@jax.jit
+def all_velocity(batch, patches, t, n):
     x = transfusion.inputs(PARTS, PARAMS, batch, patches[None, None], jnp.full((1, 1), t))
     hidden, _ = PARTS.run(PARAMS, x, mixed_mask(batch), batch.position)
-    n = len(tokens)
-    found = hidden[:, None, n : n + 4]
+    found = jax.lax.dynamic_slice_in_dim(hidden, n, 4, axis=1)[:, None]
     return PARTS.velocity(PARAMS, found, patches[None, None], jnp.full((1, 1), t))[0, 0]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_drawing_equals_the_solver_on_the_whole_model(guidance):
-    got = decode.draw(PARTS, PARAMS, DRAW, KEYS, shared=True, steps=4, guidance=guidance)
+    got = DRAWN(DRAW, KEYS, shared=True, steps=4, guidance=guidance)
     for r, tokens in enumerate(([V.bos, 7, 8, 9, V.boi], [V.bos, 20, V.boi])):
         x = jax.random.normal(KEYS[r], (4, 12))
         for step in range(4):
@@ -124,9 +137,7 @@ def test_drawing_equals_the_solver_on_the_whole_model(guidance):
 
 def test_guidance_and_prompt_change_the_picture():
     def draw(prompt, guidance):
-        return np.asarray(
-            decode.draw(PARTS, PARAMS, prompt, KEYS, shared=True, steps=4, guidance=guidance)
-        ).astype(int)
+        return np.asarray(DRAWN(prompt, KEYS, shared=True, steps=4, guidance=guidance)).astype(int)
 
     plain = draw(DRAW, 1.0)
     assert (draw(DRAW, 3.0) != plain).any()
@@ -137,7 +148,7 @@ def test_guidance_and_prompt_change_the_picture():
 
 def test_log_likelihood_is_that_of_the_logits():
     tokens = [V.bos, 7, 8, 9, V.eos]
-    logs = np.asarray(decode.text_log_likelihood(PARTS, PARAMS, row(tokens)))[0]
+    logs = np.asarray(jax.jit(partial(decode.text_log_likelihood, PARTS))(PARAMS, row(tokens)))[0]
     for i in range(1, len(tokens)):
         want = jax.nn.log_softmax(whole_logits(tokens[:i]))[tokens[i]]
         np.testing.assert_allclose(logs[i], want, atol=1e-5)
