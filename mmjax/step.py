@@ -128,8 +128,9 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     keys = jax.random.split(key, batch.tokens.shape[0])
     grads, terms = gradients(model, state.params, batch, keys, accumulate)
-    # Our own code keeps dtypes strictly apart; optax's Muon adds weak floats to integers.
+    # Our own code keeps dtypes strictly apart; optax's rules and schedules mix floats and integers.
     with jax.numpy_dtype_promotion("standard"):
+        learning_rate = rate(state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -143,6 +144,6 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "update_norm": optax.tree.norm(updates),
-        "lr": rate(state.step),
+        "lr": learning_rate,
     }
     return State(state.step + 1, params, opt, average), metrics

@@ -129,7 +129,11 @@ def test_one_trace_and_a_donated_state():
     state, layout = start(model, rules, tx)
     rate = optim.schedule(OPTIM, 5)
     chex.clear_trace_counter()
-    traced = chex.assert_max_traces(partial(train_step, model, tx, rate, OPTIM.ema, 1, 0), n=1)
+
+    @chex.assert_max_traces(n=1)
+    def traced(state, batch):
+        return train_step(model, tx, rate, OPTIM.ema, 1, 0, state, batch)
+
     step = jax.jit(traced, out_shardings=(layout, None), donate_argnums=0)
     before = state
     for batch in BATCHES[:3]:
