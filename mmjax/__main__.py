@@ -75,6 +75,9 @@ def parse(values, verb: str, argv: list[str]) -> list[str]:
     try:
         return values([f"mmjax {verb}", *argv])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        inner = error.args[0] if error.args else error
+        if isinstance(inner, KeyError):  # its str() is a repr, with the line break spelled out
+            raise UserError(f"config has no field {inner.args[0]}") from error
         raise UserError(str(error) or repr(error)) from error
 
 
