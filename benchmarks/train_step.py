@@ -20,15 +20,6 @@ from functools import partial
 import numpy as np
 
 D, DEPTH, HEADS, HEAD, MLP, LENGTH, VOCAB, BATCH = 256, 6, 4, 64, 768, 256, 8192, 8
-ALLOCATORS = {
-    "default": {},
-    "launcher": {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
-        "MALLOC_TOP_PAD_": str(2**30),
-    },
-}
 
 
 def tokens() -> np.ndarray:
@@ -39,7 +30,6 @@ def tokens() -> np.ndarray:
 def mmjax_step():
     """Our step through the public pieces, on one device."""
     import jax
-    import optax
 
     from mmjax import optim
     from mmjax.batch import Batch, Vocabulary
@@ -49,7 +39,6 @@ def mmjax_step():
     from mmjax.models.decoder import DecoderConfig
     from mmjax.step import init_state, train_step
 
-    del optax
     shape = DecoderConfig(
         D, DEPTH, HEADS, HEADS, MLP, True, "pre", 0.0, 1e4, False, DEPTH, "float32"
     )
@@ -207,10 +196,13 @@ def worker(name: str) -> None:
 
 def launch(name: str, python: str, allocator: str) -> subprocess.Popen:
     """A peer in a process of its own, warmed up."""
+    from mmjax.__main__ import ALLOCATOR
+
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    chosen = ALLOCATOR if allocator == "launcher" else {}
     process = subprocess.Popen(
         [python, __file__, f"--worker={name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=clean | ALLOCATORS[allocator], bufsize=1,
+        text=True, env=clean | chosen, bufsize=1,
     )  # fmt: skip
     assert process.stdout.readline().strip() == "ready", f"{name} did not start"
     return process

@@ -8,10 +8,11 @@ from mmjax.batch import Image, Text
 from mmjax.data import pipeline
 from mmjax.trained import Trained
 
-# Split -> suffix of the names in summary.json. The compositional split holds new combinations of
-# parts that were seen; the test split holds concepts that were never seen.
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
 SHOWN = 48  # cells on a contact sheet
+
+# Split -> suffix of the names in summary.json. The compositional split holds new combinations of
+# parts that were seen; the test split holds concepts that were never seen.
 SPLITS = {"compositional": "", "test": "_concepts"}
 
 
