@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     image, patch = FieldReference(16), FieldReference(4)
     c = ConfigDict()
     c.seed = 0
-    c.steps = 800
+    c.steps = 1000
     c.batch = 8
     c.accumulate = 1
     c.log_every = 20

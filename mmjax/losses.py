@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.layers.linear import linear
+
 
 class Term(NamedTuple):
     """A sum and what to divide it by; both f32 scalars."""
@@ -45,7 +47,7 @@ class TokenSums(NamedTuple):
 
 def _chunk_sums(hidden, head, targets, weight) -> TokenSums:
     """[b, c, d], [d, v], [b, c], [b, c] -> sums; logits and everything after them in f32."""
-    logits = jnp.einsum("bcd,dv->bcv", hidden, head, preferred_element_type=jnp.float32)
+    logits = linear(hidden, head, 1, "float32")
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return TokenSums(

@@ -1,4 +1,4 @@
-"""A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`."""
+"""A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`, `embed`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,13 +142,21 @@ class Trained:
                     out[i] = result
         return out
 
+    def rows(self, documents: Sequence) -> Batch:
+        """Whole documents, each a row, as `score` and `embed` read them."""
+        laid = [as_document(d)[0] for d in documents]
+        c = self.run.experiment.data
+        return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
+
     def score(self, documents: Sequence) -> np.ndarray:
         """Log-likelihood in nats of all text of each document, given its pictures as they are."""
-        e = self.run.experiment
-        laid = [as_document(d)[0] for d in documents]
-        rows = prompt.lay_out(laid, e.data, self.run.tokenizer, draw=False, end=True)
+        rows = self.rows(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
         return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)
+
+    def embed(self, documents: Sequence) -> np.ndarray:
+        """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`."""
+        return self.call(decode.embedding, self.rows(documents))
 
 
 def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -169,6 +171,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(openmoji, tmp_path):
     last = checkpoint.latest(directory(tmp_path))
     assert last is not None and last >= 3
     assert losses(tmp_path)[-1][0] == last
+
+
+def test_a_full_disk_costs_nothing_but_the_step_it_came_at(openmoji, tmp_path):
+    """A limit on the size of a file fails as a full disk does, and needs no rights."""
+    process = launch(openmoji, tmp_path, **{"config.steps": 100000})
+    wait_for_step(process, tmp_path, 7)
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, hard))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    line = re.search(r"checkpoint \d+ not written.*; last good checkpoint: (\d+)", said)
+    assert line and "Traceback" not in said, said
+    kept = checkpoint.read_meta(directory(tmp_path), warn=pytest.fail)
+    assert kept["step"] == int(line[1]) >= 3
 
 
 def finish(*args) -> None:

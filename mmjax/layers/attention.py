@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.layers.linear import linear
 from mmjax.layers.norm import head_norm
 from mmjax.layers.position import rotate
 from mmjax.layers.weight import Layer, fan_in_of
@@ -85,7 +86,7 @@ class Attention(Layer):
         def project(name, heads, axis):
             shape = (d, heads, self.head_dim)
             w = self.weight(name, shape, ("embed", axis, None), fan_in_of(d))
-            return jnp.einsum("bld,dhk->blhk", x, w)
+            return linear(x, w)
 
         q = project("q", self.heads, "heads")
         k = project("k", self.kv_heads, "heads")
@@ -98,4 +99,4 @@ class Attention(Layer):
         y = attend(rotate(q, angles), kv.keys, kv.values, mask)
         shape = (self.heads, self.head_dim, d)
         o = self.weight("o", shape, ("heads", None, "embed"), fan_in_of(self.heads * self.head_dim))
-        return jnp.einsum("blhk,hkd->bld", y, o), cache
+        return linear(y, o, 2), cache

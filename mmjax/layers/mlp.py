@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from mmjax.layers.linear import linear
 from mmjax.layers.weight import Layer
 
 
@@ -17,10 +17,10 @@ class SwiGLU(Layer):
         """x [b, l, d] -> [b, l, d]."""
         d = x.shape[-1]
         # Two weights, not one fused: the gradient of a split is a pad and an add on CPU.
-        gate = jnp.einsum("bld,df->blf", x, self.weight("gate", (d, self.mlp), ("embed", "mlp")))
-        up = jnp.einsum("bld,df->blf", x, self.weight("up", (d, self.mlp), ("embed", "mlp")))
+        gate = linear(x, self.weight("gate", (d, self.mlp), ("embed", "mlp")))
+        up = linear(x, self.weight("up", (d, self.mlp), ("embed", "mlp")))
         down = self.weight("down", (self.mlp, d), ("mlp", "embed"))
-        return jnp.einsum("blf,fd->bld", jax.nn.silu(gate) * up, down)
+        return linear(jax.nn.silu(gate) * up, down)
 
 
 class TwoLayer(Layer):
@@ -33,7 +33,5 @@ class TwoLayer(Layer):
         """x [..., f] f32 -> [..., width]."""
         x = x.astype(self.dtype)
         hidden = self.weight("first", (x.shape[-1], self.width), (None, "embed"))
-        x = jax.nn.silu(jnp.einsum("...f,fd->...d", x, hidden))
-        return jnp.einsum(
-            "...d,de->...e", x, self.weight("second", (self.width,) * 2, ("embed", None))
-        )
+        x = jax.nn.silu(linear(x, hidden))
+        return linear(x, self.weight("second", (self.width,) * 2, ("embed", None)))

@@ -28,6 +28,7 @@ from mmjax.batch import (
     target_weight,
 )
 from mmjax.error import UserError
+from mmjax.layers.linear import linear
 from mmjax.layers.mlp import TwoLayer
 from mmjax.layers.patch import collect, patchify, spread, to_pixels, to_signal, unpatchify
 from mmjax.layers.position import time_features
@@ -118,7 +119,7 @@ class PatchIn(Layer):
         )
         time = TwoLayer(self.rules, self.dtype, self.width, name="time")
         t = time(time_features(t, TIME_FEATURES))
-        return jnp.einsum("bipc,cd->bipd", x, w) + place[None, None] + t[:, :, None]
+        return linear(x, w) + place[None, None] + t[:, :, None]
 
 
 class PatchOut(Layer):
@@ -130,7 +131,7 @@ class PatchOut(Layer):
     def __call__(self, x):
         """[..., d] -> [..., c] f32."""
         w = self.weight("patch", (x.shape[-1], self.channels), ("embed", None), zeros)
-        return jnp.einsum("...d,dc->...c", x, w, preferred_element_type=jnp.float32)
+        return linear(x, w, 1, "float32")
 
 
 class Head(Layer):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask
 from mmjax.layers.attention import KV
+from mmjax.layers.linear import linear
 from mmjax.models.decoder import empty_cache
 from mmjax.models.transfusion import Parts, clean_inputs, to_picture
 from mmjax.sample.flow import euler, guided
@@ -102,9 +103,7 @@ def blank(parts: Parts, prompt: Batch) -> Batch:
 
 def logits_of(parts: Parts, params, hidden):
     """[..., d] -> [..., v] f32."""
-    return jnp.einsum(
-        "...d,dv->...v", hidden, parts.head(params), preferred_element_type=jnp.float32
-    )
+    return linear(hidden, parts.head(params), 1, "float32")
 
 
 def write(parts: Parts, params, prompt: Batch, keys, count: int, temperature: float):
@@ -151,6 +150,15 @@ def text_log_likelihood(parts: Parts, params, batch: Batch):
     logs = jax.nn.log_softmax(logits_of(parts, params, hidden[:, :-1]), axis=-1)
     chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(chosen, ((0, 0), (1, 0)))
+
+
+def embedding(parts: Parts, params, batch: Batch):
+    """[b, d] f32 of unit length: the decoder's outputs averaged over a row's one document."""
+    x = clean_inputs(parts, params, batch)
+    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
+    held = (batch.segment > 0).astype(jnp.float32)
+    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held)
+    return total / jnp.linalg.norm(total, axis=-1, keepdims=True)
 
 
 def word_weight(batch: Batch, vocabulary: Vocabulary):

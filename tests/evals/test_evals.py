@@ -75,6 +75,17 @@ def test_score_adds_up_token_by_token(trained):
     assert scores[0] != scores[1] and (scores < 0).all()
 
 
+def test_embedding_is_of_the_document_alone(trained):
+    """Neither padding nor the company a document is embedded in changes it; its content does."""
+    record = heldout.draw(trained, "test", 1, 0)[0]
+    document, other = ["a cat", Image(record["image"])], ["a dog", Image(record["image"])]
+    long = ["man swimming in the sea, light skin tone", Image(record["image"])]
+    alone, among = trained.embed([document]), trained.embed([document, long, other])
+    np.testing.assert_allclose(among[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(among, axis=-1), 1.0, rtol=1e-5)
+    assert among.shape == (3, 32) and abs(among[0] - among[2]).max() > 1e-4
+
+
 def test_generate_draws_and_writes_in_order_and_by_seed(trained, tmp_path):
     record = heldout.draw(trained, "test", 1, 0)[0]
     path = tmp_path / "picture.png"
