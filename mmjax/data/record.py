@@ -1,0 +1,78 @@
+"""What data sets are made of: a document with a name and what is known about it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgpack
+
+from mmjax.batch import Document, Image, Text
+
+
+@dataclass(frozen=True)
+class Record:
+    """One document of a data set.
+
+    Attributes:
+        id: names it within the data set.
+        document: its parts in order, pictures still encoded.
+        facts: what else is known, of JSON's types: `concept` (documents of one concept never
+            straddle two splits), `label`, `boxes`, `questions`, `language`, ...
+    """
+
+    id: str
+    document: Document
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str:
+        """All its text, parts joined by a space."""
+        return " ".join(part.text for part in self.document if isinstance(part, Text))
+
+    @property
+    def images(self) -> list[bytes]:
+        """Its encoded pictures."""
+        return [part.data for part in self.document if isinstance(part, Image)]
+
+
+class Item(NamedTuple):
+    """A record that may turn out to be damaged when it is read.
+
+    Attributes:
+        source: where it comes from, as a person would name it: "birds/owl.png", "a.jsonl:17".
+        read: makes the record; raises OSError, ValueError or KeyError, saying what is wrong, for
+            damaged data. Called at most once, before the next item is asked for.
+        split: "train", "validation", "test", ... where the source itself tells; else None.
+    """
+
+    source: str
+    read: Callable[[], Record]
+    split: str | None = None
+
+
+def pack(record: Record) -> bytes:
+    """Record -> bytes (MessagePack)."""
+    parts = [
+        {"text": p.text, "loss": p.loss}
+        if isinstance(p, Text)
+        else {"image": p.data, "loss": p.loss}
+        for p in record.document
+    ]
+    return msgpack.packb({"id": record.id, "parts": parts, "facts": dict(record.facts)})
+
+
+def unpack(data: bytes) -> Record:
+    """The inverse of `pack`.
+
+    Raises:
+        ValueError: if the bytes are not a record.
+    """
+    try:
+        raw = msgpack.unpackb(data)
+        parts = [
+            Text(p["text"], p["loss"]) if "text" in p else Image(p["image"], p["loss"])
+            for p in raw["parts"]
+        ]
+        return Record(raw["id"], tuple(parts), raw["facts"])
+    except (msgpack.UnpackException, KeyError, TypeError) as error:
+        raise ValueError(f"not a record: {error!r}") from error
