@@ -1,4 +1,4 @@
-"""Six minutes on two CPU cores: 16 x 16 pictures from captions, and captions from pictures.
+"""Two to eight minutes on two CPU cores: 16 x 16 pictures from captions, and captions from pictures.
 
 Run:  mmjax train --config=experiments/quickstart.py --workdir=out/quickstart
 """
