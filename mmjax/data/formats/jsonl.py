@@ -1,0 +1,142 @@
+"""JSON Lines: a document a line, text and pictures in any order.
+
+{"id"?, "split"?, "facts"?, "parts": [{"text"} | {"image": path} | {"image_base64"}, ...]}, each
+part with an optional "loss"; or short {"text"}, or {"image": path, "caption"}. Paths are relative
+to the file. Fields of other names are left out.
+"""
+
+import base64
+import binascii
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from mmjax.batch import Image, Text
+from mmjax.data.formats.caption import pair, parsed, worded, writable
+from mmjax.data.formats.files import content, damaged, label, listed, split_of
+from mmjax.data.formats.picture import checked
+from mmjax.data.record import Item, Record
+
+ENDINGS = (".jsonl", ".jsonl.gz")
+KINDS = ("text", "image", "image_base64")
+# A split's name is part of file names.
+_SPLIT = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+def items(path: Path) -> Iterator[Item]:
+    """The lines of a file, or of every *.jsonl and *.jsonl.gz below a folder.
+
+    Without "id" a document is called by file and line; without "split" the first-level folder
+    tells (train, validation, test).
+
+    Raises:
+        UserError: if there are none.
+    """
+    root, files = listed(path, ENDINGS)
+    return (item for file in files for item in _lines(file, root))
+
+
+def _lines(file: Path, root: Path) -> Iterator[Item]:
+    name, number = label(file, root), 0
+    folder = split_of(file, root)
+    try:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    source = f"{name}:{number}"
+                    read = partial(_record, source, line, file.parent)
+                    yield Item(source, read, _split(line) or folder)
+    except (OSError, EOFError, zlib.error) as error:
+        yield damaged(f"{name}:{number + 1}", f"cannot be read from here on: {error}")
+
+
+def _split(line: bytes) -> str | None:
+    """The split a line names, if it can be one; the line is parsed only if it seems to."""
+    if b'"split"' not in line:
+        return None
+    try:
+        found = parsed(line)
+        return _split_name(found) if isinstance(found, dict) else None
+    except ValueError:
+        return None  # reading the item says what is wrong
+
+
+def _split_name(line: Mapping[str, Any]) -> str | None:
+    found = line.get("split")
+    if found is not None and not (isinstance(found, str) and _SPLIT.fullmatch(found)):
+        raise ValueError(f"split {str(found)[:40]!r} is not of lower-case letters, digits and _")
+    return found
+
+
+def _record(source: str, line: bytes, folder: Path) -> Record:
+    raw = parsed(line)
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    _split_name(raw)
+    id = worded(raw["id"], "id") if raw.get("id") is not None else source
+    facts = _facts(raw.get("facts"))
+    if "parts" in raw:
+        return Record(id, _parts(raw["parts"], folder), facts)
+    if "image" in raw:
+        image = content(folder / worded(raw["image"], "image"))
+        return pair(id, raw.get("caption"), image, facts)
+    if "text" in raw:
+        return Record(id, (Text(worded(raw["text"], "text")),), facts)
+    raise ValueError('neither "parts", nor "text", nor "image" and "caption"')
+
+
+def _facts(facts: Any) -> Mapping[str, Any]:
+    """Facts that can be written, which very large numbers and half characters cannot."""
+    if facts is None:
+        return {}
+    if not isinstance(facts, dict):
+        raise ValueError("facts are not a JSON object")
+    try:
+        msgpack.packb(facts)
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"facts cannot be written: {error}") from error
+    return facts
+
+
+def _parts(parts: Any, folder: Path) -> tuple[Text | Image, ...]:
+    if not isinstance(parts, list) or not parts:
+        raise ValueError("parts are not a list, or empty")
+    document = []
+    for number, part in enumerate(parts, 1):
+        try:
+            document.append(_part(part, folder))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"part {number}: {error}") from error
+    if not any(isinstance(p, Image) or p.text.strip() for p in document):
+        raise ValueError("no text but white space, and no picture")
+    return tuple(document)
+
+
+def _part(part: Any, folder: Path) -> Text | Image:
+    if not isinstance(part, dict):
+        raise ValueError("not a JSON object")
+    unknown = set(part) - {*KINDS, "loss"}
+    if unknown:
+        raise ValueError(f"unknown field {min(unknown)!r}; have: {', '.join(KINDS)}, loss")
+    kinds = [kind for kind in KINDS if kind in part]
+    if len(kinds) != 1:
+        raise ValueError(f"needs one of {', '.join(KINDS)}; has {len(kinds)}")
+    value, loss = part[kinds[0]], part.get("loss", True)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{kinds[0]} is empty or not text")
+    if not isinstance(loss, bool):
+        raise ValueError(f"loss {loss!r} is neither true nor false")
+    if kinds[0] == "text":
+        return Text(writable(value, "text"), loss)
+    if kinds[0] == "image":
+        return Image(checked(content(folder / value)), loss)
+    try:
+        return Image(checked(base64.b64decode(value, validate=True)), loss)
+    except binascii.Error as error:
+        raise ValueError(f"image_base64 is not base64: {error}") from error
