@@ -15,7 +15,7 @@ from mmjax.data.record import Record
 class Entry(NamedTuple):
     """A line of a table of captions; of a damaged one there is only the reason why.
 
-    line: its number from 1 on. file: as the line names it.
+    line: its number from 1 on (of a row of several lines, the last). file: as the line names it.
     """
 
     line: int

@@ -8,8 +8,10 @@ Only tags of the pixels are ever read, so nothing about patient, study or instit
 record, a message or a log; what the report itself says is kept as it is written.
 """
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import numpy as np
 import PIL.Image
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import UID_dictionary
 
 from mmjax.data.formats.caption import pair, rows
 from mmjax.data.formats.files import (
@@ -119,14 +122,16 @@ def picture(file: Path) -> tuple[bytes, dict[str, int]]:
         ValueError: if it cannot be decoded, or has burnt-in annotation. OSError: no such file.
     """
     data = content(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
+    buffer = io.BytesIO()
+    with _silence():
         try:
             found = pydicom.dcmread(io.BytesIO(data), specific_tags=TAGS)  # type: ignore[arg-type]
             burnt = str(found.get("BurnedInAnnotation", "")).strip().upper() == "YES"
             frames = int(found.get("NumberOfFrames") or 1)
             size = int(found.get("Rows", 0)) * int(found.get("Columns", 0))
+            syntax = _syntax(found)
         except Exception as error:  # pydicom raises whatever damaged bytes lead to
+            # Neither its message nor its context is passed on: they may quote the file.
             raise ValueError(f"not DICOM, or damaged ({type(error).__name__})") from None
         if burnt:
             raise ValueError("burnt-in annotation")
@@ -137,22 +142,35 @@ def picture(file: Path) -> tuple[bytes, dict[str, int]]:
         frame = frames // 2
         try:
             pixels = _shown(pixel_array(found, index=frame), found)
+            PIL.Image.fromarray(pixels).save(buffer, "png")
         except Exception as error:
-            # Neither its message nor its context is passed on: they may quote the file.
-            raise ValueError(
-                f"cannot decode pixel data in {_syntax(found)} ({type(error).__name__})"
-            ) from None
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "png")
+            kind = type(error).__name__
+            raise ValueError(f"cannot decode pixel data in {syntax} ({kind})") from None
     return buffer.getvalue(), {"frame": frame + 1, "frames": frames} if frames > 1 else {}
 
 
-def _syntax(found: pydicom.Dataset) -> str:
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """pydicom quotes values in its warnings and its log; neither goes anywhere meanwhile."""
+    log, null = logging.getLogger("pydicom"), logging.NullHandler()
+    before = log.propagate
+    log.addHandler(null)
+    log.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.propagate = before
+        log.removeHandler(null)
+
+
+def _syntax(found: pydicom.FileDataset) -> str:
     """The name of its transfer syntax, if it is one of the standard's."""
-    uid = found.file_meta.get("TransferSyntaxUID") if hasattr(found, "file_meta") else None
-    if uid is None or uid.is_private or uid.type != "Transfer Syntax":
-        return "an unknown transfer syntax"
-    return f"transfer syntax {uid.name!r}"
+    name, kind, *_ = UID_dictionary.get(str(found.file_meta.get("TransferSyntaxUID")), ("", ""))
+    return (
+        f"transfer syntax {name!r}" if kind == "Transfer Syntax" else "an unknown transfer syntax"
+    )
 
 
 def _shown(pixels: np.ndarray, found: pydicom.Dataset) -> np.ndarray:
@@ -162,6 +180,8 @@ def _shown(pixels: np.ndarray, found: pydicom.Dataset) -> np.ndarray:
         pixels = apply_color_lut(pixels, found)[..., :3]
         return (pixels >> 8 * (pixels.itemsize - 1)).astype(np.uint8)
     if pixels.ndim == 3:
+        if pixels.shape[-1] != 3:
+            raise ValueError("neither grey nor RGB")
         return np.rint(pixels * (255 / (2**found.BitsStored - 1))).astype(np.uint8)
     values = apply_modality_lut(pixels, found)
     if found.get("VOILUTSequence"):

@@ -14,7 +14,6 @@ from mmjax.batch import Image, Text
 from mmjax.data.formats import webdataset
 from mmjax.error import UserError
 
-
 LONG = "/".join(["long" * 15] * 3)  # more than a plain header holds
 
 
@@ -88,7 +87,7 @@ def test_a_folder_with_splits(tmp_path):
 @pytest.mark.parametrize("where, kept, said", [
     ("in a picture", 2, "breaks off in record 002"),
     ("in a caption", 2, "breaks off in record 002"),
-    ("in a header", 3, "does not end where it should, at byte 9,"),
+    ("in a header", 3, "does not end where it should"),
     ("before the end mark", 4, "does not end where it should"),
 ])  # fmt: skip
 def test_a_cut_shard_keeps_the_records_before_the_cut(tmp_path, where, kept, said):
@@ -104,7 +103,7 @@ def test_a_cut_shard_keeps_the_records_before_the_cut(tmp_path, where, kept, sai
     records, reasons = outcome(webdataset.items(path))
     assert list(records) == [f"a.tar:{i:03d}" for i in range(kept)]
     assert [r.images for r in records.values()] == [[picture(i)] for i in range(kept)]
-    assert list(reasons) == ["a.tar"] and said.rstrip("9,") in reasons["a.tar"]
+    assert list(reasons) == ["a.tar"] and said in reasons["a.tar"]
 
 
 def test_a_cut_packed_shard_keeps_the_records_before_the_cut(tmp_path):
