@@ -22,8 +22,8 @@ _FOOTNOTE = re.compile(r"\s?\[\d+\](?=[\s.,;:)]|$)")
 _MARK = re.compile(r"(?<![\w*])(\*\*?)([^\s*](?:[^*]*[^\s*])?)\1(?![\w*])")
 _SENTENCE = re.compile(r"\W*[A-Z].*[.:;?!)”]|\W*\w.*\.", re.DOTALL)
 _CODE = re.compile(r"^\s*(>>>|\.\.\.|#|@|def |class |import )|[;{}]$|\w = \w", re.MULTILINE)
-# Grammar, tables, tracebacks, headings of footnotes.
-_OTHER = re.compile(r"::=|^ *[+|]|^-\[|^=+ +=|^Traceback", re.MULTILINE)
+# Grammar, tables, rules, tracebacks, headings of footnotes.
+_OTHER = re.compile(r"::=|^ *[+|]|^-\[|^=+( +=|$)|^Traceback", re.MULTILINE)
 
 
 def items() -> Iterator[Item]:
