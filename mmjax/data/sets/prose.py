@@ -21,7 +21,7 @@ _UNDERLINE = re.compile(r"\n([*=\-~^+#])\1{2,}$")
 _FOOTNOTE = re.compile(r"\s?\[\d+\](?=[\s.,;:)]|$)")
 _MARK = re.compile(r"(?<![\w*])(\*\*?)([^\s*](?:[^*]*[^\s*])?)\1(?![\w*])")
 _SENTENCE = re.compile(r"\W*[A-Z].*[.:;?!)”]|\W*\w.*\.", re.DOTALL)
-_CODE = re.compile(r"^\s*(>>>|\.\.\.|#|@|def |class |import )|[;{}]$|\w = \w", re.MULTILINE)
+_CODE = re.compile(r"^\s*(>>>|\.\.\.|#|@|def |class |import )", re.MULTILINE)
 # Grammar, tables, rules, tracebacks, headings of footnotes.
 _OTHER = re.compile(r"::=|^ *[+|]|^-\[|^=+( +=|$)|^Traceback", re.MULTILINE)
 
@@ -62,8 +62,9 @@ def _clean(raw: str) -> str:
 
 def is_prose(text: str) -> bool:
     """Whether a paragraph is made of sentences, not of code."""
-    words = re.findall(r"\b[a-z]{2,}\b", text)
-    return bool(_SENTENCE.fullmatch(text)) and len(words) > 2 and not _CODE.search(text)
+    tokens = [token.strip("\"'*“”‘’()[],.:;") for token in text.split()]
+    words = sum(token.replace("-", "").isalpha() for token in tokens)
+    return bool(_SENTENCE.fullmatch(text)) and words > len(tokens) / 2 and not _CODE.search(text)
 
 
 def _grouped(texts: Iterable[str]) -> Iterator[str]:

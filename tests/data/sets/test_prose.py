@@ -2,6 +2,7 @@
 
 import collections
 import re
+from pydoc_data.topics import topics as pages
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_markup_goes_and_sentences_stay():
         ("for x in range(3):\n    print(x)", False),
         (">>> d = {}\n>>> # a comment on it.", False),
         ("str.center(width[, fillchar])", False),
-        ("Names: a = b.", False),
+        ("x[0] = y[1:2]; z.f(1).", False),
     ],
 )
 def test_sentences_and_code(text, prose):
@@ -76,8 +77,9 @@ def test_real_sentences_survive(read):
     for leftover in ("::=", "+----", "Footnotes ]"):
         assert leftover not in text
     assert not re.search(r"^[*=~^-]{3,}$", text, re.MULTILINE)
-    # Markup of emphasis is rare, and only where it is part of Python.
-    assert len(re.findall(r"\*\w+\*", text)) < 20
+    # Emphasis is left where it may be Python: in code, headings and lists.
+    emphasis = re.compile(r"\*\w+\*")
+    assert len(emphasis.findall(text)) < 0.1 * len(emphasis.findall("".join(pages.values())))
     assert 250_000 < len(text) < 600_000
 
 
