@@ -16,6 +16,7 @@ from mmjax.error import UserError
 
 CAPTIONS = ("caption", "text", "label_text", "answer", "description", "alt_text", "report")
 ROWS = 64  # decoded at a time
+DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises for damaged files
 # Hugging Face's names of the files of one split.
 _SHARD = re.compile(r"(train|validation|test)-\d+-of-\d+")
 
@@ -53,7 +54,7 @@ def _columns(file: Path) -> Columns | None:
     """
     try:
         schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError):
+    except DAMAGE:
         return None  # said when its turn comes
     images = [f for f in schema if _is_picture(f.type)]
     captions = [f for f in schema if f.name in CAPTIONS and _is_text(f.type)]
@@ -92,13 +93,13 @@ def _rows(file: Path, root: Path, columns: Columns | None) -> Iterator[Item]:
         yield damaged(name, "not a Parquet file, or damaged at its end")
         return
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
             first = 0
             for group in range(table.num_row_groups):
                 yield from _group(table, group, first, columns, name, split)
                 first += table.metadata.row_group(group).num_rows
-    except OSError as error:
-        yield damaged(name, f"cannot be read: {error}")
+    except DAMAGE as error:
+        yield damaged(name, f"cannot be read: {_line(error)}")
 
 
 def _group(
@@ -115,9 +116,9 @@ def _group(
                     source = f"{name}:{first + row}" + (f":{number}" if number > 1 else "")
                     yield Item(source, partial(_record, source, caption, pictures, row), split)
                 row += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[0]
-        yield damaged(f"{name}:{first + row}", f"row group cannot be read from here on: {reason}")
+    except DAMAGE as error:
+        reason = f"row group cannot be read from here on: {_line(error)}"
+        yield damaged(f"{name}:{first + row}", reason)
 
 
 def _record(id: str, caption: str | None, pictures: "Pictures", row: int) -> Record:
@@ -145,10 +146,13 @@ class Pictures:
             while row >= self._first + len(self._batch):
                 self._first += len(self._batch)
                 self._batch = [_bytes(value) for value in next(self._batches).column(0)]
-        except (pa.ArrowException, OSError, StopIteration) as error:
-            reason = str(error).split("\n")[0] or "damage before this row"
-            raise ValueError(f"pictures cannot be read: {reason}") from error
+        except (*DAMAGE, StopIteration) as error:
+            raise ValueError(f"pictures cannot be read: {_line(error)}") from error
         return self._batch[row - self._first]
+
+
+def _line(error: Exception) -> str:
+    return str(error).split("\n")[0] or "damage before this row"
 
 
 def _bytes(value: pa.Scalar) -> bytes | None:

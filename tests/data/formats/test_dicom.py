@@ -216,6 +216,15 @@ def test_no_damage_quotes_the_file(tmp_path, caplog, capfd, name):
     assert not [r.name for r in caplog.records if r.name.startswith("pydicom")]
 
 
+def test_pydicom_neither_warns_nor_logs_meanwhile(tmp_path, caplog):
+    scan(tmp_path / "a.dcm", np.zeros((2, 4, 4), np.uint8), NumberOfFrames=1)
+    dicom.picture(tmp_path / "a.dcm")
+    assert not [r for r in caplog.records if r.name.startswith("pydicom")]
+    with pytest.warns(UserWarning, match="sufficient to contain 2 frames"):
+        _ = pydicom.dcmread(tmp_path / "a.dcm").pixel_array
+    assert [r for r in caplog.records if r.name.startswith("pydicom")]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_of_any_kind_is_a_value_error_that_quotes_nothing(tmp_path_factory, data):

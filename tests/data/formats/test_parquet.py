@@ -129,6 +129,17 @@ def test_damage_in_the_captions_ends_the_row_group_alone(tmp_path):
     assert "row group cannot be read" in reasons["a.parquet:0"]
 
 
+def test_a_changed_bit_is_damage_where_the_writer_left_checksums(tmp_path):
+    columns = {"image": [struct(picture())], "text": ["a caption that is long enough to find"]}
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    for checks in (True, False):
+        path = tmp_path / "a.parquet"
+        write(path, columns, write_page_checksum=checks, **options)
+        path.write_bytes(path.read_bytes().replace(b"long enough", b"lonG enough"))
+        records, reasons = outcome(parquet.items(path))
+        assert len(reasons) == checks and len(records) == (not checks)
+
+
 @pytest.mark.parametrize("columns, message", [
     ({"image": [b""], "caption": ["a"], "text": ["b"]}, "captions .caption, text.; drop or rename"),
     ({"image": [b""], "mask": [b""], "text": ["b"]}, "pictures .image, mask.; drop or rename"),
