@@ -186,6 +186,12 @@ def test_nothing_of_patient_study_or_institution_gets_out(tmp_path, caplog, capf
         assert image.info == {}
 
 
+def test_only_tags_of_the_pixels_are_asked_for():
+    groups = {pydicom.tag.Tag(name).group for name in dicom.TAGS}
+    assert groups == {0x0028, 0x7FE0}
+    assert {pydicom.tag.Tag(name).group for name in PRIVATE}.isdisjoint(groups)
+
+
 WRONG = {
     "PhotometricInterpretation": CANARY, "WindowCenter": CANARY, "RescaleSlope": CANARY,
     "NumberOfFrames": CANARY, "Rows": 77, "BitsAllocated": 13, "SamplesPerPixel": 9,
@@ -211,7 +217,9 @@ def test_no_damage_quotes_the_file(tmp_path, caplog, capfd, name):
     with pytest.raises(ValueError) as caught:
         item.read()
     assert str(caught.value).startswith(("not DICOM, or damaged", "cannot decode pixel data"))
-    assert caught.value.__suppress_context__, "a log of the exception would show pydicom's"
+    assert caught.value.__suppress_context__ and not caught.value.__cause__, (
+        "a log of the exception would show pydicom's"
+    )
     assert not leaks(caught.value, caplog.text, capfd.readouterr())
     assert not [r.name for r in caplog.records if r.name.startswith("pydicom")]
 
@@ -259,7 +267,7 @@ def test_burnt_in_annotation_is_never_written(tmp_path, value):
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_reports_in_a_table(tmp_path, kind):
     (tmp_path / "train").mkdir()
-    for name in ("a.dcm", "train/b", "c.DCM"):
+    for name in ("a.dcm", "train/b", "c.DCM", "test"):
         scan(tmp_path / name, RAMP)
     rows = [("a.dcm", 'Two lines,\nand "quotes".'), ("train/b", "Käse"), ("gone.dcm", "x"),
             ("a.dcm", "again")]  # fmt: skip
@@ -275,6 +283,7 @@ def test_reports_in_a_table(tmp_path, kind):
     records, reasons = outcome(items)
     assert {k: r.caption for k, r in records.items()} == {"a.dcm": rows[0][1], "train/b": "Käse"}
     assert reasons.pop("c.DCM").startswith("no report: write c.txt")
+    assert reasons.pop("test").startswith("no report: write test.txt")
     assert list(reasons.values()) == [
         "no DICOM file gone.dcm", "a second report of a.dcm", "no field 'report'"
     ]  # fmt: skip

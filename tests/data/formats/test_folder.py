@@ -50,7 +50,7 @@ def test_a_table_gives_several_captions_and_goes_before_text_files(tmp_path):
     (tmp_path / "a.txt").write_text("not this one")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/b.gif").write_bytes(picture(2, "gif"))
-    two = [{"file": "a.png", "caption": "first"}, {"file": "./a.png", "caption": "second"}]
+    two = [{"file": "a.png", "caption": "first"}, {"file": "in/../a.png", "caption": "second"}]
     table(tmp_path / "captions.jsonl", *two)
     table(tmp_path / "in/captions.jsonl", {"file": "b.gif", "caption": "third"})
     items = list(folder.items(tmp_path))

@@ -29,6 +29,7 @@ def test_parts_in_any_order(tmp_path):
         "id": "x", "split": "golden_2", "facts": {"label": [1, {"deep": None}]},
         "parts": [
             {"text": "one\n", "loss": False}, {"image": "../out.png"},
+            {"image": "../out.png", "loss": False},
             {"image_base64": inline, "loss": False}, {"text": " two"},
         ],
     })  # fmt: skip
@@ -37,7 +38,7 @@ def test_parts_in_any_order(tmp_path):
     assert (item.source, item.split, record.id) == ("a.jsonl:1", "golden_2", "x")
     assert record.facts == {"label": [1, {"deep": None}]}
     assert record.document == (
-        Text("one\n", loss=False), Image(picture(1)),
+        Text("one\n", loss=False), Image(picture(1)), Image(picture(1), loss=False),
         Image(picture(2, "webp"), loss=False), Text(" two"),
     )  # fmt: skip
 

@@ -84,26 +84,29 @@ def test_a_folder_with_splits(tmp_path):
     assert found == [("a.tgz:000", None), ("train/b.tar:000", "train")]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("where, kept, said", [
     ("in a picture", 2, "breaks off in record 002"),
     ("in a caption", 2, "breaks off in record 002"),
     ("in a header", 3, "does not end where it should"),
     ("before the end mark", 4, "does not end where it should"),
 ])  # fmt: skip
-def test_a_cut_shard_keeps_the_records_before_the_cut(tmp_path, where, kept, said):
-    path = tmp_path / "a.tar"
-    starts = shard(path, pairs(4))
+def test_a_cut_shard_keeps_the_records_before_the_cut(tmp_path, where, kept, said, packed):
+    whole = tmp_path / "whole.tar"
+    starts = shard(whole, pairs(4))
     cut = {
         "in a picture": starts[4] + 100,
         "in a caption": starts[5] + 3,
         "in a header": starts[6] - 300,
         "before the end mark": starts[7] + 512,
     }[where]
-    path.write_bytes(path.read_bytes()[:cut])
+    path = tmp_path / ("a.tar.gz" if packed else "a.tar")
+    data = whole.read_bytes()[:cut]
+    path.write_bytes(gzip.compress(data) if packed else data)
     records, reasons = outcome(webdataset.items(path))
-    assert list(records) == [f"a.tar:{i:03d}" for i in range(kept)]
+    assert list(records) == [f"{path.name}:{i:03d}" for i in range(kept)]
     assert [r.images for r in records.values()] == [[picture(i)] for i in range(kept)]
-    assert list(reasons) == ["a.tar"] and said in reasons["a.tar"]
+    assert list(reasons) == [path.name] and said in reasons[path.name]
 
 
 def test_a_cut_packed_shard_keeps_the_records_before_the_cut(tmp_path):
