@@ -1,0 +1,147 @@
+"""Resizing by named modes: the same picture, shrunk by two libraries, is not the same picture.
+
+All modes keep the central square of the shorter side and bring it to `size`. Where a kernel reaches
+over the square's border it sees the pixels there, as if the whole picture had been resized and its
+centre cut out. Only Pillow rounds and clips between rows and columns, the cheaper of which it takes
+first, so there the two ways may differ.
+
+`pil_*` and `nearest` are Pillow's own. The others are matrices in NumPy, for these functions run in
+processes that must leave the accelerator alone. Compared with the originals on two photographs,
+2.5 times smaller and 1.2 times larger: `torch_bicubic` with torch 2.13 and `jax_cubic` with jax
+0.10.2, equal but for ties of rounding; `nearest` with torch's "nearest-exact", equal.
+`tf1_bilinear` follows its documented formula and was compared with no TensorFlow.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import PIL.Image
+from PIL.Image import Resampling
+from scipy.sparse import csr_array
+
+
+def pil_box(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: mean over the area an output pixel covers."""
+    return _pillow(pixels, size, Resampling.BOX)
+
+
+def pil_bilinear_aa(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: triangle, as wide as the picture shrinks."""
+    return _pillow(pixels, size, Resampling.BILINEAR)
+
+
+def pil_bicubic_aa(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.5, as wide as it shrinks."""
+    return _pillow(pixels, size, Resampling.BICUBIC)
+
+
+def pil_lanczos(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: sinc windowed to 3 lobes, as wide as it shrinks."""
+    return _pillow(pixels, size, Resampling.LANCZOS)
+
+
+def nearest(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: the pixel under an output pixel's centre."""
+    return _pillow(pixels, size, Resampling.NEAREST)
+
+
+def torch_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.75, always 4 pixels wide.
+
+    torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False) on float
+    pixels, rounded and clipped. Beyond its border a picture goes on with its last pixel.
+    """
+
+    def weights(n: int, first: int, side: int) -> np.ndarray:
+        at = (np.arange(size) + 0.5) * (side / size) - 0.5 + first
+        taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
+        return _gather(taps, _cubic(at[:, None] - taps, -0.75), n)
+
+    return _matrices(pixels, weights)
+
+
+def tf1_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: bilinear from TensorFlow 1, always 2 pixels wide.
+
+    tf.image.resize_bilinear(align_corners=False, half_pixel_centers=False): output pixel i lies at
+    i * h / size, so the picture moves by up to half a pixel. Original Inception scores need it.
+    """
+
+    def weights(n: int, first: int, side: int) -> np.ndarray:
+        at = np.arange(size) * (side / size) + first
+        taps = np.floor(at).astype(int)[:, None] + np.arange(2)
+        return _gather(taps, 1 - abs(at[:, None] - taps), n)
+
+    return _matrices(pixels, weights)
+
+
+def jax_cubic(pixels: np.ndarray, size: int) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.5, as wide as it shrinks.
+
+    jax.image.resize(method="cubic", antialias=True) on float pixels, rounded and clipped. Pillow's
+    kernel too, but Pillow rounds and clips between rows and columns.
+    """
+
+    def weights(n: int, first: int, side: int) -> np.ndarray:
+        at = (np.arange(size) + 0.5) * (side / size) - 0.5 + first
+        found = _cubic((at[:, None] - np.arange(n)) / max(side / size, 1.0), -0.5)
+        return found / found.sum(1, keepdims=True)
+
+    return _matrices(pixels, weights)
+
+
+RESIZE: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "pil_box": pil_box,
+    "pil_bilinear_aa": pil_bilinear_aa,
+    "pil_bicubic_aa": pil_bicubic_aa,
+    "pil_lanczos": pil_lanczos,
+    "torch_bicubic": torch_bicubic,
+    "tf1_bilinear": tf1_bilinear,
+    "jax_cubic": jax_cubic,
+    "nearest": nearest,
+}
+
+
+def _square(pixels: np.ndarray) -> tuple[int, int, int]:
+    """Top, left and side of the central square."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def _pillow(pixels: np.ndarray, size: int, kernel: Resampling) -> np.ndarray:
+    top, left, side = _square(pixels)
+    picture = PIL.Image.fromarray(pixels)
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), kernel, box=box))
+
+
+def _matrices(pixels: np.ndarray, weights: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
+    """`weights(n, first, side)`: [size, n], what each output pixel takes from each of n pixels."""
+    top, left, side = _square(pixels)
+    rows = weights(pixels.shape[0], top, side)
+    columns = weights(pixels.shape[1], left, side)
+    found = _along_first(columns, _along_first(rows, pixels).swapaxes(0, 1)).swapaxes(0, 1)
+    return np.clip(np.rint(found), 0, 255).astype(np.uint8)
+
+
+def _along_first(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """[size, n] x [n, m, 3] -> [size, m, 3], in double precision."""
+    # A few weights a row are not zero: sparse takes a quarter of the time.
+    flat = pixels.astype(float).reshape(len(pixels), -1)
+    return (csr_array(matrix) @ flat).reshape(len(matrix), *pixels.shape[1:])
+
+
+def _gather(taps: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
+    """Taps [size, k] with their weights -> [size, n]; taps beyond the border fall onto it."""
+    matrix = np.zeros((len(taps), n))
+    np.add.at(matrix, (np.arange(len(taps))[:, None], taps.clip(0, n - 1)), weights)
+    return matrix
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981, equation 4 for a = -0.5)."""
+    x = abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
