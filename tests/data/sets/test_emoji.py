@@ -231,3 +231,27 @@ def test_damage_is_named(packages, tmp_path):
     with pytest.raises(ValueError, match="cannot be drawn"):
         first.read()
     assert second.read().images
+
+
+def test_what_a_set_hides_repeats_and_colours(packages, tmp_path):
+    square, disc = '<path d="M2 2h9v9h-9z"/>', '<circle cx="16" cy="16" r="9"/>'
+    bodies = {"flag-chad": square, "flag-romania": square, "raccoon": disc, "police-car": disc,
+              "police-car-light": f"{disc}{square}", "boy": disc * 2, "boy-light": disc * 3,
+              "boy-medium-dark": disc * 4, "left": disc * 5}  # fmt: skip
+    icons = {name: {"body": body} for name, body in bodies.items()}
+    icons["old-raccoon"] = {"body": square * 2, "hidden": True}
+    data = {"prefix": "noto", "icons": icons, "width": 32, "height": 32,
+            "aliases": {"right-arrow": {"parent": "left", "hFlip": True},
+                        "left-arrow": {"parent": "left"}}}  # fmt: skip
+    info = {"prefix": "noto", "license": {"spdx": "Apache-2.0"}}
+    for name, value in (("icons", data), ("info", info)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    words = cldr.names(next(packages.rglob("en/data.json")).parent)
+    found = emoji.read(tmp_path, words)
+    assert {icon.name for icon in found} == bodies.keys() - {"boy-light", "boy-medium-dark"}
+    labels = {icon.name: icon.emoji.label for icon in found}
+    assert labels["left"] == "left arrow" and labels["police-car-light"] == "police car light"
+    concepts = dict(zip(labels, emoji._concepts(found), strict=True))
+    assert concepts["flag-chad"] == concepts["flag-romania"]  # drawn alike
+    assert concepts["police-car"] == concepts["raccoon"] != concepts["police-car-light"]
+    assert len(set(concepts.values())) == 5
