@@ -274,7 +274,7 @@ def noun(label: str) -> str:
         return f"the {title(label)}"
     kind = label.partition(": ")[0]
     head = re.split(r" (?:with|of|in|on|behind|from|without) ", kind)[0].split(" ")[-1]
-    plural = re.search(r"[^su]s$", head) or head in ("people", "men", "women")
+    plural = re.search(r"[^su]s$", head) or kind.split(" ")[0] in ("people", "men", "women")
     # A name of its own ("Santa Claus") takes no article; neither does "1st place medal".
     bare = plural or not label[:1].islower()
     return title(label) if bare else f"{_article(label)} {title(label)}"
