@@ -1,4 +1,4 @@
-"""The quickstart at 32 x 32 pixels: about an hour on two CPU cores.
+"""The quickstart at 32 x 32 pixels: ten minutes to an hour on two CPU cores.
 
 Run:  mmjax train --config=experiments/openmoji.py --workdir=out/openmoji
 """

@@ -1,4 +1,4 @@
-"""Two to eight minutes on two CPU cores: 16 x 16 pictures from captions, and captions from pictures.
+"""Two to eight minutes on two CPU cores: 16 x 16 pictures from captions, and the reverse.
 
 Run:  mmjax train --config=experiments/quickstart.py --workdir=out/quickstart
 """
@@ -20,7 +20,10 @@ def get_config() -> ConfigDict:
     c.mesh = dict(data=1, fsdp=-1, tensor=1)
 
     c.data = dict(
-        sources=dict(openmoji=dict(path="out/data/openmoji", weight=1.0)),
+        sources=dict(
+            openmoji=dict(path="out/data/openmoji", weight=1.0, template="", balance=False)
+        ),
+        stages=dict(),
         tokenizer="",
         length=128,
         images=6,
@@ -29,7 +32,10 @@ def get_config() -> ConfigDict:
         text_first=0.8,
         caption_dropout=0.1,
         shared_position=True,
+        resize="pil_box",
+        spans=0.0,
         window=512,
+        workers=0,
     )
 
     c.family = "transfusion"

@@ -36,7 +36,14 @@ Document = Sequence[Text | Image]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Size of the id space and the ids with a meaning of their own."""
+    """One id space for text, sentinels and image codes, and the ids with a meaning of their own.
+
+    Attributes:
+        size: v, of all three together.
+        pad, bos, eos: padding, begin and end of a document. boi, eoi: around a picture.
+        sep: between prompt and answer. eoss: end of a moved span. masks: where spans stood (CM3).
+        codes: id of the first image code. code_count: how many there are.
+    """
 
     size: int
     pad: int = 0
@@ -44,6 +51,17 @@ class Vocabulary:
     eos: int = 2
     boi: int = 3
     eoi: int = 4
+    sep: int = 5
+    eoss: int = 6
+    masks: tuple[int, ...] = ()
+    codes: int = 0
+    code_count: int = 0
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids that stand for neither text nor image codes."""
+        named = (self.pad, self.bos, self.eos, self.boi, self.eoi, self.sep, self.eoss)
+        return named + self.masks
 
 
 class Batch(NamedTuple):
@@ -135,10 +153,8 @@ def slot_weight(batch: Batch):
 
 def precedes_text(batch: Batch, vocabulary: Vocabulary):
     """[b, i] bool: text other than sentinels follows this slot's picture in its document."""
-    v = vocabulary
     word = (batch.modality == TEXT) & (batch.segment > 0)
-    for sentinel in (v.pad, v.bos, v.eos, v.boi, v.eoi):
-        word &= batch.tokens != sentinel
+    word &= ~jnp.isin(batch.tokens, jnp.array(vocabulary.sentinels))
     first, used = slot_columns(batch.image, batch.pixels.shape[1])
     segment = jnp.take_along_axis(batch.segment, first, axis=1)
     after = jnp.arange(batch.tokens.shape[1])[None, None] > first[:, :, None]

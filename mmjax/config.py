@@ -27,10 +27,19 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A data set on disk and its share of the documents."""
+    """A data set on disk.
+
+    Attributes:
+        path: its directory. weight: its share of the documents.
+        template: "" takes documents as they are; "sep" makes prompts and answers of conversations.
+        balance: gives text, captioned pictures, pictured answers and interleaved documents equal
+            shares, however many there are of each.
+    """
 
     path: str
     weight: float
+    template: str
+    balance: bool
 
     def __post_init__(self):
         """Checks the share."""
@@ -39,21 +48,39 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """Part of a run with a mixture of its own.
+
+    Attributes:
+        until: share of the steps after which the next stage begins; 1 for the last.
+        weights: source -> share of the documents; a source may have 0.
+    """
+
+    until: float
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What rows are made of.
 
     Attributes:
         sources: name -> data set.
+        stages: name -> part of the run, in order; if empty, the sources' weights hold throughout.
         tokenizer: path of a tokenizer.json; "" takes the first source's own.
         length: positions a row, l. images: image slots a row, i.
         image: side of a picture in pixels. patch: side of a patch.
         text_first: share of documents with the caption before the picture.
         caption_dropout: share of documents that lose their caption (for guidance).
         shared_position: all patches of a picture have one position id.
+        resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
+        spans: mean number of spans a document moves to its end (CM3); 0 moves none.
         window: documents packed together; the order of rows follows from it.
+        workers: processes that read data; 0 is a thread. The order does not depend on it.
     """
 
     sources: Mapping[str, SourceConfig]
+    stages: Mapping[str, StageConfig]
     tokenizer: str
     length: int
     images: int
@@ -62,7 +89,10 @@ class DataConfig:
     text_first: float
     caption_dropout: float
     shared_position: bool
+    resize: str
+    spans: float
     window: int
+    workers: int
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -75,6 +105,29 @@ class DataConfig:
             )
         if not self.sources:
             raise UserError("data.sources is empty; name at least one data set")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Checks that stages end in order, the last with the run, and weigh every source."""
+        last = 0.0
+        for name, stage in self.stages.items():
+            if not last < stage.until <= 1.0:
+                raise UserError(
+                    f"data.stages.{name}.until={stage.until} must lie above {last} and at most at 1"
+                )
+            if set(stage.weights) != set(self.sources):
+                raise UserError(
+                    f"data.stages.{name}.weights names {', '.join(stage.weights)}; it must name "
+                    f"every source: {', '.join(self.sources)}"
+                )
+            if min(stage.weights.values()) < 0 or not any(stage.weights.values()):
+                raise UserError(
+                    f"data.stages.{name}.weights={dict(stage.weights)} must be at least 0, and one "
+                    f"of them above"
+                )
+            last = stage.until
+        if self.stages and last != 1.0:
+            raise UserError(f"the last of data.stages ends at {last}; it must end at 1")
 
     @property
     def patches(self) -> int:

@@ -31,7 +31,10 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     report = {name: value.as_dict() for name, value in values.items()}
     write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
     write_json(Path(workdir) / "summary.json", report)
-    table(values, trained.step, workdir)
+    if values:
+        table(values, trained.step, workdir)
+    else:
+        Console().print("nothing evaluated: no split holds ten held-out pictures with a text")
     return values
 
 

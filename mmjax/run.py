@@ -16,6 +16,7 @@ from mmjax import config, optim
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
+from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model
@@ -72,13 +73,18 @@ class Run:
         )
 
 
-def prepare(e: Experiment, devices=None) -> Run:
+def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> Run:
     """Builds mesh, tokenizer, model and optimizer; allocates nothing.
+
+    Args:
+        e: the experiment. devices: default all.
+        workdir: of a run that was begun, whose own tokenizer is taken.
 
     Raises:
         UserError: for anything that does not fit together.
     """
-    tokenizer = pipeline.tokenizer_of(e.data)
+    pipeline.check(e.data)
+    tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
     config.check_devices(e, rules.split("batch"))
     model = MODELS[e.family].build(e.model, bpe.vocabulary(tokenizer), rules)

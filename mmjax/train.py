@@ -5,6 +5,8 @@ The same command again resumes; it gives the same losses, bit for bit, as a run 
 """
 
 import contextlib
+import dataclasses
+import json
 import math
 import signal
 import time
@@ -16,13 +18,14 @@ import jax
 from mmjax import checkpoint, config, flops
 from mmjax.config import Experiment
 from mmjax.data import pipeline
+from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.log import Bar, MetricsFile, rewind, tidy, write_json
 from mmjax.mesh import put
 from mmjax.run import CONFIG, Run, directory, prepare
 
 # Groups and fields that may differ from the checkpoint's: they do not change what is learned.
-FREE = ("log_every", "save_every", "evals.", "sample.", "mesh.")
+FREE = ("log_every", "save_every", "evals.", "sample.", "mesh.", "data.workers")
 
 
 def check_unchanged(old: dict, new: dict, step: int) -> None:
@@ -36,6 +39,27 @@ def check_unchanged(old: dict, new: dict, step: int) -> None:
         raise UserError(
             f"the experiment changed since the checkpoint of step {step}: {'; '.join(lines)}; "
             f"use another --workdir, or put the old value(s) back"
+        )
+
+
+def identity(run: Run) -> dict:
+    """What a checkpoint belongs to besides its configuration: data sets, tokenizer and id space."""
+    vocabulary = dataclasses.asdict(run.model.parts.vocabulary)
+    known = pipeline.fingerprint(run.experiment.data, run.tokenizer)
+    return json.loads(json.dumps(known | {"vocabulary": vocabulary}))
+
+
+def check_same_data(old: dict, new: dict, step: int) -> None:
+    """Refuses to resume on other data, or with packages that may order it otherwise.
+
+    Raises:
+        UserError: listing everything that differs.
+    """
+    lines = config.difference(old, new)
+    if lines:
+        raise UserError(
+            f"the data changed since the checkpoint of step {step}: {'; '.join(lines)}; use "
+            f"another --workdir, or bring the old data, tokenizer or package back"
         )
 
 
@@ -146,20 +170,25 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     if found is not None:
         check_unchanged(found["config"], config.to_dict(e), found["step"])
     run = prepare(e, devices)
+    about = identity(run)
+    if found is not None:
+        check_same_data(found["identity"], about, found["step"])
     batches = pipeline.train_batches(
-        e.data, e.batch // jax.process_count(), e.seed, jax.process_index(), jax.process_count()
+        e.data, run.tokenizer, e.batch, e.steps, e.seed, jax.process_index(), jax.process_count()
     )
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
         state, start = restore_or_init(run, workdir, batches, bar.say)
         with checkpoint.open_checkpoints(directory(workdir), start) as store:
             write_json(workdir / CONFIG, config.to_dict(e))
+            write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
             rewind(workdir, start or 0)
-            loop(run, workdir, state, start or 0, batches, store, signals, bar)
+            meta = {"config": config.to_dict(e), "identity": about}
+            loop(run, workdir, state, start or 0, batches, store, meta, signals, bar)
     return signals.received or 0
 
 
-def loop(run: Run, workdir: Path, state, start: int, batches, store, signals, bar) -> None:
+def loop(run: Run, workdir: Path, state, start: int, batches, store, meta, signals, bar) -> None:
     """The steps. The host works on a step's metrics while the device does the next step."""
     e = run.experiment
     if start >= e.steps:
@@ -168,9 +197,10 @@ def loop(run: Run, workdir: Path, state, start: int, batches, store, signals, ba
     meter, file = Meter(run), MetricsFile(workdir)
     last_good = start if start else None
     pending: tuple[int, dict] | None = None
+    warned = 0
 
     def finish() -> None:
-        nonlocal pending
+        nonlocal pending, warned
         if pending is None:
             return
         step, metrics = pending
@@ -180,12 +210,19 @@ def loop(run: Run, workdir: Path, state, start: int, batches, store, signals, ba
         bar.step(step)
         if step % e.log_every == 0 or step == e.steps:
             row, left = meter.row(step, metrics)
+            row["left_out"] = batches.left_out
+            if batches.left_out > warned == 0:
+                warned = batches.left_out
+                bar.say(
+                    f"{warned} documents so far are larger than a row and left out; raise "
+                    f"data.length={e.data.length} or data.images={e.data.images}"
+                )
             file.write(row)
             bar.note(row, left)
 
     def save(step: int, metrics) -> None:
-        meta = {"step": step, "data": batches.get_state(), "config": config.to_dict(e)}
-        checkpoint.save(store, step, state, meta, float(metrics["loss"]))
+        known = meta | {"step": step, "data": batches.get_state()}
+        checkpoint.save(store, step, state, known, float(metrics["loss"]))
 
     try:
         for step in range(start + 1, e.steps + 1):

@@ -165,7 +165,7 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     Raises:
         UserError: if the workdir holds no checkpoint.
     """
-    run = prepare(on_this_machine(read_config(workdir)), devices)
+    run = prepare(on_this_machine(read_config(workdir)), devices, workdir)
     name = "ema" if run.abstract.ema is not None else "params"
     like = {name: getattr(run.abstract, name)}
     found = checkpoint.restore(directory(workdir), like, step, part=True)

@@ -227,3 +227,29 @@ def test_load(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(UserError, match=r"get_config\(\)"):
         config.load(str(tmp_path / "empty.py"))
+
+
+def staged(*parts) -> dict:
+    return {f"s{i}": {"until": until, "weights": w} for i, (until, w) in enumerate(parts)}
+
+
+def test_stages_of_a_mixture():
+    e = config.resolve(
+        changed(data__stages=staged((0.8, {"openmoji": 1}), (1, {"openmoji": 2}))), FAMILIES
+    )
+    assert [s.until for s in e.data.stages.values()] == [0.8, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (staged((0.8, {"openmoji": 1})), "the last of data.stages ends at 0.8; it must end at 1"),
+        (staged((0.8, {"openmoji": 1}), (0.5, {"openmoji": 1})), "s1.until=0.5 must lie above 0.8"),
+        (staged((1.2, {"openmoji": 1})), "s0.until=1.2 must lie above 0.0 and at most at 1"),
+        (staged((1.0, {"mine": 1})), "weights names mine; it must name every source: openmoji"),
+        (staged((1.0, {"openmoji": -1})), "must be at least 0"),
+        (staged((1.0, {"openmoji": 0})), "one of them above"),
+    ],
+)
+def test_stages_that_cannot_be(stages, words):
+    assert words in refusal(data__stages=stages)

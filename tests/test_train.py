@@ -1,5 +1,6 @@
 """Training as a whole on real data: resumption bit for bit, signals, damage, NaN, changes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny
 
+import mmjax
 from mmjax import checkpoint
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.log import read_metrics
 from mmjax.run import directory
@@ -103,8 +107,38 @@ def test_a_changed_experiment_is_refused_with_the_difference(openmoji, whole):
     assert (whole / "config.json").read_text() == before
 
 
+def test_changed_data_are_refused_with_the_difference(openmoji, whole, tmp_path):
+    """The same configuration, but what lies at the path is no longer the same."""
+    shutil.copytree(openmoji, tmp_path / "set")
+    e = tiny(tmp_path / "set")
+    assert train(dataclasses.replace(e, steps=1), tmp_path / "run", one()) == 0
+    tokenizer = tmp_path / "set" / "tokenizer.json"
+    bpe.train(["other words"], 400).save(str(tokenizer))
+    with pytest.raises(UserError, match=r"data changed since .* step 1: tokenizer: '\w+' -> "):
+        train(dataclasses.replace(e, steps=1), tmp_path / "run", one())
+    shutil.copy(openmoji / "tokenizer.json", tokenizer)
+    assert train(dataclasses.replace(e, steps=1), tmp_path / "run", one()) == 0
+
+
+def test_a_trained_model_needs_its_data_no_more(openmoji, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["sources"]["openmoji"]["path"] = "gone"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (text,) = mmjax.load(tmp_path / "run", devices=one()).generate([[openmoji_picture(openmoji)]])
+    assert isinstance(text, str)
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer .* does not exist"):
+        mmjax.load(tmp_path / "run", devices=one())
+
+
+def openmoji_picture(path) -> bytes:
+    return pipeline.open_split(path, "test")[0].images[0]
+
+
 def test_what_does_not_change_learning_may_change(openmoji, whole):
-    assert train(tiny(openmoji, log_every=2, sample__guidance=9.0), whole, one()) == 0
+    other = tiny(openmoji, log_every=2, sample__guidance=9.0, data__workers=1)
+    assert train(other, whole, one()) == 0
 
 
 def test_it_resumes_on_another_mesh(openmoji, whole, tmp_path):

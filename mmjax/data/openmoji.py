@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.progress import track
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mmjax.batch import Image, Text
+from mmjax.data.record import Record
 from mmjax.error import UserError
 
 SIZE = 64
@@ -371,7 +373,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def __getitem__(self, index) -> dict:
+    def __getitem__(self, index) -> Record:
         index = range(len(self.raw))[index]  # IndexError past the end, as iteration needs
         try:
             # TFDS's own decoder takes four times as long for the same five fields.
@@ -380,13 +382,15 @@ class Source:
             where = f"{self.name}, record {index}"
             raise UserError(f"{where} is damaged; remove the set, build again: {error}") from error
         fields = {k: v.bytes_list.value[0] for k, v in example.features.feature.items()}
-        return {k: v if k == "image" else v.decode() for k, v in sorted(fields.items())}
+        text = {k: v.decode() for k, v in fields.items() if k != "image"}
+        document = (Text(text["caption"]), Image(fields["image"]))
+        return Record(text["id"], document, {k: text[k] for k in ("concept", "tone")})
 
 
 def read(path: str | os.PathLike, split: str) -> Source:
     """The records of one split; picklable.
 
-    A record is {"id", "caption", "concept", "tone": str, "image": PNG bytes}, as in `Picture`.
+    Documents are a caption and a PNG; facts are `concept` and `tone`, as in `Picture`.
 
     Raises:
         UserError: if there is no such data set (naming the command that makes it) or split.

@@ -1,69 +1,116 @@
-"""Source -> document -> tokens -> packed rows -> batches: one grain iterator, exact on resume."""
+"""Source -> document -> tokens -> packed rows -> batches: one iterator, exact on resume."""
 
+import hashlib
+import importlib.metadata
 import io
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
+from absl import flags
 from tokenizers import Tokenizer
 
-from mmjax.batch import Batch, Document, Image, Text
-from mmjax.config import DataConfig
-from mmjax.data import openmoji
+from mmjax.batch import Batch, Document, Image, Vocabulary
+from mmjax.config import DataConfig, SourceConfig
+from mmjax.data import openmoji, store
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pack import PackIterDataset, Piece
+from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
+from mmjax.data.record import Record, Records
+from mmjax.data.resize import RESIZE
+from mmjax.data.spans import move_spans
+from mmjax.data.transform import conversation, drop_caption, kind, order
 from mmjax.error import UserError
 
-# What reads each kind of data set: (path, split) -> random-access sequence of records with at
-# least `caption` (str) and `image` (encoded bytes).
-SOURCES: Mapping[str, Callable] = {"openmoji": openmoji.read}
+# Data sets whose directories lie in TFDS's own form; all others are read by `store`.
+OPENMOJI = "dataset_info.json"
+TEMPLATES = ("sep",)  # of `transform.conversation`
+
+
+def check(c: DataConfig) -> None:
+    """Checks names that only the data engine knows.
+
+    Raises:
+        UserError: for an unknown way of resizing or template.
+    """
+    if c.resize not in RESIZE:
+        raise UserError(f"data.resize={c.resize!r} is unknown; have: {', '.join(RESIZE)}")
+    for name, source in c.sources.items():
+        if source.template not in ("", *TEMPLATES):
+            raise UserError(
+                f"data.sources.{name}.template={source.template!r} is unknown; have: '' (documents "
+                f"as they are), {', '.join(TEMPLATES)}"
+            )
 
 
 def tokenizer_of(c: DataConfig) -> Tokenizer:
     """The run's tokenizer: the one named, or that of the first data set."""
-    first = next(iter(c.sources.values()))
-    if not c.tokenizer:
-        records(c, next(iter(c.sources)), "train")  # says which command builds a missing data set
-    return bpe.load(c.tokenizer or Path(first.path) / "tokenizer.json")
+    first = next(iter(c.sources))
+    if c.tokenizer:
+        return bpe.load(c.tokenizer)
+    records(c, first, "train")  # says which command builds a missing data set
+    return bpe.load(Path(c.sources[first].path) / store.TOKENIZER)
 
 
-def records(c: DataConfig, name: str, split: str):
-    """One source's records of one split; `name` is free, what lies at its path says how to read it.
-
-    Raises:
-        UserError: for data that is not there (naming what builds it) or of an unknown kind.
-    """
-    path = c.sources[name].path
-    return SOURCES[source_of(path)](path, split)
-
-
-def source_of(path: str | Path) -> str:
-    """Which of SOURCES reads the data set in a directory.
+def records(c: DataConfig, name: str, split: str) -> Records:
+    """One source's records of one split.
 
     Raises:
-        UserError: if there is none (naming the command that makes it) or one of another kind.
+        UserError: for data that is not there (naming what builds it).
     """
-    info = Path(path) / "dataset_info.json"
-    command = f"mmjax data build --src={'|'.join(SOURCES)} --dst={path}"
-    if not info.is_file():
-        raise UserError(f"no data set in {path}; make it with `{command}`")
-    try:
-        kind = json.loads(info.read_text())["name"]
-    except (ValueError, TypeError, KeyError) as error:
+    path = Path(c.sources[name].path)
+    if not path.is_dir():
+        known = ("openmoji", "scenes", "digits", "prose")
+        src = name if name in known else "FOLDER --format=folder"
         raise UserError(
-            f"{info} is damaged ({error!r}); remove {path}, then `{command}`"
-        ) from error
-    if kind not in SOURCES:
-        raise UserError(f"{path} holds a data set {kind!r}; have readers for: {', '.join(SOURCES)}")
-    return kind
+            f"no data set in {path}; make it with `mmjax data build --src={src} --dst={path}`"
+        )
+    return open_split(path, split)
 
 
-def decode_image(data: bytes, size: int) -> np.ndarray:
-    """Encoded picture -> [size, size, 3] uint8: shorter side resized (box), centre kept.
+def open_split(path: str | Path, split: str) -> Records:
+    """The records of one split of a data set's directory.
+
+    Raises:
+        UserError: if there is no such data set or split.
+    """
+    if (Path(path) / OPENMOJI).is_file():
+        return openmoji.read(path, split)
+    return store.read(path, split)
+
+
+def splits(path: str | Path) -> list[str]:
+    """The names of a data set's splits, train first.
+
+    Raises:
+        UserError: if there is no such data set.
+    """
+    if (Path(path) / OPENMOJI).is_file():
+        return list(openmoji.SPLITS)
+    return list(store.info(path)["splits"])
+
+
+def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the order and content of batches follow from, besides configuration and seed."""
+
+    def digest(path: str) -> str:
+        if (Path(path) / OPENMOJI).is_file():
+            return hashlib.sha256((Path(path) / OPENMOJI).read_bytes()).hexdigest()
+        return store.info(path)["digest"]
+
+    return {
+        "sources": {name: digest(source.path) for name, source in c.sources.items()},
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "packages": {p: importlib.metadata.version(p) for p in ("grain", "numpy", "tokenizers")},
+    }
+
+
+def decode_image(data: bytes, size: int, resize: str) -> np.ndarray:
+    """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
 
     Raises:
         UserError: if the bytes are no readable picture.
@@ -73,16 +120,12 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
             picture = flatten(opened)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
-    short = min(picture.size)
-    left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    box = (left, top, left + short, top + short)
-    if short != size or picture.size != (size, size):
-        picture = picture.resize((size, size), PIL.Image.Resampling.BOX, box=box)
-    return np.asarray(picture, np.uint8)
+    return RESIZE[resize](np.asarray(picture, np.uint8), size)
 
 
 def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Any picture -> RGB, transparency laid on white."""
+    """Any picture -> RGB the right way up (EXIF), transparency laid on white."""
+    picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # 16 bits of grey, which convert() would clip to white
         picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -91,47 +134,175 @@ def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def to_document(c: DataConfig, record: dict, rng: np.random.Generator) -> Document:
-    """Record -> document: caption first or picture first, or the picture alone."""
-    text_first, keep = rng.random() < c.text_first, rng.random() >= c.caption_dropout
-    image, text = Image(record["image"]), Text(record["caption"])
-    if not keep:
-        return [image]
-    return [text, image] if text_first else [image, text]
+def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Generator) -> Document:
+    """Record -> document: a conversation by the template, or caption and picture in drawn order."""
+    if template:
+        return conversation(record, template)
+    return drop_caption(order(record.document, rng, c.text_first), rng, c.caption_dropout)
 
 
-def to_piece(c: DataConfig, tokenizer: Tokenizer, document: Document) -> Piece:
-    """Document -> positions and decoded pictures."""
+def to_pieces(
+    c: DataConfig, tokenizer: Tokenizer, seeds: Sequence, documents: Sequence[Document]
+) -> list[Piece]:
+    """Documents -> positions, pictures still encoded; `seeds`, one each, are for CM3's spans."""
     vocab = bpe.vocabulary(tokenizer)
-    piece = bpe.lay_out(document, tokenizer, vocab, c.patches, c.shared_position)
-    pictures = [decode_image(p.data, c.image) for p in document if isinstance(p, Image)]
-    shape = (0, c.image, c.image, 3)
-    piece["pixels"] = np.stack(pictures) if pictures else np.zeros(shape, np.uint8)
-    return piece
+    pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position)
+    for piece, document in zip(pieces, documents, strict=True):
+        piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
+    if c.spans == 0.0:
+        return pieces
+    rngs = map(np.random.default_rng, seeds)
+    return [move_spans(p, rng, vocab, c.spans) for p, rng in zip(pieces, rngs, strict=True)]
 
 
-def stack(rows) -> Batch:
-    """Rows -> one batch."""
-    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+def stages(c: DataConfig, steps: int) -> list[tuple[int, dict[str, float]]]:
+    """(first step, source -> weight) of each stage of the mixture, in order."""
+    if not c.stages:
+        return [(0, {name: s.weight for name, s in c.sources.items()})]
+    ends = [0.0, *(s.until for s in c.stages.values())]
+    return [
+        (round(begin * steps), dict(s.weights))
+        for begin, s in zip(ends, c.stages.values(), strict=False)
+    ]
+
+
+class Subset:
+    """Some of the records, by number."""
+
+    def __init__(self, whole: Records, numbers: Sequence[int]):
+        self._whole, self._numbers = whole, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._whole[self._numbers[index]]
+
+
+def stream(c: DataConfig, source: SourceConfig, known: Records, seed: int):
+    """One source's endless stream of documents, as a grain MapDataset.
+
+    It goes in epochs: every document once, in an order of the epoch's own.
+    """
+
+    def endless(part: Records):
+        shuffled = grain.MapDataset.source(part).seed(seed).shuffle()
+        return shuffled.random_map(partial(to_document, c, source.template)).repeat()
+
+    if not source.balance:
+        return endless(known)
+    kinds: dict[str, list[int]] = {}
+    for number in range(len(known)):
+        kinds.setdefault(kind(known[number].document), []).append(number)
+    return mix([endless(Subset(known, kinds[k])) for k in sorted(kinds)], [1.0] * len(kinds))
+
+
+def mix(parts: Sequence, weights: Sequence[float]):
+    """Endless streams -> one that takes from each by its weight; those of weight 0 are left out."""
+    taken = [(part, w) for part, w in zip(parts, weights, strict=True) if w > 0]
+    return grain.MapDataset.mix([part for part, _ in taken], weights=[w for _, w in taken])
+
+
+def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weights: Mapping):
+    """A stage's stream: a function from a range of document numbers to laid-out documents."""
+    parts = [
+        stream(c, source, records(c, name, "train"), seed + number + 1000 * stage)
+        for number, (name, source) in enumerate(c.sources.items())
+    ]
+    mixed = mix(parts, [weights[name] for name in c.sources])
+
+    def read(numbers: range) -> list[Piece]:
+        seeds = [(seed, stage, n) for n in numbers]
+        return to_pieces(c, tokenizer, seeds, [mixed[n] for n in numbers])
+
+    return read
+
+
+class Batches:
+    """An endless iterator of host batches; its state is four integers.
+
+    The batch of a given number is the same whatever the number of processes and workers.
+    """
+
+    def __init__(self, make, workers: int):
+        """`make`: Place -> BatchIterDataset. `workers`: processes that read; 0 is a thread."""
+        self._make, self._workers = make, workers
+        self._place = Place()
+        self._iterator: grain.DatasetIterator | None = None
+
+    def _open(self) -> grain.DatasetIterator:
+        source = self._make(self._place)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # outside absl's app.run, where grain trips over it
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
+            return iter(source.mp_prefetch(options))
+        # One thread: decoding a batch takes a few ms, and the cores belong to the model.
+        return iter(grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=2))
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._open()
+        self._place, batch = next(self._iterator)
+        return batch
+
+    @property
+    def left_out(self) -> int:
+        """Documents left out so far because they are larger than a row."""
+        return self._place.left_out
+
+    def get_state(self) -> dict[str, int]:
+        """JSON-able; where the next batch begins."""
+        return self._place._asdict()
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to where `state` was taken, by whatever number of processes and workers."""
+        self.close()
+        self._place = Place(**state)
+
+    def close(self) -> None:
+        """Stops threads and workers."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
 
 
 def train_batches(
-    c: DataConfig, batch: int, seed: int, process: int = 0, processes: int = 1
-) -> grain.DatasetIterator:
-    """An endless iterator of host batches of `batch` rows for this process.
+    c: DataConfig,
+    tokenizer: Tokenizer,
+    batch: int,
+    steps: int,
+    seed: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Batches:
+    """This process's share of an endless stream of batches.
 
-    Its `get_state()` is a small JSON-able dict; `set_state` of it restores bit-exactly.
+    Args:
+        c: what to read. tokenizer: see `tokenizer_of`.
+        batch: rows over all processes; divides by `processes`. steps: of the run, for its stages.
+        seed: of order and drop-out. process: number of this one. processes: how many.
     """
-    tokenizer = tokenizer_of(c)
-    parts = []
-    for number, name in enumerate(c.sources):
-        source = grain.MapDataset.source(records(c, name, "train")).seed(seed + number)
-        # Order and dropout are drawn before the processes part ways, or all would draw the same.
-        documents = source.shuffle().random_map(partial(to_document, c))[process::processes]
-        parts.append(documents.repeat().map(partial(to_piece, c, tokenizer)))
-    mixed = grain.MapDataset.mix(parts, weights=[s.weight for s in c.sources.values()])
-    # One reading thread: decoding a batch takes a few ms, and the cores belong to the model.
-    read = mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=c.window))
-    rows = PackIterDataset(read, c.window, c.length, c.images, c.image)
-    batches = rows.batch(batch, drop_remainder=True, batch_fn=stack)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+    for name in c.sources:
+        records(c, name, "train")  # complains now rather than in a thread
+    shape = Shape(c.length, c.images, c.image)
+    streams = [
+        (first, partial(documents, c, tokenizer, seed, stage, weights))
+        for stage, (first, weights) in enumerate(stages(c, steps))
+    ]
+    share = batch // processes
+    build = partial(build_rows, shape, bpe.vocabulary(tokenizer), c.resize)
+    make = partial(
+        BatchIterDataset, streams, c.window, shape, build, batch,
+        slice(process * share, (process + 1) * share),
+    )  # fmt: skip
+    return Batches(make, c.workers)
+
+
+def build_rows(shape: Shape, vocab: Vocabulary, resize: str, rows) -> Batch:
+    """Packed rows of pieces -> a batch with its pictures decoded."""
+    decode = partial(decode_image, size=shape.size, resize=resize)
+    return join_pictures(join(rows, shape, vocab.pad), rows, decode)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -33,6 +33,14 @@ class Record:
     def images(self) -> list[bytes]:
         """Its encoded pictures."""
         return [part.data for part in self.document if isinstance(part, Image)]
+
+
+class Records(Protocol):
+    """Records by number, from 0 on."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
 
 
 class Item(NamedTuple):

@@ -1,10 +1,8 @@
-"""Byte-level BPE over captions, and documents as positions of one id space.
-
-Ids are `sentinels | text`; the sentinels come first, in the order of `SENTINELS`.
-"""
+"""Byte-level BPE, and documents as positions of one id space `text | sentinels | image codes`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,29 +10,47 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mmjax.batch import IMAGE, TEXT, Document, Image, Text, Vocabulary
 from mmjax.error import UserError
 
-SENTINELS = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>")
+MASKS = 8  # most spans CM3 may move in one document
+# As a whole part of a document, SEPARATOR stands for the sentinel of that name.
+SEPARATOR = "<sep>"
+SENTINELS = (
+    "<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", SEPARATOR, "<eoss>",
+    *(f"<mask:{i}>" for i in range(MASKS)),
+)  # fmt: skip
 
 
 def train(texts: Iterable[str], size: int) -> Tokenizer:
-    """Trains a byte-level BPE of at most `size` ids, sentinels included, on texts."""
+    """Trains a byte-level BPE of at most `size` ids, sentinels included, on texts.
+
+    Raises:
+        UserError: if `size` leaves no room for the 256 bytes and the sentinels.
+    """
+    least = 256 + len(SENTINELS)
+    if size < least:
+        raise UserError(f"a vocabulary of {size} ids is too small; give at least {least}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(SENTINELS),
+        vocab_size=size - len(SENTINELS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return with_sentinels(tokenizer)
+
+
+def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
+    """Adds the sentinels it lacks behind its last id."""
+    tokenizer.add_special_tokens([s for s in SENTINELS if tokenizer.token_to_id(s) is None])
     return tokenizer
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Reads a tokenizer.json.
+    """Reads a tokenizer.json; one from elsewhere gets our sentinels behind its ids.
 
     Raises:
-        UserError: if it is absent, damaged, or lacks a sentinel.
+        UserError: if it is absent or damaged.
     """
     if not Path(path).is_file():
         raise UserError(f"tokenizer {path} does not exist; `mmjax data build` writes one")
@@ -42,29 +58,40 @@ def load(path: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"tokenizer {path} is damaged: {error}; build it again") from error
-    vocabulary(tokenizer)
-    return tokenizer
+    return with_sentinels(tokenizer)
 
 
-def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """Size and sentinel ids of a tokenizer.
+def vocabulary(tokenizer: Tokenizer, codes: int = 0) -> Vocabulary:
+    """The id space of a tokenizer with the sentinels, and of `codes` image codes behind it."""
+    ids = [int(tokenizer.token_to_id(s)) for s in SENTINELS]  # type: ignore[arg-type]
+    pad, bos, eos, boi, eoi, sep, eoss = ids[:7]
+    size = tokenizer.get_vocab_size()
+    return Vocabulary(size + codes, pad, bos, eos, boi, eoi, sep, eoss, tuple(ids[7:]), size, codes)
 
-    Raises:
-        UserError: if a sentinel is missing.
+
+def chameleon_vocabulary() -> Vocabulary:
+    """Chameleon's layout of 65,536 ids with 8,192 image codes from id 4 on (section 2.1).
+
+    Its end of turn is `<reserved08706>`, id 8,710. CM3's sentinels, which it has no use for, take
+    eight ids reserved behind that.
     """
-    ids = {s: tokenizer.token_to_id(s) for s in SENTINELS}
-    missing = [s for s, i in ids.items() if i is None]
-    if missing:
-        raise UserError(f"tokenizer lacks {' '.join(missing)}; train it with `mmjax data build`")
-    pad, bos, eos, boi, eoi = (int(i) for i in ids.values() if i is not None)
-    return Vocabulary(tokenizer.get_vocab_size(), pad, bos, eos, boi, eoi)
+    return Vocabulary(
+        65536, pad=1, bos=0, eos=2, boi=8197, eoi=8196, sep=8710, eoss=8711,
+        masks=tuple(range(8712, 8712 + MASKS)), codes=4, code_count=8192,
+    )  # fmt: skip
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Text -> ids, without sentinels (a sentinel's name inside the text is plain text)."""
+    return encode_all(tokenizer, [text])[0]
+
+
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Texts -> ids; many at a time are faster than one by one."""
     # Set at every call because neither a tokenizer.json nor a pickle keeps it.
     tokenizer.encode_special_tokens = True
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [one.ids for one in found]
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -79,49 +106,67 @@ def lay_out(
     patches: int,
     shared_position: bool,
     end: bool = True,
-) -> dict[str, np.ndarray]:
-    """Writes a document out as positions.
+) -> dict[str, Any]:
+    """Writes one document out as positions; see `lay_out_all`."""
+    return lay_out_all([document], tokenizer, vocab, patches, shared_position, end)[0]
+
+
+def lay_out_all(
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    vocab: Vocabulary,
+    patches: int,
+    shared_position: bool,
+    end: bool = True,
+) -> list[dict[str, Any]]:
+    """Writes documents out as positions.
 
     Args:
-        document: parts, in order.
-        tokenizer: its BPE.
+        documents: each parts, in order.
+        tokenizer: their BPE.
         vocab: its sentinel ids.
         patches: positions a picture takes, p.
         shared_position: all patches of a picture share one position id.
         end: close with EOS; a prompt that is to be continued does not.
 
     Returns:
-        1-D arrays of one length n: tokens, modality, image (1, 2, ... within the document),
-        position, weight.
+        For each document 1-D arrays of one length n: tokens, modality, image (1, 2, ... within the
+        document), position, weight.
+
+    Raises:
+        TypeError: for a part that is neither Text nor Image.
     """
+    texts = [p.text for d in documents for p in d if isinstance(p, Text)]
+    ids = iter(encode_all(tokenizer, texts))
+    return [_positions(d, ids, vocab, patches, shared_position, end) for d in documents]
+
+
+def _positions(document, ids, vocab, patches, shared_position, end) -> dict[str, Any]:
+    """One document, its texts' ids taken from the iterator `ids`."""
     tokens, modality, image, position, weight = [vocab.bos], [TEXT], [0], [0], [0.0]
 
-    def add(ids, kind, slot, places, loss):
+    def add(ids, kind, slot, loss, step=1):
         tokens.extend(ids)
         modality.extend([kind] * len(ids))
         image.extend([slot] * len(ids))
-        position.extend(places)
-        weight.extend([float(loss)] * len(ids))
-
-    def follow(count):
         start = position[-1] + 1
-        return list(range(start, start + count))
+        position.extend(range(start, start + len(ids)) if step else [start] * len(ids))
+        weight.extend([float(loss)] * len(ids))
 
     slot = 0
     for part in document:
         if isinstance(part, Text):
-            ids = encode(tokenizer, part.text)
-            add(ids, TEXT, 0, follow(len(ids)), part.loss)
+            found = next(ids)
+            add([vocab.sep] if part.text == SEPARATOR else found, TEXT, 0, part.loss)
         elif isinstance(part, Image):
             slot += 1
-            add([vocab.boi], TEXT, 0, follow(1), part.loss)
-            places = follow(1) * patches if shared_position else follow(patches)
-            add([vocab.pad] * patches, IMAGE, slot, places, part.loss)
-            add([vocab.eoi], TEXT, 0, follow(1), part.loss)
+            add([vocab.boi], TEXT, 0, part.loss)
+            add([vocab.pad] * patches, IMAGE, slot, part.loss, step=not shared_position)
+            add([vocab.eoi], TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")
     if end:
-        add([vocab.eos], TEXT, 0, follow(1), True)
+        add([vocab.eos], TEXT, 0, True)
     return {
         "tokens": np.array(tokens, np.int32),
         "modality": np.array(modality, np.int32),

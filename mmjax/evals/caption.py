@@ -25,14 +25,16 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """
     values: dict[str, Value] = {}
     e = trained.run.experiment
-    for split, suffix in heldout.SPLITS.items():
+    for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, e.evals.documents, seed)
         found = caption_choice(trained, records, seed)
         values |= {name + suffix: value for name, value in found.items()}
         shown = records[: heldout.SHOWN]
-        written = trained.write([[Image(r["image"])] for r in shown], seed)
+        written = trained.write([[Image(r.image)] for r in shown], seed)
         cells = [
-            Cell([pipeline.decode_image(r["image"], e.data.image)], [w, f"({r['caption']})"])
+            Cell(
+                [pipeline.decode_image(r.image, e.data.image, e.data.resize)], [w, f"({r.caption})"]
+            )
             for w, r in zip(written, shown, strict=True)
         ]
         sheet(cells, out / f"written_{split}.png", f"{split}: written, and (true)")
@@ -57,11 +59,9 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
 def caption_choice(trained: Trained, records, seed: int) -> dict[str, Value]:
     """Picture to caption."""
     table = heldout.others(len(records), heldout.CHOICES, seed)
-    pairs = [
-        [Image(records[row[0]]["image"]), Text(records[j]["caption"])] for row in table for j in row
-    ]
+    pairs = [[Image(records[row[0]].image), Text(records[j].caption)] for row in table for j in row]
     after = log_likelihood(trained, pairs).reshape(table.shape)
-    alone = log_likelihood(trained, [[Text(r["caption"])] for r in records])[table]
+    alone = log_likelihood(trained, [[Text(r.caption)] for r in records])[table]
     return {
         "choice_among_10": proportion(after.argmax(1) == 0, seed),
         "choice_among_10_pmi": proportion((after - alone).argmax(1) == 0, seed),

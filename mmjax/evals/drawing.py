@@ -20,15 +20,17 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """
     values: dict[str, Value] = {}
     e = trained.run.experiment
-    for split, suffix in heldout.SPLITS.items():
+    for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, e.evals.drawings, seed)
-        drawn = trained.draw([[Text(r["caption"])] for r in records], seed)
-        true = np.stack([pipeline.decode_image(r["image"], e.data.image) for r in records])
+        drawn = trained.draw([[Text(r.caption)] for r in records], seed)
+        true = np.stack(
+            [pipeline.decode_image(r.image, e.data.image, e.data.resize) for r in records]
+        )
         table = heldout.others(len(records), heldout.CHOICES, seed)
         hits = nearest_is_own(drawn, true, table)
         values[f"drawn_choice_among_10{suffix}"] = proportion(hits, seed)
         rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]
-        cells = [Cell([d, t], [r["caption"]]) for d, t, r in rows]
+        cells = [Cell([d, t], [r.caption]) for d, t, r in rows]
         sheet(cells, out / f"drawn_{split}.png", f"{split}: drawn (left) and true (right)")
     return values
 

@@ -1,32 +1,60 @@
 """Held-out records, drawn once for all evaluations."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mmjax.batch import Image, Text
 from mmjax.data import pipeline
+from mmjax.data.tokenizer import encode
 from mmjax.trained import Trained
 
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
 SHOWN = 48  # cells on a contact sheet
 
 # Split -> suffix of the names in summary.json. The compositional split holds new combinations of
-# parts that were seen; the test split holds concepts that were never seen.
+# parts that were seen; the test split, where there are both, concepts that were never seen.
 SPLITS = {"compositional": "", "test": "_concepts"}
 
 
-def draw(trained: Trained, split: str, count: int, seed: int) -> list[dict]:
-    """Up to `count` records of a split of the first source, in an order the seed fixes."""
+class Pair(NamedTuple):
+    """A caption and its picture, encoded."""
+
+    caption: str
+    image: bytes
+
+
+def splits(trained: Trained) -> dict[str, str]:
+    """SPLITS as far as the first source has them; the first has no suffix."""
+    data = trained.run.experiment.data
+    there = pipeline.splits(next(iter(data.sources.values())).path)
+    found = [s for s in SPLITS if s in there and len(draw(trained, s, CHOICES, 0)) == CHOICES]
+    return {s: SPLITS[s] if i else "" for i, s in enumerate(found)}
+
+
+def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
+    """Up to `count` pairs of a split of the first source, in an order the seed fixes.
+
+    Records that are not one picture with a text, or too long for a row, are passed over.
+    """
     data = trained.run.experiment.data
     source = pipeline.records(data, next(iter(data.sources)), split)
-    order = np.random.default_rng(seed).permutation(len(source))
-    return [source[int(i)] for i in order[:count]]
+    room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
+    pairs: list[Pair] = []
+    for i in np.random.default_rng(seed).permutation(len(source)):
+        record = source[int(i)]
+        images, caption = record.images, record.caption
+        fits = len(images) == 1 and caption and len(encode(trained.run.tokenizer, caption)) <= room
+        pairs += [Pair(caption, images[0])] * bool(fits)
+        if len(pairs) == count:
+            break
+    return pairs
 
 
-def captioned(records: Sequence[dict], text_first: bool = False) -> list:
-    """Records as documents of both parts."""
-    pairs = [(Text(r["caption"]), Image(r["image"])) for r in records]
+def captioned(records: Sequence[Pair], text_first: bool = False) -> list:
+    """Pairs as documents of both parts."""
+    pairs = [(Text(r.caption), Image(r.image)) for r in records]
     return [[t, i] if text_first else [i, t] for t, i in pairs]
 
 

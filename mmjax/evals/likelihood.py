@@ -18,6 +18,7 @@ from mmjax.sample import prompt
 from mmjax.sample.decode import text_log_likelihood, word_weight
 from mmjax.trained import Trained
 
+TRAIN = 5000  # training records the baselines know, at most
 DRAWS = 4  # noise levels a picture; the same for the model and the baselines
 
 
@@ -31,20 +32,14 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """
     values: dict[str, Value] = {}
     count = trained.run.experiment.evals.documents
-    train = _all_records(trained, "train")
-    for split, suffix in heldout.SPLITS.items():
+    train = heldout.draw(trained, "train", TRAIN, seed)
+    for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, count, seed)
         found = text_values(trained, records, train, seed) | image_values(
             trained, records, train, seed
         )
         values |= {name + suffix: value for name, value in found.items()}
     return values
-
-
-def _all_records(trained: Trained, split: str) -> list[dict]:
-    data = trained.run.experiment.data
-    source = pipeline.records(data, next(iter(data.sources)), split)
-    return [source[i] for i in range(len(source))]
 
 
 def _rows(trained: Trained, documents) -> Batch:
@@ -71,7 +66,7 @@ def text_values(trained: Trained, records, train, seed: int) -> dict[str, Value]
     # Standing first, a caption ends in BOI and not in EOS: its words alone are compared.
     words = np.asarray(word_weight(alone, vocab)) * (alone.tokens != vocab.eos)
     first = trained.call(text_log_likelihood, alone)
-    captions = [r["caption"] for r in train]
+    captions = [r.caption for r in train]
     table = unigram(captions, trained.run.tokenizer, vocab.size, vocab.eos)
     tokens = weight.sum(1)
     return {
@@ -85,7 +80,7 @@ def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value
     """The picture entries; see `evaluate`."""
     data, c = trained.run.experiment.data, trained.run.model.parts.config
     rows = _rows(trained, heldout.captioned(records, text_first=True))
-    pixels = np.stack([pipeline.decode_image(r["image"], data.image) for r in train])
+    pixels = np.stack([pipeline.decode_image(r.image, data.image, data.resize) for r in train])
     clean = np.asarray(to_patches(c, pixels))
     mean, variance = clean.mean(0), clean.var(0)
     errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}

@@ -9,7 +9,7 @@ from mmjax.batch import Batch, Document, Image
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pack import join
+from mmjax.data.pack import Shape
 from mmjax.error import UserError
 
 BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever compiled
@@ -34,14 +34,11 @@ def lay_out(
     """
     vocab = bpe.vocabulary(tokenizer)
     pieces = []
-    for document in documents:
-        piece = bpe.lay_out(document, tokenizer, vocab, c.patches, c.shared_position, end)
+    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position, end)
+    for document, piece in zip(documents, laid, strict=True):
         if draw:
             piece = _append(piece, vocab.boi)
-        pictures = [
-            pipeline.decode_image(p.data, c.image) for p in document if isinstance(p, Image)
-        ]
-        piece["pixels"] = np.array(pictures, np.uint8).reshape(-1, c.image, c.image, 3)
+        piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
         pieces.append(piece)
         need = len(piece["tokens"]) + (c.patches if draw else 0)
         if need > c.length:
@@ -51,16 +48,16 @@ def lay_out(
             )
     longest = max(len(p["tokens"]) for p in pieces)
     length = -(-longest // BUCKET) * BUCKET
-    images = max(1, *(len(p["pixels"]) for p in pieces)) if len(pieces) > 1 else 1
-    images = max(images, len(pieces[0]["pixels"]))
-    return pipeline.stack([join([p], length, images, c.image) for p in pieces])
+    images = max([1, *(len(p["pictures"]) for p in pieces)])
+    shape = Shape(length, images, c.image)
+    return pipeline.build_rows(shape, vocab, c.resize, [[p] for p in pieces])
 
 
 def _append(piece, token: int):
     """A laid-out document with one more text token."""
     last = {"tokens": token, "modality": 0, "image": 0, "position": piece["position"][-1] + 1}
     last["weight"] = 0.0
-    return {k: np.append(v, np.asarray(last[k], v.dtype)) for k, v in piece.items()}
+    return {k: np.append(piece[k], np.asarray(x, piece[k].dtype)) for k, x in last.items()}
 
 
 def pad_rows(batch: Batch, multiple: int) -> Batch:

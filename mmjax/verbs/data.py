@@ -1,8 +1,10 @@
 """Builds a data set, counts what is in it, or writes a contact sheet of it.
 
-mmjax data build --src=openmoji --dst=out/data/openmoji
-mmjax data describe --src=out/data/openmoji
-mmjax data show --src=out/data/openmoji --split=test --out=sheet.png
+mmjax data build --src=photos --format=folder --dst=out/data/photos     your own files
+mmjax data build --src=openmoji|scenes|digits|prose --dst=DIR           sets that need no download
+mmjax data build --src=tfds:coco_captions --dst=DIR                     TFDS, prepared on disk
+mmjax data describe --src=out/data/photos
+mmjax data show --src=out/data/photos --split=test --out=sheet.png
 """
 
 from absl import flags
@@ -12,13 +14,27 @@ from rich.table import Table
 from mmjax.data import build
 from mmjax.error import UserError
 
-SRC = flags.DEFINE_string("src", None, "name of a data set (build) or directory of one")
+SRC = flags.DEFINE_string("src", None, "what to build from; or directory of a data set")
+FORMAT = flags.DEFINE_string("format", "", f"of your own files: {', '.join(build.READERS)}")
 DST = flags.DEFINE_string("dst", None, "directory to build into")
 SPLIT = flags.DEFINE_string("split", "train", "split to show")
 OUT = flags.DEFINE_string("out", "sheet.png", "picture to write")
-COUNT = flags.DEFINE_integer("count", 96, "records to show")
-VOCABULARY = flags.DEFINE_integer(
-    "vocabulary", 1024, "ids of the tokenizer trained on the captions"
+VOCABULARY = flags.DEFINE_integer("vocabulary", 1024, "ids of the tokenizer trained on the texts")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "tokenizer.json to take instead of training one")
+VALIDATION = flags.DEFINE_float(
+    "validation", 0.05, "share held out, where the source has no splits"
+)
+TEST = flags.DEFINE_float("test", 0.05, "share held out, where the source has no splits")
+COUNT = flags.DEFINE_integer("count", None, "records to show, or scenes to build")
+# Options of single sources; what is not given is left to the source.
+OPTIONS = (
+    flags.DEFINE_integer("size", None, "scenes, emoji: side of a picture in pixels"),
+    flags.DEFINE_integer("level", None, "scenes: detail of captions, 1 to 3"),
+    flags.DEFINE_float("information", None, "scenes: share of caption words that are true, 0 to 1"),
+    flags.DEFINE_integer("seed", None, "scenes: of everything random"),
+    flags.DEFINE_list("styles", None, "emoji: icon sets to take"),
+    flags.DEFINE_string("held_out", None, "emoji: icon set kept for the split `style`"),
+    flags.DEFINE_string("data_dir", None, "tfds: directory of prepared data sets"),
 )
 
 
@@ -28,23 +44,37 @@ def main(rest: list[str]) -> int:
     if action not in ("build", "describe", "show") or SRC.value is None:
         raise UserError("say what to do: mmjax data build|describe|show --src=...; see --help")
     if action == "build":
-        if DST.value is None:
-            raise UserError("--dst is missing; name the directory to build into")
-        build.build(SRC.value, DST.value, VOCABULARY.value)
-        print(f"data set in {DST.value}")
-        table(build.describe(DST.value))
+        build_one(SRC.value)
     if action == "describe":
         table(build.describe(SRC.value))
     if action == "show":
-        build.show(SRC.value, SPLIT.value, OUT.value, COUNT.value)
+        count = 96 if COUNT.value is None else COUNT.value
+        build.show(SRC.value, SPLIT.value, OUT.value, count)
         print(f"contact sheet in {OUT.value}")
     return 0
 
 
-def table(counts: dict[str, dict[str, float]]) -> None:
-    """Prints counts by split."""
-    columns = list(next(iter(counts.values())))
-    view = Table("split", *columns)
-    for split, row in counts.items():
-        view.add_row(split, *(f"{row[c]:,}" for c in columns))
+def build_one(src: str) -> None:
+    """Builds a source into --dst and says what came of it."""
+    if DST.value is None:
+        raise UserError("--dst is missing; name the directory to build into")
+    shares = {"validation": VALIDATION.value, "test": TEST.value}
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
+        raise UserError(f"--validation and --test are {shares}; they must leave some for training")
+    options = {flag.name: flag.value for flag in (*OPTIONS, COUNT) if flag.value is not None}
+    found = build.build(
+        src, DST.value, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options
+    )
+    print(f"data set in {DST.value}")
+    if found.get("rejected"):
+        print(f"damaged and left out: {found['rejected']:,}, named in {DST.value}/rejects.jsonl")
+    table(build.describe(DST.value))
+
+
+def table(counts: dict[str, dict]) -> None:
+    """Prints counts, a column a split."""
+    view = Table("", *counts)
+    for name in next(iter(counts.values())):
+        cells = [row[name] for row in counts.values()]
+        view.add_row(name, *(f"{c:,}" if isinstance(c, int) else c for c in cells))
     Console().print(view)

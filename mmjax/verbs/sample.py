@@ -14,6 +14,7 @@ from pathlib import Path
 import PIL.Image
 from absl import flags
 
+from mmjax.config import DataConfig
 from mmjax.data.pipeline import decode_image
 from mmjax.error import UserError
 from mmjax.sheet import Cell, sheet
@@ -83,11 +84,11 @@ def main(rest: list[str]) -> int:
     options = {k: v for k, v in options.items() if v is not None}
     inputs = [[p["text"], IMAGE] if "text" in p else [Path(p["image"])] for p in prompts]
     results = trained.generate(inputs, SEED.value, **options)
-    write(prompts, results, trained.run.experiment.data.image)
+    write(prompts, results, trained.run.experiment.data)
     return 0
 
 
-def write(prompts: list[dict], results: list, size: int) -> None:
+def write(prompts: list[dict], results: list, c: DataConfig) -> None:
     """Writes pictures, captions and a sheet to --out."""
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,8 @@ def write(prompts: list[dict], results: list, size: int) -> None:
             cells.append(Cell([result], [p["text"]]))
         else:
             rows.append({"prompt": p["image"], "text": result})
-            cells.append(Cell([decode_image(Path(p["image"]).read_bytes(), size)], [result]))
+            given = decode_image(Path(p["image"]).read_bytes(), c.image, c.resize)
+            cells.append(Cell([given], [result]))
         print(f"{rows[-1]['prompt']} -> {rows[-1].get('image', rows[-1].get('text'))}")
     (out / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     sheet(cells, out / "sheet.png", f"{len(cells)} samples")

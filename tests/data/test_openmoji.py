@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
+from mmjax.batch import Image, Text
 from mmjax.data import openmoji
 from mmjax.data.openmoji import Picture, caption_of, check_splits, concept_of, read
 from mmjax.error import UserError
@@ -136,7 +137,10 @@ def built(catalogue, tmp_path_factory):
 
 
 def load(path):
-    return {name: [Picture(**r) for r in read(path, name)] for name in openmoji.SPLITS}
+    def picture(r):
+        return Picture(r.id, r.caption, r.facts["concept"], r.facts["tone"], r.images[0])
+
+    return {name: [picture(r) for r in read(path, name)] for name in openmoji.SPLITS}
 
 
 def test_build_reads_back(built, catalogue):
@@ -168,7 +172,8 @@ def test_source_is_a_picklable_sequence(built):
     source = read(built, "train")
     again = pickle.loads(pickle.dumps(source))
     assert again[5] == source[5] == source[5 - len(source)] != source[6]
-    assert set(source[0]) == {f.name for f in dataclasses.fields(Picture)}
+    assert [type(part) for part in source[0].document] == [Text, Image]
+    assert set(source[0].facts) == {"concept", "tone"}
     assert sum(1 for _ in source) == len(source)
     with pytest.raises(IndexError):
         source[len(source)]

@@ -1,9 +1,7 @@
-"""First-fit packing, rows, and a state that restores at every position."""
+"""First-fit packing, rows, and batches that do not depend on how the work is shared out."""
 
 import itertools
-import json
 
-import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,10 +10,20 @@ from hypothesis import strategies as st
 from mmjax.batch import IMAGE, TEXT
 from mmjax.data import openmoji as data
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pack import PackIterDataset, fill, first_fit, join
+from mmjax.data.pack import (
+    BatchIterDataset,
+    Place,
+    Shape,
+    Windows,
+    fill,
+    first_fit,
+    join,
+    join_pictures,
+)
 from mmjax.error import UserError
 
 LENGTH, IMAGES, SIZE = 20, 3, 2
+SHAPE = Shape(LENGTH, IMAGES, SIZE)
 
 
 def could_have_gone_earlier(rows, lengths, slots):
@@ -67,42 +75,70 @@ def piece(seed, length=None):
         "image": image,
         "position": np.arange(n, dtype=np.int32),
         "weight": rng.random(n).astype(np.float32),
-        "pixels": rng.integers(0, 256, (pictures, SIZE, SIZE, 3)).astype(np.uint8),
+        "pictures": list(rng.integers(1, 256, (pictures, SIZE, SIZE, 3)).astype(np.uint8)),
     }
 
 
-def test_join_lays_documents_side_by_side():
-    pieces = next(
-        [piece(3 * s + i) for i in range(3)]
-        for s in range(99)
-        if 2 <= sum(len(piece(3 * s + i)["pixels"]) for i in range(3)) <= IMAGES
-        and len(piece(3 * s)["pixels"]) > 0
-    )
-    row = join(pieces, 40, IMAGES, SIZE)
+def check_row(row, pieces):
+    """One row of a batch against its documents, position by position."""
     at = slot = 0
     for number, p in enumerate(pieces, start=1):
         n = len(p["tokens"])
         for name in ("tokens", "modality", "position", "weight"):
-            np.testing.assert_array_equal(getattr(row, name)[at : at + n], p[name])
-        assert (row.segment[at : at + n] == number).all()
+            np.testing.assert_array_equal(row[name][at : at + n], p[name])
+        assert (row["segment"][at : at + n] == number).all()
         for j in range(n):
-            shown = row.image[at + j]
+            shown = row["image"][at + j]
             assert (shown > 0) == (p["image"][j] > 0)
             if shown:
-                picture = p["pixels"][p["image"][j] - 1]
-                np.testing.assert_array_equal(row.pixels[shown - 1], picture)
-        at, slot = at + n, slot + len(p["pixels"])
-    assert row.image.max() == slot >= 2
-    for name in row._fields[:6]:
-        assert (getattr(row, name)[at:] == 0).all()
-    assert (row.pixels[slot:] == 0).all() and row.pixels[:slot].any()
-    with pytest.raises(ValueError):
-        join([piece(0, 30), piece(1, 30)], 40, IMAGES, SIZE)
+                picture = p["pictures"][p["image"][j] - 1]
+                np.testing.assert_array_equal(row["pixels"][shown - 1], picture)
+        at, slot = at + n, slot + len(p["pictures"])
+    assert row["image"].max() == slot
+    for name in ("modality", "segment", "position", "image", "weight"):
+        assert (row[name][at:] == 0).all()
+    assert (row["tokens"][at:] == 7).all()
+    assert (row["pixels"][slot:] == 0).all() and row["pixels"][:slot].all()
+    return slot
 
 
-def packed(window, count=45):
-    source = grain.MapDataset.source([piece(s) for s in range(count)]).to_iter_dataset()
-    return PackIterDataset(source, window, LENGTH, IMAGES, SIZE)
+def test_join_lays_documents_side_by_side():
+    pieces = [piece(s) for s in range(40)]
+    lengths, slots = [len(p["tokens"]) for p in pieces], [len(p["pictures"]) for p in pieces]
+    plan = first_fit(lengths, slots, LENGTH, IMAGES)
+    rows = [[pieces[i] for i in row] for row in plan]
+    batch = join_pictures(join(rows, SHAPE, pad=7), rows, lambda picture: picture)
+    taken = [
+        check_row({name: getattr(batch, name)[r] for name in batch._fields}, row)
+        for r, row in enumerate(rows)
+    ]
+    assert max(taken) == IMAGES and max(map(len, rows)) >= 3
+    with pytest.raises(AssertionError):
+        check_row({name: getattr(batch, name)[0] for name in batch._fields}, rows[1])
+    with pytest.raises((ValueError, IndexError)):
+        join([[piece(0, 30), piece(1, 30)]], SHAPE)
+    assert join([], SHAPE).tokens.shape == (0, LENGTH)
+    assert (join([[]], SHAPE, pad=7).tokens == 7).all()
+
+
+ALL = slice(0, 4)
+START = Place()
+
+
+def endless(numbers):
+    """Documents by number, 45 in an epoch."""
+    return [piece(n % 45) for n in numbers]
+
+
+def build(rows):
+    return join_pictures(join(rows, SHAPE), rows, lambda picture: picture)
+
+
+def stream(start=START, share=ALL, turn=slice(0, None, 1), window=7, streams=None):
+    streams = streams or [(0, lambda: endless)]
+    batches = BatchIterDataset(streams, window, SHAPE, build, 4, share, start)
+    batches.set_slice(turn)
+    return iter(batches)
 
 
 def same(a, b) -> bool:
@@ -110,57 +146,90 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("window", [1, 7, 15, 99])
-def test_it_restores_bit_exactly_at_every_position(window):
-    """45 documents: 7 leaves a short last window, 15 none, 99 is a single one."""
-    iterator, states, rows = iter(packed(window)), [], []
-    while True:
-        states.append(json.dumps(iterator.get_state()))
-        try:
-            rows.append(next(iterator))
-        except StopIteration:
-            break
-    assert max(map(len, states)) < 100
-    assert sum(row.segment.max() for row in rows) == 45
-    for k, state in enumerate(states):
-        again = iter(packed(window))
-        again.set_state(json.loads(state))
-        assert json.dumps(again.get_state()) == state
-        rest = list(again)
-        assert len(rest) == len(rows) - k
-        assert all(map(same, rest, rows[k:]))
-    # Also put back into an iterator that has gone on, to the middle and to the start.
-    for k in (len(rows) // 2, 0):
-        iterator.set_state(json.loads(states[k]))
-        assert all(map(same, iterator, rows[k:]))
-    assert not same(rows[0], rows[1])
+def test_it_goes_on_bit_exactly_from_every_place(window):
+    """A window of 1 is smaller than a batch's rows, one of 99 larger than an epoch."""
+    whole = list(itertools.islice(stream(window=window), 12))
+    for k, (place, _) in enumerate(whole):
+        rest = list(itertools.islice(stream(place, window=window), 11 - k))
+        assert [p for p, _ in rest] == [p for p, _ in whole[k + 1 :]]
+        assert all(same(a, b) for (_, a), (_, b) in zip(rest, whole[k + 1 :], strict=True))
+    assert not same(whole[0][1], whole[1][1])
+    again = stream(window=window)
+    again.set_state(whole[5][0]._asdict())
+    assert again.get_state() == whole[5][0]._asdict()
+    assert same(next(again)[1], whole[6][1])
 
 
-def test_windows_are_packed_on_their_own():
-    rows = list(packed(7))
-    assert len(rows) > len(list(packed(99)))
-    first = list(packed(99, count=7))
-    assert all(map(same, rows, first)) and len(first) < len(rows)
+def test_processes_and_workers_share_out_one_and_the_same_stream():
+    whole = list(itertools.islice(stream(), 12))
+    halves = [stream(share=slice(2 * p, 2 * p + 2)) for p in range(2)]
+    for place, batch in whole:
+        (a, left), (b, right) = (next(half) for half in halves)
+        assert a == b == place
+        assert same(map(np.concatenate, zip(left, right, strict=True)), batch)
+        assert not same(left, right)
+    start = whole[3][0]  # as after a resume, where worker 0 has the first turn
+    workers = [stream(start, turn=slice(w, None, 3)) for w in range(3)]
+    for k in range(8):
+        place, batch = next(workers[k % 3])
+        assert place == whole[4 + k][0] and same(batch, whole[4 + k][1])
 
 
-def test_documents_larger_than_a_row_are_left_out():
-    def read(window, pieces):
-        source = grain.MapDataset.source(pieces).to_iter_dataset()
-        return list(PackIterDataset(source, window, LENGTH, IMAGES, SIZE))
+def test_windows_are_used_up_whole_and_packed_on_their_own():
+    windows = Windows(endless, 9, SHAPE)
+    place, rows = Place(), []
+    while place.window < 5:
+        place, row = windows.take(place, 1)
+        rows += row
+    tokens = sorted(tuple(p["tokens"]) for row in rows for p in row)
+    assert tokens == sorted(tuple(piece(n)["tokens"]) for n in range(45))
+    first = []
+    place = Place()
+    while place.window < 1:
+        place, row = Windows(lambda numbers: endless(numbers), 9, SHAPE).take(place, 1)
+        first += row
+    assert len(first) < len(rows)
+    for a, b in zip(first, rows, strict=False):
+        assert [tuple(p["tokens"]) for p in a] == [tuple(p["tokens"]) for p in b]
 
-    pieces = [piece(s) for s in range(10)]
+
+def test_stages_begin_at_their_batch_whatever_came_before():
+    def other(numbers):
+        return [piece(1000 + n) for n in numbers]
+
+    streams = [(0, lambda: endless), (5, lambda: other)]
+    both = list(itertools.islice(stream(streams=streams), 9))
+    only = list(itertools.islice(stream(streams=[(0, lambda: other)]), 4))
+    plain = list(itertools.islice(stream(), 9))
+    assert all(same(a, b) for (_, a), (_, b) in zip(both[:5], plain[:5], strict=True))
+    assert all(same(a, b) for (_, a), (_, b) in zip(both[5:], only, strict=True))
+    assert not same(both[5][1], plain[5][1])
+    for k in (3, 4, 6):  # before, at and after the change
+        rest = itertools.islice(stream(both[k][0], streams=streams), 8 - k)
+        assert all(same(a, b) for (_, a), (_, b) in zip(rest, both[k + 1 :], strict=True))
+
+
+def test_documents_larger_than_a_row_are_left_out_and_counted():
     large = piece(0, LENGTH + 1)
-    mixed = [*pieces[:5], large, *pieces[5:]]
-    assert all(map(same, read(99, mixed), read(99, pieces)))
-    assert read(99, pieces)
+
+    def some(numbers):
+        return [large if n % 9 == 4 else piece(n) for n in numbers]
+
+    place, rows = Place(), []
+    windows = Windows(some, 9, SHAPE)
+    while place.window < 3:
+        place, row = windows.take(place, 1)
+        rows += row
+    assert place.left_out == 3 and sum(map(len, rows)) == 24
     with pytest.raises(UserError, match=r"none of 4 documents fits.*data.length=20"):
-        read(4, [large] * 8)
+        Windows(lambda numbers: [large for _ in numbers], 4, SHAPE).take(Place(), 1)
 
 
 def test_rows_of_real_documents_are_nearly_full(openmoji):
     """16 patches a picture, 128 positions a row, as in experiments/quickstart.py."""
     tokenizer = bpe.load(openmoji / "tokenizer.json")
     records = data.read(openmoji, "train")
-    lengths = [20 + len(bpe.encode(tokenizer, records[i]["caption"])) for i in range(1024)]
+    lengths = [20 + len(bpe.encode(tokenizer, records[i].caption)) for i in range(1024)]
     shares = []
     for start in (0, 512):
         part = lengths[start : start + 512]
@@ -172,5 +241,5 @@ def test_rows_of_real_documents_are_nearly_full(openmoji):
 
 
 def test_fill_is_the_share_that_holds_documents():
-    row = join([piece(0, 5)], LENGTH, IMAGES, SIZE)
+    row = join([[piece(0, 5)]], SHAPE)
     assert fill(row) == 5 / LENGTH

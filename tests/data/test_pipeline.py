@@ -2,13 +2,16 @@
 
 import collections
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
 import shutil
 import struct
+import threading
 import zlib
 
+import grain
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,10 +22,12 @@ from mmjax.batch import IMAGE, TEXT, Image, Text
 from mmjax.data import openmoji as data
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pipeline import decode_image, train_batches
+from mmjax.data.pipeline import train_batches
+from mmjax.data.record import Record
 from mmjax.error import UserError
 
 ROWS = 8
+TEXTS = 1024 - len(bpe.SENTINELS)  # ids of text; the sentinels come behind them
 BOTH = {"data.caption_dropout": 0.0, "data.length": 64}  # every caption kept and short enough
 
 
@@ -50,7 +55,7 @@ def settings(path, **changes):
 
 def captions(path, split="train") -> list[str]:
     records = data.read(path, split)
-    return [records[i]["caption"] for i in range(len(records))]
+    return [records[i].caption for i in range(len(records))]
 
 
 def documents(batches, c, count):
@@ -61,7 +66,7 @@ def documents(batches, c, count):
         for r in range(len(batch.tokens)):
             for segment in range(1, batch.segment[r].max() + 1):
                 mine = batch.segment[r] == segment
-                words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] >= 5)
+                words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] < TEXTS)
                 picture = mine & (batch.modality[r] == IMAGE)
                 kind = "image alone"
                 if words.any():
@@ -70,14 +75,19 @@ def documents(batches, c, count):
     return found[:count]
 
 
+def batches_of(c, seed=0, process=0, processes=1, steps=100):
+    tokenizer = pipeline.tokenizer_of(c)
+    return train_batches(c, tokenizer, ROWS, steps, seed, process, processes)
+
+
 def read(c, count, seed=0, process=0, processes=1):
-    with contextlib.closing(train_batches(c, ROWS, seed, process, processes)) as batches:
+    with contextlib.closing(batches_of(c, seed, process, processes)) as batches:
         return documents(batches, c, count)
 
 
 def test_batches_have_the_shapes_and_dtypes_of_a_batch(openmoji):
     c = settings(openmoji)
-    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+    with contextlib.closing(batches_of(c, 0)) as batches:
         some = [next(batches) for _ in range(20)]
     for batch in some:
         for name in batch._fields[:5]:
@@ -99,13 +109,13 @@ def test_batches_have_the_shapes_and_dtypes_of_a_batch(openmoji):
 def test_pictures_belong_to_their_captions(openmoji):
     c = settings(openmoji, **BOTH)
     tokenizer, records = pipeline.tokenizer_of(c), data.read(openmoji, "train")
-    by_caption = {records[i]["caption"]: records[i]["image"] for i in range(len(records))}
-    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+    by_caption = {records[i].caption: records[i].images[0] for i in range(len(records))}
+    with contextlib.closing(batches_of(c, 0)) as batches:
         batch = next(batches)
     for r in range(ROWS):
         for slot in range(1, batch.image[r].max() + 1):
             mine = batch.segment[r] == batch.segment[r][(batch.image[r] == slot).argmax()]
-            words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] >= 5)
+            words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] < TEXTS)
             png = by_caption[bpe.decode(tokenizer, batch.tokens[r][words])]
             np.testing.assert_array_equal(batch.pixels[r, slot - 1], decode_image(png, c.image))
 
@@ -113,20 +123,20 @@ def test_pictures_belong_to_their_captions(openmoji):
 @pytest.mark.parametrize("steps", [0, 1, 5, 12])
 def test_it_restores_bit_exactly_in_a_new_iterator(openmoji, steps):
     c = settings(openmoji)
-    with contextlib.closing(train_batches(c, ROWS, 3)) as batches:
+    with contextlib.closing(batches_of(c, 3)) as batches:
         for _ in range(steps):
             next(batches)
         text = json.dumps(batches.get_state())
         rest = [next(batches) for _ in range(6)]
     assert len(text) < 200
-    with contextlib.closing(train_batches(c, ROWS, 3)) as again:
+    with contextlib.closing(batches_of(c, 3)) as again:
         again.set_state(json.loads(text))
         for want in rest:
             for x, y in zip(next(again), want, strict=True):
                 np.testing.assert_array_equal(x, y)
-    with contextlib.closing(train_batches(c, ROWS, 3)) as fresh:
+    with contextlib.closing(batches_of(c, 3)) as fresh:
         assert np.array_equal(next(fresh).tokens, rest[0].tokens) == (steps == 0)
-    with contextlib.closing(train_batches(c, ROWS, 4)) as other:
+    with contextlib.closing(batches_of(c, 4)) as other:
         assert not np.array_equal(next(other).tokens, rest[0].tokens)
 
 
@@ -138,13 +148,59 @@ def test_an_epoch_is_every_document_once_and_the_next_has_another_order(exchange
     assert first != second and len(set(first)) == 222
 
 
-def test_processes_share_the_documents_out(exchanged):
-    c = settings(exchanged, **BOTH | {"data.window": 111})
-    zero, one = ({x for _, x in read(c, 111, process=p, processes=2)} for p in (0, 1))
-    assert len(zero) == len(one) == 111
-    assert zero | one == set(captions(exchanged))
-    alone = {x for _, x in read(c, 111)}
-    assert alone != zero and alone & one  # a process that knows of no other reads from both halves
+def epoch(c, processes, state=None, stop=None):
+    """Captions a row that `processes` processes give out from a state on, and the state then."""
+    shares = [batches_of(c, 0, p, processes) for p in range(processes)]
+    tokenizer, found = pipeline.tokenizer_of(c), []
+    for share in shares:
+        if state is not None:
+            share.set_state(state)
+    while shares[0].get_state()["batch"] < stop:
+        for share in shares:
+            batch = next(share)
+            assert len(batch.tokens) == ROWS // processes
+            words = (batch.modality == TEXT) & (batch.tokens < TEXTS)
+            for r in range(len(batch.tokens)):
+                mine = [words[r] & (batch.segment[r] == s) for s in range(1, 99)]
+                found.append([bpe.decode(tokenizer, batch.tokens[r][m]) for m in mine if m.any()])
+    states = [share.get_state() for share in shares]
+    assert all(s == states[0] for s in states)
+    for share in shares:
+        share.close()
+    return found, states[0]
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(exchanged):
+    """No document twice, none lost, and the very same batches."""
+    c = settings(exchanged, **BOTH | {"data.window": 37})
+    whole, _ = epoch(c, 1, stop=16)
+    first, state = epoch(c, 4, stop=5)
+    second, state = epoch(c, 2, json.loads(json.dumps(state)), 11)
+    third, _ = epoch(c, 1, state, 16)
+    assert first + second + third == whole
+    given = [caption for row in whole for caption in row][:222]
+    assert sorted(given) == sorted(captions(exchanged))
+    assert epoch(c, 1, stop=5)[0] != epoch(settings(exchanged, **BOTH), 1, stop=5)[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_same_batches_and_may_change_on_the_way(openmoji, workers):
+    plain, many = settings(openmoji), settings(openmoji, **{"data.workers": workers})
+    with contextlib.closing(batches_of(plain)) as batches:
+        want = [next(batches) for _ in range(7)]
+    with contextlib.closing(batches_of(many)) as batches:
+        got = [next(batches) for _ in range(3)]
+        state = batches.get_state()
+    with contextlib.closing(batches_of(plain)) as batches:
+        batches.set_state(state)
+        got += [next(batches) for _ in range(2)]
+        state = batches.get_state()
+    with contextlib.closing(batches_of(many)) as batches:
+        batches.set_state(state)
+        got += [next(batches) for _ in range(2)]
+    for a, b in zip(got, want, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(want[0].tokens, want[1].tokens)
 
 
 def test_captions_are_dropped_and_put_first_as_often_as_asked(openmoji):
@@ -159,7 +215,7 @@ def test_captions_are_dropped_and_put_first_as_often_as_asked(openmoji):
 
 def test_a_document_has_its_caption_and_its_picture(openmoji):
     record = data.read(openmoji, "train")[0]
-    text, image = Text(record["caption"]), Image(record["image"])
+    text, image = Text(record.caption), Image(record.images[0])
     rng = np.random.default_rng(0)
     for first, dropout, want in (
         (1.0, 0.0, [text, image]),
@@ -167,7 +223,7 @@ def test_a_document_has_its_caption_and_its_picture(openmoji):
         (0.5, 1.0, [image]),
     ):
         c = settings(openmoji, **{"data.text_first": first, "data.caption_dropout": dropout})
-        assert pipeline.to_document(c, record, rng) == want
+        assert list(pipeline.to_document(c, "", record, rng)) == want
 
 
 def two(openmoji, exchanged, weights):
@@ -175,7 +231,7 @@ def two(openmoji, exchanged, weights):
     c = tiny_config(openmoji, **{k.replace(".", "__"): v for k, v in BOTH.items()})
     paths = (openmoji, exchanged)
     c.data.sources = {
-        name: {"path": str(p), "weight": w}
+        name: {"path": str(p), "weight": w, "template": "", "balance": False}
         for name, p, w in zip(("mine", "yours"), paths, weights, strict=True)
     }
     return config.resolve(c, run.families()).data
@@ -190,13 +246,40 @@ def test_sources_are_mixed_by_weight(openmoji, exchanged, weights):
     assert abs(share - weights[0] / sum(weights)) < 0.01
 
 
+def test_a_hundred_thousand_draws_come_out_as_asked():
+    weights = (0.62, 0.0, 0.31, 0.07)
+    parts = [grain.MapDataset.source([k] * 7).repeat() for k in range(4)]
+    mixed = pipeline.mix(parts, weights)
+    count = collections.Counter(mixed[n] for n in range(100_000))
+    for k, weight in enumerate(weights):
+        assert abs(count[k] / 100_000 - weight) < 1e-3
+    early = collections.Counter(mixed[n] for n in range(100))
+    assert all(abs(early[k] / 100 - w) < 0.02 for k, w in enumerate(weights))  # from the start on
+    assert abs(count[0] - count[2]) > 30_000
+
+
+def test_kinds_of_documents_take_turns(openmoji):
+    """Ninety captions and ten captioned pictures come in equal shares."""
+    c = settings(openmoji, **BOTH)
+    pictures = [data.read(openmoji, "train")[i] for i in range(10)]
+    texts = [Record(str(i), (Text(f"text {i}"),)) for i in range(90)]
+    source = config.SourceConfig("unused", 1.0, "", True)
+    balanced = pipeline.stream(c, source, texts + pictures, 0)
+    drawn = [[type(part) for part in balanced[n]] for n in range(200)]
+    assert sum(Image in parts for parts in drawn) == 100
+    plain = pipeline.stream(c, dataclasses.replace(source, balance=False), texts + pictures, 0)
+    assert sum(Image in [type(part) for part in plain[n]] for n in range(200)) == 20
+    first = [balanced[n] for n in range(20)]
+    assert len({part.data for d in first for part in d if isinstance(part, Image)}) == 10
+
+
 def test_a_mixture_restores_too(openmoji, exchanged):
     c = two(openmoji, exchanged, (1.0, 1.0))
-    with contextlib.closing(train_batches(c, ROWS, 0)) as batches:
+    with contextlib.closing(batches_of(c, 0)) as batches:
         for _ in range(7):
             next(batches)
         state, want = json.dumps(batches.get_state()), next(batches)
-    with contextlib.closing(train_batches(c, ROWS, 0)) as again:
+    with contextlib.closing(batches_of(c, 0)) as again:
         assert not np.array_equal(next(again).tokens, want.tokens)
         again.set_state(json.loads(state))
         np.testing.assert_array_equal(next(again).tokens, want.tokens)
@@ -205,19 +288,18 @@ def test_a_mixture_restores_too(openmoji, exchanged):
 def test_data_that_is_not_there_names_the_command(openmoji, tmp_path):
     nothing = settings(tmp_path / "nothing")
     command = f"mmjax data build --src=openmoji --dst={tmp_path / 'nothing'}"
-    for function in (pipeline.tokenizer_of, lambda c: train_batches(c, ROWS, 0)):
+    for function in (pipeline.tokenizer_of, batches_of):
         with pytest.raises(UserError, match="no data set in") as error:
             function(nothing)
         assert f"`{command}`" in str(error.value)
     assert not (tmp_path / "nothing").exists()
-    for text, words in (
-        ('{"name": "mnist"}', "'mnist'; have readers for: openmoji"),
-        ("[", "damaged"),
-    ):
-        (tmp_path / "dataset_info.json").write_text(text)
-        with pytest.raises(UserError, match=words):
-            pipeline.source_of(tmp_path)
-    assert pipeline.source_of(openmoji) == "openmoji"
+    for name, text in (("dataset_info.json", "["), ("dataset.json", "["), ("dataset.json", "{}")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="damaged"):
+            pipeline.open_split(tmp_path, "train")
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="holds no data set; `mmjax data build`"):
+        pipeline.open_split(tmp_path, "train")
 
 
 def test_a_damaged_record_is_one_line_in_the_loop(exchanged, tmp_path):
@@ -233,12 +315,16 @@ def test_a_damaged_record_is_one_line_in_the_loop(exchanged, tmp_path):
 
 
 def test_a_closed_iterator_has_stopped_its_thread(openmoji):
-    batches = train_batches(settings(openmoji), ROWS, 0)
+    batches = batches_of(settings(openmoji), 0)
     next(batches)
+    before = threading.active_count()
     batches.close()
     batches.close()
-    with pytest.raises(ValueError, match="closed"):
-        next(batches)
+    assert threading.active_count() < before
+
+
+def decode_image(raw, size):
+    return pipeline.decode_image(raw, size, "pil_box")
 
 
 def png(array, mode=None, form="PNG", **options) -> bytes:
@@ -271,6 +357,15 @@ def test_the_centre_of_a_picture_that_is_not_square_is_kept(tall):
     for size in (4, 10, 16):
         got = decode_image(png(picture), size)
         assert got.shape == (size, size, 3) and (got == (0, 255, 0)).all()
+
+
+def test_a_photograph_is_turned_as_its_camera_says():
+    out = io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise
+    PIL.Image.fromarray(PICTURE).save(out, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(out.getvalue(), 8), np.rot90(PICTURE, -1))
+    assert (decode_image(out.getvalue(), 8) != PICTURE).any()
 
 
 def test_transparency_lies_on_white():

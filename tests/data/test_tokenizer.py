@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mmjax.batch import IMAGE, TEXT, Image, Text, Vocabulary
+from mmjax.batch import IMAGE, TEXT, Image, Text
 from mmjax.data import openmoji as data
 from mmjax.data import tokenizer as bpe
 from mmjax.data.tokenizer import SENTINELS, decode, encode, lay_out
@@ -16,6 +17,7 @@ from mmjax.error import UserError
 CAPTIONS = ["a red apple", "a red heart", "an apple", "man swimming, light skin tone"]
 TOKENIZER = bpe.train(CAPTIONS * 3, 320)
 VOCABULARY = bpe.vocabulary(TOKENIZER)
+TEXTS = VOCABULARY.size - len(SENTINELS)
 
 
 @pytest.fixture(scope="module", params=["trained", "loaded", "pickled"])
@@ -32,7 +34,7 @@ def tokenizer(request, tmp_path_factory):
 def test_any_text_survives_but_for_white_space_around_it(text):
     ids = encode(TOKENIZER, text)
     assert decode(TOKENIZER, ids) == text.strip()
-    assert all(5 <= i < VOCABULARY.size for i in ids)
+    assert all(0 <= i < TEXTS for i in ids)
 
 
 @settings(max_examples=100, deadline=None)
@@ -40,26 +42,60 @@ def test_any_text_survives_but_for_white_space_around_it(text):
 def test_a_sentinels_name_in_a_text_is_plain_text(parts):
     text = "".join(parts)
     ids = encode(TOKENIZER, text)
-    assert min(ids, default=5) >= 5
+    assert max(ids, default=0) < TEXTS
     assert decode(TOKENIZER, ids) == text.strip()
 
 
 @pytest.mark.parametrize("name", SENTINELS)
 def test_sentinels_stay_plain_text_after_saving_and_loading(tokenizer, name):
     text = f"a {name} apple"
-    assert not set(encode(tokenizer, text)) & set(range(5))
+    assert not set(encode(tokenizer, text)) & set(VOCABULARY.sentinels)
     assert decode(tokenizer, encode(tokenizer, text)) == text
     # What the library does unless told: the reason for the test.
     fresh = bpe.train(CAPTIONS, 300)
     assert fresh.token_to_id(name) in fresh.encode(text).ids
 
 
-def test_sentinels_come_first_and_are_left_out_of_texts(tokenizer):
-    vocabulary = bpe.vocabulary(tokenizer)
-    assert vocabulary == Vocabulary(tokenizer.get_vocab_size(), 0, 1, 2, 3, 4)
+def test_the_id_space_is_text_then_sentinels_then_image_codes(tokenizer):
+    n = tokenizer.get_vocab_size()
+    one, many = bpe.vocabulary(tokenizer), bpe.vocabulary(tokenizer, codes=64)
+    assert one.sentinels == tuple(range(n - len(SENTINELS), n)) == many.sentinels
+    assert (one.size, one.code_count) == (n, 0)
+    assert (many.size, many.codes, many.code_count) == (n + 64, n, 64)
+    v = VOCABULARY
     ids = encode(tokenizer, "red apple")
-    assert decode(tokenizer, [1, *ids, 3, 0, 4, *ids, 2]) == "red apple red apple"
+    whole = [v.bos, *ids, v.boi, v.pad, v.eoi, *ids, v.eos]
+    assert decode(tokenizer, whole) == "red apple red apple"
     assert decode(tokenizer, np.array(ids)) == "red apple"
+
+
+def test_the_layout_of_chameleon():
+    v = bpe.chameleon_vocabulary()
+    assert (v.size, v.codes, v.code_count, v.boi, v.eoi) == (65536, 4, 8192, 8197, 8196)
+    codes = set(range(v.codes, v.codes + v.code_count))
+    assert len(set(v.sentinels)) == 15 and not codes & set(v.sentinels) and max(v.sentinels) < 65536
+
+
+def test_a_tokenizer_from_elsewhere_gets_our_sentinels_behind_its_own_ids(tmp_path):
+    theirs = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "red": 2, "apple": 3}, "[UNK]"))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    theirs.add_special_tokens(["<s>", "<pad>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    got = bpe.load(tmp_path / "tokenizer.json")
+    v = bpe.vocabulary(got)
+    assert v.pad == 4 and v.size == 5 + len(SENTINELS) - 1  # its own <pad> is kept
+    assert encode(got, "red apple") == [2, 3] and sorted(v.sentinels)[1:] == list(range(5, v.size))
+
+
+def test_a_separator_is_a_whole_part_and_never_part_of_a_text():
+    v = VOCABULARY
+    pair = [Text("red", loss=False), Text(bpe.SEPARATOR, loss=False), Text("apple")]
+    got = lay_out(pair, TOKENIZER, v, 4, True)
+    red, apple = encode(TOKENIZER, "red"), encode(TOKENIZER, "apple")
+    assert got["tokens"].tolist() == [v.bos, *red, v.sep, *apple, v.eos]
+    assert got["weight"].tolist() == [0] * (len(red) + 2) + [1] * (len(apple) + 1)
+    within = lay_out([Text(f"red {bpe.SEPARATOR} apple")], TOKENIZER, v, 4, True)
+    assert v.sep not in within["tokens"]
 
 
 def test_a_text_begins_as_a_word_within_a_text_does(tokenizer):
@@ -72,13 +108,13 @@ def test_a_text_begins_as_a_word_within_a_text_does(tokenizer):
 
 def test_frequent_words_are_short_and_the_size_is_kept(tokenizer):
     assert len(encode(tokenizer, "a red apple")) < len(encode(tokenizer, "u fsg bqqmf")) / 2
-    assert bpe.vocabulary(bpe.train(CAPTIONS, 270)).size == 270
+    assert bpe.vocabulary(bpe.train(CAPTIONS, 275)).size == 275
 
 
 def test_every_real_caption_survives(openmoji):
     tokenizer = bpe.load(openmoji / "tokenizer.json")
     records = data.read(openmoji, "test")
-    captions = [records[i]["caption"] for i in range(len(records))]
+    captions = [records[i].caption for i in range(len(records))]
     assert [decode(tokenizer, encode(tokenizer, c)) for c in captions] == captions
     assert np.mean([len(encode(tokenizer, c)) for c in captions]) < 10
 
@@ -90,10 +126,8 @@ def test_files_that_are_no_tokenizer(tmp_path):
     path.write_text('{"version": "1.0", "mod')
     with pytest.raises(UserError, match="is damaged"):
         bpe.load(path)
-    TOKENIZER.save(str(path))
-    path.write_text(path.read_text().replace("<boi>", "<pic>"))
-    with pytest.raises(UserError, match="lacks <boi>"):
-        bpe.load(path)
+    with pytest.raises(UserError, match="271"):
+        bpe.train(CAPTIONS, 200)
 
 
 P = 4

@@ -67,8 +67,8 @@ def test_unigram_is_a_distribution_and_knows_frequencies(trained):
 def test_score_adds_up_token_by_token(trained):
     """A caption's score given its picture is what `choice` ranks by."""
     record = heldout.draw(trained, "test", 1, 0)[0]
-    document = [Image(record["image"]), Text(record["caption"])]
-    other = [Image(record["image"]), Text("zebra crossing the street")]
+    document = [Image(record.image), Text(record.caption)]
+    other = [Image(record.image), Text("zebra crossing the street")]
     scores = trained.score([document, other])
     direct = caption.log_likelihood(trained, [document, other])
     np.testing.assert_allclose(scores, direct, rtol=1e-4)
@@ -78,8 +78,8 @@ def test_score_adds_up_token_by_token(trained):
 def test_embedding_is_of_the_document_alone(trained):
     """Neither padding nor the company a document is embedded in changes it; its content does."""
     record = heldout.draw(trained, "test", 1, 0)[0]
-    document, other = ["a cat", Image(record["image"])], ["a dog", Image(record["image"])]
-    long = ["man swimming in the sea, light skin tone", Image(record["image"])]
+    document, other = ["a cat", Image(record.image)], ["a dog", Image(record.image)]
+    long = ["man swimming in the sea, light skin tone", Image(record.image)]
     alone, among = trained.embed([document]), trained.embed([document, long, other])
     np.testing.assert_allclose(among[0], alone[0], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(among, axis=-1), 1.0, rtol=1e-5)
@@ -89,8 +89,8 @@ def test_embedding_is_of_the_document_alone(trained):
 def test_generate_draws_and_writes_in_order_and_by_seed(trained, tmp_path):
     record = heldout.draw(trained, "test", 1, 0)[0]
     path = tmp_path / "picture.png"
-    path.write_bytes(record["image"])
-    prompts = [["a cat", mmjax.IMAGE], [path], ["man swimming", mmjax.IMAGE], [record["image"]]]
+    path.write_bytes(record.image)
+    prompts = [["a cat", mmjax.IMAGE], [path], ["man swimming", mmjax.IMAGE], [record.image]]
     first = trained.generate(prompts, seed=1)
     again = trained.generate(prompts, seed=1)
     assert first[0].shape == (8, 8, 3) and first[0].dtype == np.uint8

@@ -1,0 +1,95 @@
+"""Data sets on disk: ArrayRecord files of packed records, with one JSON file that names them.
+
+DIR/dataset.json            what it holds; written last, so where it lies the set is whole
+DIR/train-000000000.array_record ...
+DIR/rejects.jsonl           damaged records: {"source", "reason"}
+DIR/tokenizer.json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import grain
+
+from mmjax.data.record import Record, unpack
+from mmjax.error import UserError
+
+INFO = "dataset.json"
+TOKENIZER = "tokenizer.json"
+REJECTS = "rejects.jsonl"
+
+
+def info(path: str | Path) -> dict:
+    """The contents of a data set's dataset.json.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
+    file = Path(path) / INFO
+    try:
+        found = json.loads(file.read_text())
+        if isinstance(found["splits"], dict):
+            return found
+        raise ValueError("no table of splits")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} holds no data set; `mmjax data build` makes one") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); remove {path}, build it again") from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records of one split by number; picklable, and opens its files when first asked.
+
+    A damaged record raises UserError when it is asked for.
+    """
+
+    path: Path
+    split: str
+    files: tuple[str, ...]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def _raw(self) -> Sequence[bytes]:
+        names = [str(self.path / name) for name in self.files]
+        for name in names:
+            if not Path(name).is_file():
+                raise UserError(f"{name} is missing; remove {self.path}, build it again")
+        try:
+            return grain.sources.ArrayRecordDataSource(names)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}, {self.split}: a file is damaged ({error}); build it again"
+            ) from error
+
+    def __getitem__(self, index) -> Record:
+        index = range(self.length)[index]  # IndexError past the end, as iteration needs
+        try:
+            return unpack(self._raw[index])
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.path}, {self.split}, record {index} is damaged; remove the set, build it "
+                f"again: {error}"
+            ) from error
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_raw"}
+
+
+def read(path: str | Path, split: str) -> Source:
+    """The records of one split.
+
+    Raises:
+        UserError: if there is no such data set or split.
+    """
+    splits = info(path)["splits"]
+    if split not in splits:
+        raise UserError(f"{path} has no split {split!r}; have: {', '.join(splits)}")
+    entry = splits[split]
+    return Source(Path(path), split, tuple(entry["files"]), entry["documents"])

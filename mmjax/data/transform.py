@@ -1,0 +1,195 @@
+"""What happens to documents between the data set and the tokenizer, and how they are mixed."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.batch import Document, Image, Text
+from mmjax.data.record import Record
+from mmjax.data.tokenizer import SEPARATOR
+from mmjax.error import UserError
+
+Parts = list[Text | Image]
+
+
+def order(document: Document, rng: np.random.Generator, text_first: float) -> Document:
+    """Puts the text before the picture with probability `text_first`, else behind it.
+
+    Transfusion does the first with 80 % of its pairs (section 4.1), Chameleon with half of them
+    (section 2.2). Done to a run of texts beside a run of pictures. An interleaved document makes
+    sense in one order only, and so does an answer behind its prompt (`loss=False`): documents with
+    more runs or with a prompt stay as they are.
+    """
+    wanted = rng.random() < text_first
+    if len(_runs(document)) != 2 or not all(part.loss for part in document):
+        return document
+    return tuple(sorted(document, key=lambda part: isinstance(part, Text) != wanted))
+
+
+def drop_caption(document: Document, rng: np.random.Generator, probability: float) -> Document:
+    """Leaves only the pictures of a captioned picture with a probability, for guidance.
+
+    Nothing is taken from a text without pictures, from an interleaved document, or where no picture
+    has a loss, for nothing would be left to learn.
+    """
+    dropped = rng.random() < probability
+    pictures = tuple(part for part in document if isinstance(part, Image))
+    captioned = len(_runs(document)) == 2 and any(picture.loss for picture in pictures)
+    return pictures if dropped and captioned else document
+
+
+def conversation(record: Record, template: str) -> Document:
+    """A record's turns, prompts without loss and answers with it.
+
+    The template "sep" is Chameleon's (section 3.2): `prompt <sep> answer`, and `<sep>` once more
+    before another prompt. The separator is a Text(SEPARATOR), which the tokenizer makes the
+    sentinel. Behind an answer it has a loss, as what ends the answer; behind a prompt it has none.
+
+    Turns are parts whose roles, `facts["roles"]`, agree in being "gpt" or not. Without roles,
+    `facts["questions"]` are asked about the pictures, without the texts, which may hold the
+    answers. Answers before the first prompt and prompts behind the last answer are left out.
+
+    Raises:
+        UserError: for another template, or if the record has no prompt with an answer.
+    """
+    if template != "sep":
+        raise UserError(f"template {template!r} is unknown; use 'sep'")
+    said: Parts = []
+    for prompt, answer in _pairs(record):
+        said += [Text(SEPARATOR)] * bool(said)
+        said += [replace(part, loss=False) for part in prompt]
+        said += [Text(SEPARATOR, loss=False), *(replace(part, loss=True) for part in answer)]
+    if not said:
+        raise UserError(
+            f"record {record.id} has no prompt with an answer; the template {template!r} needs "
+            f"facts 'roles' or 'questions', so leave it out for this data set"
+        )
+    return tuple(said)
+
+
+def kind(document: Document) -> str:
+    """What a document teaches to write, and given what.
+
+    "text", "image", "text_to_image", "image_to_text", or "interleaved" for all that is neither.
+    In a document with prompts it follows from what has a loss: any number of questions about a
+    picture, answered in words, are "image_to_text". In another it follows from the order.
+    """
+    parts = [p for p in document if not (isinstance(p, Text) and p.text == SEPARATOR)]
+    if len(runs := _runs(parts)) < 2:
+        return "image" if runs == [Image] else "text"
+    read, written = {type(p) for p in parts if not p.loss}, {type(p) for p in parts if p.loss}
+    if not (read and written):
+        if len(runs) > 2:
+            return "interleaved"
+        read, written = {runs[0]}, {runs[1]}
+    if written == {Text}:
+        return "image_to_text"
+    return "text_to_image" if (read, written) == ({Text}, {Image}) else "interleaved"
+
+
+def balance(groups: Sequence[str], rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draws records so that every group, however large, has an equal share (Chameleon, section 3).
+
+    Without balance, fine-tuning teaches to prefer one modality whatever the prompt. No group is
+    ever more than one ahead of another, and each goes through all its records, in an order of its
+    own, before any comes again.
+
+    Args:
+        groups: one a record; see `kind`. rng: decides. count: how many records to draw.
+
+    Returns:
+        [count] int64, numbers of records.
+
+    Raises:
+        UserError: if there are no records.
+    """
+    names = sorted(set(groups))
+    if not names:
+        raise UserError("no records to balance; build the data set first")
+    named = np.asarray(groups)
+    members = [np.flatnonzero(named == name) for name in names]
+    drawn = np.zeros(count, np.int64)
+    turns = _shuffles(np.arange(len(names)), rng, count)
+    for number, member in enumerate(members):
+        mine = turns == number
+        drawn[mine] = _shuffles(member, rng, int(mine.sum()))
+    return drawn
+
+
+class Stage(NamedTuple):
+    """Part of a run with a mixture of its own.
+
+    Attributes:
+        until: share of the steps, in (0, 1], after which the next stage begins; 1 for the last.
+        weights: source -> share of the documents, of any sum; a source may have 0.
+    """
+
+    until: float
+    weights: Mapping[str, float]
+
+
+def weights_at(stages: Sequence[Stage], fraction: float) -> Mapping[str, float]:
+    """The mixture after a share of the steps, in [0, 1].
+
+    Chameleon (section 2.2) has two stages, of 80 % and 20 % of the steps.
+
+    Raises:
+        UserError: if stages do not end in rising order and at 1, name different sources, or have
+            weights that are negative or all 0.
+    """
+    if not stages or stages[-1].until != 1.0:
+        end = stages[-1].until if stages else "none"
+        raise UserError(f"the last stage ends at {end}; it must end at 1")
+    before = 0.0
+    for number, (until, weights) in enumerate(stages, 1):
+        if not before < until:
+            raise UserError(f"stage {number} ends at {until}; it must end after {before}")
+        if set(weights) != set(stages[0].weights):
+            known = ", ".join(stages[0].weights)
+            raise UserError(
+                f"stage {number} names sources {', '.join(weights)}; name those of the first: "
+                f"{known}"
+            )
+        if not all(w >= 0 for w in weights.values()) or not any(weights.values()):
+            raise UserError(
+                f"stage {number} has weights {dict(weights)}; none may be negative, nor all 0"
+            )
+        before = until
+    return next((s.weights for s in stages if fraction < s.until), stages[-1].weights)
+
+
+def _shuffles(values: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+    """[n] -> [count]: all values in random order, then again in another."""
+    epochs = np.tile(values, (-(-count // len(values)), 1))
+    return rng.permuted(epochs, axis=1).reshape(-1)[:count]
+
+
+def _runs(document: Document) -> list[type]:
+    """Text or Image for each run of one modality."""
+    return [modality for modality, _ in itertools.groupby(document, type)]
+
+
+def _pairs(record: Record) -> Iterator[tuple[Parts, Parts]]:
+    """Prompts with their answers, as parts."""
+    if "roles" not in record.facts:
+        prompt: Parts = [part for part in record.document if isinstance(part, Image)]
+        for asked in record.facts.get("questions", ()):
+            yield [*prompt, Text(str(asked["question"]))], [Text(str(asked["answer"]))]
+            prompt = []
+        return
+    roles = record.facts["roles"]
+    if len(roles) != len(record.document):
+        raise UserError(
+            f"record {record.id} has {len(roles)} roles for {len(record.document)} parts; give "
+            f"one a part"
+        )
+    prompt = []
+    spoken = zip(roles, record.document, strict=True)
+    for answers, turn in itertools.groupby(spoken, lambda pair: pair[0] == "gpt"):
+        parts = [part for _, part in turn]
+        if answers and prompt:
+            yield prompt, parts
+        prompt = [] if answers else parts

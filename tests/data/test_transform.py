@@ -1,0 +1,261 @@
+"""Orders, dropped captions, conversations, balanced draws and mixtures in stages."""
+
+import collections
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.batch import Image, Text
+from mmjax.data import tokenizer as bpe
+from mmjax.data.formats.llava import items
+from mmjax.data.pack import first_fit
+from mmjax.data.record import Record
+from mmjax.data.tokenizer import SEPARATOR
+from mmjax.data.transform import (
+    Stage,
+    balance,
+    conversation,
+    drop_caption,
+    kind,
+    order,
+    weights_at,
+)
+from mmjax.error import UserError
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+A, B = Image(png("red")), Image(png("blue"))
+RED, BLUE = Text("red"), Text("blue")
+CAPTIONED = [(RED, A), (A, RED), (RED, BLUE, A), (A, B, RED, BLUE)]
+INTERLEAVED = [(RED, A, BLUE), (A, RED, B), (RED, A, BLUE, B)]
+ALONE = [(), (RED,), (A,), (RED, BLUE), (A, B)]
+SEP, ASKED = Text(SEPARATOR), Text(SEPARATOR, loss=False)
+
+
+def unread(*parts):
+    return tuple(replace(part, loss=False) for part in parts)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("document", CAPTIONED)
+def test_text_stands_first_with_that_probability(document):
+    texts = tuple(p for p in document if isinstance(p, Text))
+    pictures = tuple(p for p in document if isinstance(p, Image))
+    assert order(document, rng(), 1.0) == texts + pictures
+    assert order(document, rng(), 0.0) == pictures + texts
+    generator = rng()
+    first = [order(document, generator, 0.8) == texts + pictures for _ in range(2000)]
+    assert abs(np.mean(first) - 0.8) < 0.036
+    again = rng()
+    assert first == [order(document, again, 0.8) == texts + pictures for _ in range(2000)]
+
+
+@pytest.mark.parametrize("document", [*INTERLEAVED, *ALONE, (*unread(A), RED), (*unread(RED), A)])
+@pytest.mark.parametrize("text_first", [0.0, 1.0])
+def test_documents_that_read_in_one_order_only_stay(document, text_first):
+    assert order(document, rng(), text_first) == document
+
+
+def test_every_document_takes_one_draw():
+    for change in (order, drop_caption):
+        for document in [*CAPTIONED, *INTERLEAVED, *ALONE]:
+            generator, expected = rng(), rng()
+            change(document, generator, 0.5)
+            expected.random()
+            assert generator.random() == expected.random()
+
+
+@pytest.mark.parametrize("document", [*CAPTIONED, (*unread(RED), ASKED, A)])
+def test_a_caption_is_dropped_with_that_probability(document):
+    pictures = tuple(p for p in document if isinstance(p, Image))
+    assert drop_caption(document, rng(), 1.0) == pictures != document
+    assert drop_caption(document, rng(), 0.0) == document
+    generator = rng()
+    dropped = [drop_caption(document, generator, 0.1) == pictures for _ in range(2000)]
+    assert abs(np.mean(dropped) - 0.1) < 0.027
+
+
+@pytest.mark.parametrize("document", [*INTERLEAVED, *ALONE, (*unread(A), RED)])
+def test_other_texts_are_never_dropped(document):
+    assert drop_caption(document, rng(), 1.0) == document
+
+
+def test_a_conversation_of_llavas(tmp_path):
+    (tmp_path / "a.png").write_bytes(A.data)
+    said = [
+        ("system", "Be brief."), ("human", "<image>Which colour?"), ("gpt", "red"),
+        ("human", "Sure?"), ("gpt", "yes"), ("human", "Thanks"),
+    ]  # fmt: skip
+    turns = [{"from": role, "value": text} for role, text in said]
+    told = [{"id": "1", "image": "a.png", "conversations": turns}]
+    (tmp_path / "chat.json").write_text(json.dumps(told))
+    (item,) = items(tmp_path / "chat.json")
+    found = conversation(item.read(), "sep")
+    assert found == (
+        *unread(Text("Be brief."), A, Text("Which colour?")), ASKED, RED, SEP,
+        *unread(Text("Sure?")), ASKED, Text("yes"),
+    )  # fmt: skip
+    assert kind(found) == "image_to_text"
+
+
+def test_pictures_that_answer_have_a_loss_and_those_that_ask_have_none():
+    roles = ["gpt", "human", "human", "gpt", "gpt"]
+    document = (Text("Hello"), RED, B, replace(A, loss=False), Text("here"))
+    found = conversation(Record("1", document, {"roles": roles}), "sep")
+    assert found == (*unread(RED, B), ASKED, A, Text("here"))  # nobody asked for "Hello"
+
+
+def test_questions_about_a_picture():
+    asked = [{"question": "How many?", "answer": 2, "kind": "count"}]
+    asked += [{"question": "Which colour?", "answer": "red", "kind": "colour"}]
+    record = Record("1", (Text("two red squares"), A), {"questions": asked})
+    found = conversation(record, "sep")
+    assert found == (
+        *unread(A, Text("How many?")), ASKED, Text("2"), SEP,
+        *unread(Text("Which colour?")), ASKED, RED,
+    )  # fmt: skip
+    assert Text("two red squares", loss=False) not in found  # it holds the answers
+
+
+@pytest.mark.parametrize(
+    ("facts", "template", "message"),
+    [
+        ({}, "sep", "record 7 has no prompt with an answer"),
+        ({"questions": []}, "sep", "record 7 has no prompt"),
+        ({"roles": ["human", "human"]}, "sep", "record 7 has no prompt"),
+        ({"roles": ["gpt", "human"]}, "sep", "record 7 has no prompt"),
+        ({"roles": ["human"]}, "sep", "record 7 has 1 roles for 2 parts"),
+        ({"roles": ["human", "gpt"]}, "vicuna", "template 'vicuna'"),
+    ],
+)
+def test_records_that_are_no_conversation(facts, template, message):
+    with pytest.raises(UserError, match=message):
+        conversation(Record("7", (RED, BLUE), facts), template)
+    assert conversation(Record("7", (RED, BLUE), {"roles": ["human", "gpt"]}), "sep")
+
+
+def test_loss_lies_on_answers_alone_and_the_separator_is_one_sentinel():
+    tokenizer = bpe.train(["red blue green <sep>"] * 3, 300)
+    vocab = bpe.vocabulary(tokenizer)
+    roles = ["human", "gpt", "human", "gpt"]
+    record = Record("1", (Text("red <sep>"), BLUE, BLUE, A), {"roles": roles})
+    piece = bpe.lay_out(conversation(record, "sep"), tokenizer, vocab, 2, True)
+    at = np.flatnonzero(piece["tokens"] == vocab.sep)
+    assert len(at) == 3  # the one that was typed is text
+    assert piece["weight"][at].tolist() == [0, 1, 0]
+    answer = slice(at[0] + 1, at[1])
+    assert bpe.decode(tokenizer, piece["tokens"][answer]) == "blue"
+    assert (piece["weight"][answer] == 1).all() and (piece["weight"][at[2] + 1 :] == 1).all()
+    assert (piece["weight"][: at[0]] == 0).all() and (piece["weight"][at[1] + 1 : at[2]] == 0).all()
+
+
+def test_as_many_conversations_a_row_as_fit():
+    tokenizer = bpe.train(["red blue green"] * 3, 300)
+    vocab, generator = bpe.vocabulary(tokenizer), rng()
+    roles = {"roles": ["human", "gpt"]}
+    records = [
+        Record(str(n), (Text("red " * int(generator.integers(1, 9))), A if n % 3 else BLUE), roles)
+        for n in range(60)
+    ]
+    told = [conversation(record, "sep") for record in records]
+    lengths = [len(p["tokens"]) for p in bpe.lay_out_all(told, tokenizer, vocab, 4, True)]
+    slots = [sum(isinstance(part, Image) for part in document) for document in told]
+    rows = first_fit(lengths, slots, 64, 8)
+    assert sorted(n for row in rows for n in row) == list(range(60))
+    used = [sum(lengths[n] for n in row) for row in rows]
+    assert max(used) <= 64 and max(sum(slots[n] for n in row) for row in rows) <= 8
+    assert len(rows) <= -(-sum(lengths) // 64) + 1 < 60  # one a row would take 60
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ((), "text"),
+        ((RED, BLUE), "text"),
+        ((*unread(RED), ASKED, BLUE), "text"),
+        ((A, B), "image"),
+        ((RED, A), "text_to_image"),
+        ((RED, A, B), "text_to_image"),
+        ((A, RED), "image_to_text"),
+        (unread(A, RED), "image_to_text"),
+        ((*unread(RED), ASKED, A), "text_to_image"),
+        ((*unread(RED), ASKED, A, SEP, *unread(BLUE), ASKED, B), "text_to_image"),
+        ((*unread(RED, A), ASKED, BLUE), "image_to_text"),
+        ((*unread(A, RED), ASKED, BLUE, SEP, *unread(RED), ASKED, BLUE), "image_to_text"),
+        ((*unread(RED), ASKED, A, BLUE), "interleaved"),
+        ((*unread(RED, A), ASKED, B), "interleaved"),
+        ((RED, A, BLUE), "interleaved"),
+        ((A, RED, B), "interleaved"),
+    ],
+)
+def test_what_a_document_teaches(document, expected):
+    assert kind(document) == expected
+
+
+groups = st.lists(st.sampled_from("abcd"), min_size=1, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(groups, st.integers(0, 120), st.integers(0, 2**32))
+def test_balanced_draws(groups, count, seed):
+    drawn = balance(groups, rng(seed), count)
+    assert drawn.shape == (count,) and np.array_equal(drawn, balance(groups, rng(seed), count))
+    seen = collections.Counter()
+    for n in drawn:
+        seen[int(n)] += 1
+        shares = [sum(seen[i] for i in range(len(groups)) if groups[i] == g) for g in set(groups)]
+        assert max(shares) - min(shares) <= 1
+        mine = [seen[i] for i in range(len(groups)) if groups[i] == groups[n]]
+        assert max(mine) - min(mine) <= 1  # once before any twice
+
+
+def test_a_plain_draw_follows_the_sizes():
+    groups = ["text"] * 90 + ["interleaved"] * 10
+    few = [groups[n] == "interleaved" for n in balance(groups, rng(), 100)]
+    assert sum(few) == 50 and sum(groups[n] == "interleaved" for n in rng().permutation(100)) == 10
+    assert not np.array_equal(balance(groups, rng(0), 100), balance(groups, rng(1), 100))
+    firsts = [groups[balance(groups, rng(seed), 1)[0]] for seed in range(200)]
+    assert 60 < firsts.count("text") < 140
+    with pytest.raises(UserError, match="no records"):
+        balance([], rng(), 3)
+
+
+def test_chameleons_two_stages():
+    web, fine = {"web": 1.0, "own": 0.0}, {"web": 0.5, "own": 0.5}
+    stages = [Stage(0.8, web), Stage(1.0, fine)]
+    found = [weights_at(stages, step / 10) for step in range(11)]
+    assert found == [web] * 8 + [fine] * 3
+    assert weights_at([Stage(1.0, web)], 0.9) == web != fine
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "the last stage ends at none"),
+        ([(0.8, {"a": 1})], "the last stage ends at 0.8; it must end at 1"),
+        ([(0.0, {"a": 1}), (1.0, {"a": 1})], "stage 1 ends at 0.0"),
+        ([(0.6, {"a": 1}), (0.5, {"a": 1}), (1.0, {"a": 1})], "stage 2 ends at 0.5"),
+        ([(1.5, {"a": 1}), (1.0, {"a": 1})], "stage 2 ends at 1.0"),
+        ([(0.5, {"a": 1}), (1.0, {"b": 1})], "stage 2 names sources b; name those of the first: a"),
+        ([(0.5, {"a": 1}), (1.0, {"a": -1})], "stage 2 has weights {'a': -1}"),
+        ([(0.5, {"a": 1}), (1.0, {"a": float("nan")})], "stage 2 has weights"),
+        ([(0.5, {"a": 0, "b": 0}), (1.0, {"a": 1, "b": 1})], "stage 1 has weights"),
+    ],
+)
+def test_stages_that_cannot_be(stages, message):
+    with pytest.raises(UserError, match=message):
+        weights_at([Stage(*stage) for stage in stages], 0.1)
