@@ -6,14 +6,15 @@
 Reading: records of the data set -> caption tokens, a decoded and resized picture -> packed rows of
 128 positions and 6 pictures in batches of 64. The plain loop does the same work one document after
 another in one process; the DataLoader does it in 2 workers and packs as it collates. Each peer is a
-process of its own; they take turns, a stretch of documents each, A B C C B A ...
+process group of its own; they take turns, a stretch of batches each, A B C C B A ..., and the
+others are stopped meanwhile, or their workers would read ahead for nothing.
 
 Packing: laid-out documents in memory -> rows, ours against grain's FirstFitPackIterDataset.
 """
 
 import argparse
-import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import time
 import numpy as np
 
 LENGTH, IMAGES, SIZE, PATCH, BATCH, WINDOW = 128, 6, 16, 4, 64, 512
-STRETCH = 12  # batches a turn
+STRETCH = 30  # batches a turn
 
 
 def config(data: str, workers: int):
@@ -72,7 +73,10 @@ class Documents:
 
 
 def by_hand(documents):
-    """Documents -> batches: first fit into open rows, written position by position as one would."""
+    """Documents -> batches: first fit into open rows, written as one would by hand.
+
+    It writes three of a Batch's seven fields.
+    """
     documents = iter(documents)
     while True:
         rows: list[list] = []
@@ -146,17 +150,21 @@ def launch(name: str, python: str, data: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [python, __file__, f"--worker={name}", f"--data={data}"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}, start_new_session=True,
     )  # fmt: skip
     assert process.stdout.readline().strip() == "ready", f"{name} did not start"
+    os.killpg(process.pid, signal.SIGSTOP)
     return process
 
 
 def turn(process: subprocess.Popen) -> list[float]:
     """Seconds, documents, tokens, bytes of one stretch."""
+    os.killpg(process.pid, signal.SIGCONT)
     process.stdin.write("\n")
     process.stdin.flush()
-    return [float(x) for x in process.stdout.readline().split()]
+    answer = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGSTOP)
+    return [float(x) for x in answer.split()]
 
 
 def reading(data: str, torch: str, rounds: int) -> None:
@@ -174,10 +182,8 @@ def reading(data: str, torch: str, rounds: int) -> None:
         for label in list(running)[:: 1 if r % 2 == 0 else -1]:
             found[label].append(turn(running[label]))
     for process in running.values():
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     rate = {label: np.array(v)[:, 1] / np.array(v)[:, 0] for label, v in found.items()}
     print(f"{'':28s} {'documents/s':>12s} {'tokens/s':>10s} {'MB/s':>6s} {'fill':>5s}  to plain")
     for label, values in found.items():

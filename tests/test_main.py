@@ -133,8 +133,8 @@ def test_missing_data_names_the_command_that_makes_it(mmjax):
         (["data", "bild", "--src=openmoji"], "build|describe|show"),
         (["data", "build", "--src=openmoji"], "--dst"),
         (["data", "build", "--src=mnist", "--dst=x"], "--src=mnist is unknown; have: openmoji"),
-        (["data", "describe", "--src=none"], "no data set in none"),
-        (["data", "show", "--src=none"], "no data set in none"),
+        (["data", "describe", "--src=none"], "none holds no data set"),
+        (["data", "show", "--src=none"], "none holds no data set"),
     ],
 )
 def test_mistakes_with_the_other_verbs(mmjax, argv, words):

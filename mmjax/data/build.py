@@ -148,11 +148,12 @@ def describe(path: str | Path) -> dict[str, dict[str, Any]]:
     `repeated text`, `repeated pictures`: documents whose text, or a picture of which, stands in an
     earlier split too.
     """
+    names = pipeline.splits(path)
     tokenizer = bpe.load(Path(path) / store.TOKENIZER)
     texts: set[bytes] = set()
     pictures: set[bytes] = set()
     table = {}
-    for split in pipeline.splits(path):
+    for split in names:
         source = pipeline.open_split(path, split)
         table[split], new = _count(source, tokenizer, texts, pictures)
         texts |= new[0]
