@@ -18,6 +18,7 @@ from mmjax.data import openmoji, pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
 from mmjax.data.record import Item
+from mmjax.data.scenes.items import items as scenes
 from mmjax.data.sets import digits, emoji, prose, tfds
 from mmjax.data.write import write
 from mmjax.error import UserError
@@ -27,6 +28,7 @@ from mmjax.sheet import Cell, sheet
 SETS: Mapping[str, Callable[..., Iterator[Item]]] = {
     "digits": digits.items,
     "prose": prose.items,
+    "scenes": scenes,
 }
 # Directories that hold a user's own files: --format -> items, given the path and options.
 READERS: Mapping[str, Callable[..., Iterator[Item]]] = {**FORMATS, "emoji": emoji.items}

@@ -1,0 +1,1 @@
+"""Drawn worlds whose truth is known exactly: scenes, pictures, words, and an oracle that looks."""
