@@ -119,7 +119,7 @@ def _object(share: np.ndarray, colour: str) -> Found | None:
             if iou > most:
                 y, x = (centre / size).round(4).tolist()
                 best, most = Thing(shape, colour, name, x, y), iou
-    return best and Found(best, round(most, 3))
+    return None if best is None else Found(best, round(most, 3))
 
 
 def _window(share: np.ndarray, low: np.ndarray, side: int) -> np.ndarray:
