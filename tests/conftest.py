@@ -32,5 +32,5 @@ def openmoji(tmp_path_factory) -> Path:
     from mmjax.data.build import build
 
     path = ROOT / ".cache" / "tests" / "openmoji"
-    build("openmoji", path, 1024)
+    build("openmoji", path)
     return path

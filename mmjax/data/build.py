@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 import py3langid
 
-from mmjax.data import openmoji, pipeline, store
+from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
 from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
-from mmjax.data.sets import digits, emoji, prose, tfds
+from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
 from mmjax.data.write import write
 from mmjax.error import UserError
 from mmjax.sheet import Cell, sheet

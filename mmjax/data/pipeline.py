@@ -17,11 +17,12 @@ from tokenizers import Tokenizer
 
 from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig, SourceConfig
-from mmjax.data import openmoji, store
+from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
 from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
+from mmjax.data.sets import openmoji
 from mmjax.data.spans import move_spans
 from mmjax.data.transform import conversation, drop_caption, kind, order
 from mmjax.error import UserError

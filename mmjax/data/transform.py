@@ -1,9 +1,8 @@
-"""What happens to documents between the data set and the tokenizer, and how they are mixed."""
+"""What happens to documents between the data set and the tokenizer."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -88,83 +87,6 @@ def kind(document: Document) -> str:
     if written == {Text}:
         return "image_to_text"
     return "text_to_image" if (read, written) == ({Text}, {Image}) else "interleaved"
-
-
-def balance(groups: Sequence[str], rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draws records so that every group, however large, has an equal share (Chameleon, section 3).
-
-    Without balance, fine-tuning teaches to prefer one modality whatever the prompt. No group is
-    ever more than one ahead of another, and each goes through all its records, in an order of its
-    own, before any comes again.
-
-    Args:
-        groups: one a record; see `kind`. rng: decides. count: how many records to draw.
-
-    Returns:
-        [count] int64, numbers of records.
-
-    Raises:
-        UserError: if there are no records.
-    """
-    names = sorted(set(groups))
-    if not names:
-        raise UserError("no records to balance; build the data set first")
-    named = np.asarray(groups)
-    members = [np.flatnonzero(named == name) for name in names]
-    drawn = np.zeros(count, np.int64)
-    turns = _shuffles(np.arange(len(names)), rng, count)
-    for number, member in enumerate(members):
-        mine = turns == number
-        drawn[mine] = _shuffles(member, rng, int(mine.sum()))
-    return drawn
-
-
-class Stage(NamedTuple):
-    """Part of a run with a mixture of its own.
-
-    Attributes:
-        until: share of the steps, in (0, 1], after which the next stage begins; 1 for the last.
-        weights: source -> share of the documents, of any sum; a source may have 0.
-    """
-
-    until: float
-    weights: Mapping[str, float]
-
-
-def weights_at(stages: Sequence[Stage], fraction: float) -> Mapping[str, float]:
-    """The mixture after a share of the steps, in [0, 1].
-
-    Chameleon (section 2.2) has two stages, of 80 % and 20 % of the steps.
-
-    Raises:
-        UserError: if stages do not end in rising order and at 1, name different sources, or have
-            weights that are negative or all 0.
-    """
-    if not stages or stages[-1].until != 1.0:
-        end = stages[-1].until if stages else "none"
-        raise UserError(f"the last stage ends at {end}; it must end at 1")
-    before = 0.0
-    for number, (until, weights) in enumerate(stages, 1):
-        if not before < until:
-            raise UserError(f"stage {number} ends at {until}; it must end after {before}")
-        if set(weights) != set(stages[0].weights):
-            known = ", ".join(stages[0].weights)
-            raise UserError(
-                f"stage {number} names sources {', '.join(weights)}; name those of the first: "
-                f"{known}"
-            )
-        if not all(w >= 0 for w in weights.values()) or not any(weights.values()):
-            raise UserError(
-                f"stage {number} has weights {dict(weights)}; none may be negative, nor all 0"
-            )
-        before = until
-    return next((s.weights for s in stages if fraction < s.until), stages[-1].weights)
-
-
-def _shuffles(values: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """[n] -> [count]: all values in random order, then again in another."""
-    epochs = np.tile(values, (-(-count // len(values)), 1))
-    return rng.permuted(epochs, axis=1).reshape(-1)[:count]
 
 
 def _runs(document: Document) -> list[type]:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.batch import IMAGE, TEXT
-from mmjax.data import openmoji as data
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import (
     BatchIterDataset,
@@ -20,6 +19,7 @@ from mmjax.data.pack import (
     join,
     join_pictures,
 )
+from mmjax.data.sets import openmoji as data
 from mmjax.error import UserError
 
 LENGTH, IMAGES, SIZE = 20, 3, 2

@@ -19,11 +19,12 @@ from tiny import tiny, tiny_config
 
 from mmjax import config, run
 from mmjax.batch import IMAGE, TEXT, Image, Text
-from mmjax.data import openmoji as data
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pipeline import train_batches
 from mmjax.data.record import Record
+from mmjax.data.sets import openmoji as data
+from mmjax.data.spans import invert
 from mmjax.error import UserError
 
 ROWS = 8
@@ -271,6 +272,65 @@ def test_kinds_of_documents_take_turns(openmoji):
     assert sum(Image in [type(part) for part in plain[n]] for n in range(200)) == 20
     first = [balanced[n] for n in range(20)]
     assert len({part.data for d in first for part in d if isinstance(part, Image)}) == 10
+
+
+def test_the_mixture_changes_with_its_stage_and_goes_on_from_anywhere(openmoji, exchanged):
+    c = two(openmoji, exchanged, (1.0, 1.0))
+    only = [{"mine": 1.0, "yours": 0.0}, {"mine": 0.0, "yours": 1.0}]
+    parts = zip((0.5, 1.0), only, strict=True)
+    stages = {str(until): config.StageConfig(until, weights) for until, weights in parts}
+    staged = dataclasses.replace(c, stages=stages)
+    mine = set(captions(openmoji))
+    with contextlib.closing(batches_of(staged, steps=8)) as batches:
+        whole, states = [], []
+        for _ in range(8):
+            states.append(batches.get_state())
+            whole.append(next(batches))
+    tokenizer = pipeline.tokenizer_of(c)
+    for step, batch in enumerate(whole):
+        words = (batch.segment[0] == 1) & (batch.modality[0] == TEXT) & (batch.tokens[0] < TEXTS)
+        assert (bpe.decode(tokenizer, batch.tokens[0][words]) in mine) == (step < 4)
+    for step in (3, 4, 5):  # before, at and after the change
+        with contextlib.closing(batches_of(staged, steps=8)) as again:
+            again.set_state(json.loads(json.dumps(states[step])))
+            for want in whole[step:]:
+                np.testing.assert_array_equal(next(again).tokens, want.tokens)
+
+
+def test_spans_move_in_the_stream_and_back(openmoji):
+    c = settings(openmoji, **BOTH | {"data.spans": 1.0})
+    tokenizer = pipeline.tokenizer_of(c)
+    vocab = bpe.vocabulary(tokenizer)
+    plain = pipeline.documents(settings(openmoji, **BOTH), tokenizer, 0, 0, {"openmoji": 1.0})
+    moved = pipeline.documents(c, tokenizer, 0, 0, {"openmoji": 1.0})
+    some = list(zip(plain(range(200)), moved(range(200)), strict=True))
+    for a, b in some:
+        back = invert(b, vocab)
+        assert all(np.array_equal(a[k], back[k]) for k in ("tokens", "image", "position"))
+    assert 60 < sum(len(a["tokens"]) < len(b["tokens"]) for a, b in some) < 180
+    again = moved(range(100, 120))
+    for (_, a), b in zip(some[100:120], again, strict=True):
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
+
+
+def test_conversations_are_laid_out_by_their_template(openmoji):
+    c = settings(openmoji)
+    asked = [
+        {"question": "what is it?", "answer": "a cat"},
+        {"question": "how many?", "answer": "one"},
+    ]
+    record = Record("x", (Text("a cat"), Image(b"")), {"questions": asked})
+    document = pipeline.to_document(c, "sep", record, np.random.default_rng(0))
+    said = [(part.text, part.loss) for part in document if isinstance(part, Text)]
+    assert said == [
+        ("what is it?", False), ("<sep>", False), ("a cat", True), ("<sep>", True),
+        ("how many?", False), ("<sep>", False), ("one", True),
+    ]  # fmt: skip
+    wrong = config.SourceConfig("unused", 1.0, "chat", False)
+    with pytest.raises(UserError, match=r"template='chat' is unknown; have: .*sep"):
+        pipeline.check(dataclasses.replace(c, sources={"mine": wrong}))
+    with pytest.raises(UserError, match=r"resize='cubic' is unknown; have: pil_box"):
+        pipeline.check(dataclasses.replace(c, resize="cubic"))
 
 
 def test_a_mixture_restores_too(openmoji, exchanged):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mmjax.batch import IMAGE, TEXT, Image, Text
-from mmjax.data import openmoji as data
 from mmjax.data import tokenizer as bpe
+from mmjax.data.sets import openmoji as data
 from mmjax.data.tokenizer import SENTINELS, decode, encode, lay_out
 from mmjax.error import UserError
 

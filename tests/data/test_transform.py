@@ -1,6 +1,5 @@
-"""Orders, dropped captions, conversations, balanced draws and mixtures in stages."""
+"""Orders, dropped captions and conversations."""
 
-import collections
 import io
 import json
 from dataclasses import replace
@@ -8,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mmjax.batch import Image, Text
 from mmjax.data import tokenizer as bpe
@@ -18,13 +15,10 @@ from mmjax.data.pack import first_fit
 from mmjax.data.record import Record
 from mmjax.data.tokenizer import SEPARATOR
 from mmjax.data.transform import (
-    Stage,
-    balance,
     conversation,
     drop_caption,
     kind,
     order,
-    weights_at,
 )
 from mmjax.error import UserError
 
@@ -204,58 +198,3 @@ def test_as_many_conversations_a_row_as_fit():
 )
 def test_what_a_document_teaches(document, expected):
     assert kind(document) == expected
-
-
-groups = st.lists(st.sampled_from("abcd"), min_size=1, max_size=40)
-
-
-@settings(max_examples=200, deadline=None)
-@given(groups, st.integers(0, 120), st.integers(0, 2**32))
-def test_balanced_draws(groups, count, seed):
-    drawn = balance(groups, rng(seed), count)
-    assert drawn.shape == (count,) and np.array_equal(drawn, balance(groups, rng(seed), count))
-    seen = collections.Counter()
-    for n in drawn:
-        seen[int(n)] += 1
-        shares = [sum(seen[i] for i in range(len(groups)) if groups[i] == g) for g in set(groups)]
-        assert max(shares) - min(shares) <= 1
-        mine = [seen[i] for i in range(len(groups)) if groups[i] == groups[n]]
-        assert max(mine) - min(mine) <= 1  # once before any twice
-
-
-def test_a_plain_draw_follows_the_sizes():
-    groups = ["text"] * 90 + ["interleaved"] * 10
-    few = [groups[n] == "interleaved" for n in balance(groups, rng(), 100)]
-    assert sum(few) == 50 and sum(groups[n] == "interleaved" for n in rng().permutation(100)) == 10
-    assert not np.array_equal(balance(groups, rng(0), 100), balance(groups, rng(1), 100))
-    firsts = [groups[balance(groups, rng(seed), 1)[0]] for seed in range(200)]
-    assert 60 < firsts.count("text") < 140
-    with pytest.raises(UserError, match="no records"):
-        balance([], rng(), 3)
-
-
-def test_chameleons_two_stages():
-    web, fine = {"web": 1.0, "own": 0.0}, {"web": 0.5, "own": 0.5}
-    stages = [Stage(0.8, web), Stage(1.0, fine)]
-    found = [weights_at(stages, step / 10) for step in range(11)]
-    assert found == [web] * 8 + [fine] * 3
-    assert weights_at([Stage(1.0, web)], 0.9) == web != fine
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ([], "the last stage ends at none"),
-        ([(0.8, {"a": 1})], "the last stage ends at 0.8; it must end at 1"),
-        ([(0.0, {"a": 1}), (1.0, {"a": 1})], "stage 1 ends at 0.0"),
-        ([(0.6, {"a": 1}), (0.5, {"a": 1}), (1.0, {"a": 1})], "stage 2 ends at 0.5"),
-        ([(1.5, {"a": 1}), (1.0, {"a": 1})], "stage 2 ends at 1.0"),
-        ([(0.5, {"a": 1}), (1.0, {"b": 1})], "stage 2 names sources b; name those of the first: a"),
-        ([(0.5, {"a": 1}), (1.0, {"a": -1})], "stage 2 has weights {'a': -1}"),
-        ([(0.5, {"a": 1}), (1.0, {"a": float("nan")})], "stage 2 has weights"),
-        ([(0.5, {"a": 0, "b": 0}), (1.0, {"a": 1, "b": 1})], "stage 1 has weights"),
-    ],
-)
-def test_stages_that_cannot_be(stages, message):
-    with pytest.raises(UserError, match=message):
-        weights_at([Stage(*stage) for stage in stages], 0.1)

@@ -11,8 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mmjax.batch import Image, Text
-from mmjax.data import openmoji
-from mmjax.data.openmoji import Picture, caption_of, check_splits, concept_of, read
+from mmjax.data.sets import openmoji
+from mmjax.data.sets.openmoji import Picture, caption_of, check_splits, concept_of, read
 from mmjax.error import UserError
 
 CAPTIONS = {
@@ -306,7 +306,7 @@ def test_damage_is_reported(built, catalogue, tmp_path):
 
 def test_tensorflow_is_never_imported(built):
     code = (
-        "import sys; from mmjax.data import openmoji; openmoji.read(sys.argv[1], 'train')[0];"
+        "import sys; from mmjax.data.sets import openmoji; openmoji.read(sys.argv[1], 'train')[0];"
         "assert 'tensorflow_datasets' in sys.modules; assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, built], check=True)
