@@ -61,6 +61,21 @@ def pair(id: str, caption: Any, image: bytes, facts: Mapping[str, Any] | None = 
     return Record(id, (Text(worded(caption)), Image(checked(image))), facts or {})
 
 
+def text_beside(picture: Path, what: str, table: str) -> str:
+    """The text of the file beside a picture that differs in its ending alone.
+
+    Args:
+        picture: its path. what: "caption" or "report". table: where it might have stood instead.
+
+    Raises:
+        ValueError: if there is none, or it is not UTF-8.
+    """
+    beside = picture.with_suffix(".txt")
+    if not beside.is_file():
+        raise ValueError(f"no {what}: write {beside.name} beside it, or a line of {table}")
+    return utf8(content(beside))
+
+
 def parsed(data: bytes) -> Any:
     """JSON -> value.
 

@@ -24,14 +24,13 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 from pydicom.uid import UID_dictionary
 
-from mmjax.data.formats.caption import pair, rows
+from mmjax.data.formats.caption import pair, rows, text_beside
 from mmjax.data.formats.files import (
     content,
     damaged,
     existing,
     label,
     split_of,
-    utf8,
     visible,
 )
 from mmjax.data.record import Item, Record
@@ -103,11 +102,7 @@ def _items(root: Path, images: list[Path], tables: list[Path]) -> Iterator[Item]
 
 def _record(name: str, image: Path, report: str | None) -> Record:
     """An image with this report, or without one that of the text file beside it."""
-    if report is None:
-        beside = image.with_suffix(".txt")
-        if not beside.is_file():
-            raise ValueError(f"no report: write {beside.name} beside it, or a line of {TABLES[0]}")
-        report = utf8(content(beside))
+    report = text_beside(image, "report", TABLES[0]) if report is None else report
     png, facts = picture(image)
     return pair(hashlib.sha256(name.encode()).hexdigest()[:16], report, png, facts)
 

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mmjax.data.formats.caption import Entry, pair, rows
+from mmjax.data.formats.caption import Entry, pair, rows, text_beside
 from mmjax.data.formats.files import (
     content,
     damaged,
     existing,
     label,
     split_of,
-    utf8,
     visible,
 )
 from mmjax.data.formats.picture import ENDINGS
@@ -66,9 +65,5 @@ def _items(root: Path, pictures: list[Path], tables: list[Path]) -> Iterator[Ite
 
 def _record(id: str, picture: Path, caption: str | None) -> Record:
     """A picture with this caption, or without one that of the text file beside it."""
-    if caption is None:
-        beside = picture.with_suffix(".txt")
-        if not beside.is_file():
-            raise ValueError(f"no caption: write {beside.name} beside it, or a line of {TABLE}")
-        caption = utf8(content(beside))
+    caption = text_beside(picture, "caption", TABLE) if caption is None else caption
     return pair(id, caption, content(picture))

@@ -1,6 +1,6 @@
 """Plain text and Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def _documents(file: Path, root: Path) -> Iterator[Item]:
     name, split = label(file, root), split_of(file, root)
     number = 0
     try:
-        for number, text in enumerate(_grouped(_paragraphs(file)), 1):
+        for number, text in enumerate(grouped(_paragraphs(file), LONGEST), 1):
             source = f"{name}:{number}"
             yield Item(source, partial(_record, source, text), split)
     except (OSError, ValueError) as error:
@@ -75,11 +75,11 @@ def _cut(paragraph: str) -> Iterator[str]:
         yield paragraph[start:].rstrip()
 
 
-def _grouped(paragraphs: Iterator[str]) -> Iterator[str]:
-    """Neighbouring paragraphs together, as long as they come to at most LONGEST characters."""
+def grouped(paragraphs: Iterable[str], longest: int) -> Iterator[str]:
+    """Neighbouring paragraphs together, as long as they come to at most `longest` characters."""
     text = ""
     for paragraph in paragraphs:
-        if text and len(text) + 2 + len(paragraph) > LONGEST:
+        if text and len(text) + 2 + len(paragraph) > longest:
             yield text
             text = ""
         text = f"{text}\n\n{paragraph}" if text else paragraph

@@ -388,9 +388,7 @@ class Source:
 
 
 def read(path: str | os.PathLike, split: str) -> Source:
-    """The records of one split; picklable.
-
-    Documents are a caption and a PNG; facts are `concept` and `tone`, as in `Picture`.
+    """The records of one split: caption and PNG, with the facts `concept` and `tone`; picklable.
 
     Raises:
         UserError: if there is no such data set (naming the command that makes it) or split.

@@ -6,11 +6,12 @@
 import hashlib
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pydoc_data.topics import topics
 
 from mmjax.batch import Text
+from mmjax.data.formats.text import grouped
 from mmjax.data.record import Item, Record
 
 LONGEST = 1500  # characters of a record; a longer paragraph stands alone
@@ -35,7 +36,7 @@ def items() -> Iterator[Item]:
     for name, page in sorted(topics.items()):
         fresh = [text for text in paragraphs(page) if text not in seen]
         seen.update(text for text in fresh if len(text) > 60)  # not: "For example:"
-        for number, text in enumerate(_grouped(fresh), 1):
+        for number, text in enumerate(grouped(fresh, LONGEST), 1):
             id = f"{name}:{number}"
             read = partial(Record, id, (Text(text),), {"concept": name, "language": "en"})
             yield Item(f"topic {id}", read, _split(name))
@@ -65,18 +66,6 @@ def is_prose(text: str) -> bool:
     tokens = [token.strip("\"'*“”‘’()[],.:;") for token in text.split()]
     words = sum(token.replace("-", "").isalpha() for token in tokens)
     return bool(_SENTENCE.fullmatch(text)) and words > len(tokens) / 2 and not _CODE.search(text)
-
-
-def _grouped(texts: Iterable[str]) -> Iterator[str]:
-    """Neighbours together, as long as they come to at most LONGEST characters."""
-    whole = ""
-    for text in texts:
-        if whole and len(whole) + 2 + len(text) > LONGEST:
-            yield whole
-            whole = ""
-        whole = f"{whole}\n\n{text}" if whole else text
-    if whole:
-        yield whole
 
 
 def _split(topic: str) -> str:
