@@ -58,6 +58,9 @@ def run_verb(verb: str, argv: list[str]) -> int:
     except UserError as error:
         print(f"mmjax {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"mmjax {verb}: interrupted", file=sys.stderr)
+        return 130
 
 
 def module_flags(values, module) -> str:

@@ -6,13 +6,14 @@ import inspect
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import py3langid
+from tokenizers import Tokenizer
 
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
@@ -130,13 +131,25 @@ def _tokenizer(dst: Path, vocabulary: int, given: str) -> None:
     path = dst / store.TOKENIZER
     if path.exists():
         return
-    if given:
-        tokenizer = bpe.load(given)
-    else:
-        read = pipeline.open_split(dst, "train")
-        texts = (read[i].caption for i in range(min(len(read), TOKENIZER_TEXTS)))
-        tokenizer = bpe.train(texts, vocabulary)
-    draft = path.with_suffix(".tmp")
+    save(bpe.load(given) if given else train_tokenizer([dst], vocabulary), path)
+
+
+def train_tokenizer(paths: Sequence[str | Path], vocabulary: int) -> Tokenizer:
+    """A tokenizer of the training texts of one or several data sets, as many of each at most.
+
+    Raises:
+        UserError: for a data set that is not there, or too small a vocabulary.
+    """
+    sets = [pipeline.open_split(path, "train") for path in paths]
+    most = TOKENIZER_TEXTS // len(sets)
+    texts = (part[i].caption for part in sets for i in range(min(len(part), most)))
+    return bpe.train(texts, vocabulary)
+
+
+def save(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Writes a tokenizer.json, whole or not at all."""
+    draft = Path(path).with_suffix(".tmp")
+    draft.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(draft))
     os.replace(draft, path)
 

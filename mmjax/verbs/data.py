@@ -1,9 +1,10 @@
-"""Builds a data set, counts what is in it, or writes a contact sheet of it.
+"""Builds a data set, counts or shows what is in it, or trains a tokenizer on several.
 
 mmjax data build --src=photos --format=folder --dst=out/data/photos     your own files
 mmjax data build --src=openmoji|scenes|digits|prose --dst=DIR           sets that need no download
 mmjax data build --src=tfds:coco_captions --dst=DIR                     TFDS, prepared on disk
 mmjax data describe --src=out/data/photos
+mmjax data tokenizer --src=DIR,DIR --dst=tokenizer.json --vocabulary=8192
 mmjax data show --src=out/data/photos --split=test --out=sheet.png
 """
 
@@ -16,7 +17,7 @@ from mmjax.error import UserError
 
 SRC = flags.DEFINE_string("src", None, "what to build from; or directory of a data set")
 FORMAT = flags.DEFINE_string("format", "", f"of your own files: {', '.join(build.READERS)}")
-DST = flags.DEFINE_string("dst", None, "directory to build into")
+DST = flags.DEFINE_string("dst", None, "directory to build into, or tokenizer.json to write")
 SPLIT = flags.DEFINE_string("split", "train", "split to show")
 OUT = flags.DEFINE_string("out", "sheet.png", "picture to write")
 VOCABULARY = flags.DEFINE_integer("vocabulary", 1024, "ids of the tokenizer trained on the texts")
@@ -40,36 +41,38 @@ OPTIONS = (
 
 
 def main(rest: list[str]) -> int:
-    """Runs build, describe or show."""
-    action = rest[0] if rest else ""
-    if action not in ("build", "describe", "show") or SRC.value is None:
-        raise UserError("say what to do: mmjax data build|describe|show --src=...; see --help")
-    if action == "build":
-        build_one(SRC.value)
+    """Runs build, describe, show or tokenizer."""
+    action, src, dst = rest[0] if rest else "", SRC.value, DST.value
+    known = ("build", "describe", "show", "tokenizer")
+    if action not in known or src is None:
+        raise UserError(f"say what to do: mmjax data {'|'.join(known)} --src=...; see --help")
     if action == "describe":
-        table(build.describe(SRC.value))
-    if action == "show":
+        table(build.describe(src))
+    elif action == "show":
         count = 96 if COUNT.value is None else COUNT.value
-        build.show(SRC.value, SPLIT.value, OUT.value, count)
+        build.show(src, SPLIT.value, OUT.value, count)
         print(f"contact sheet in {OUT.value}")
+    elif dst is None:
+        raise UserError("--dst is missing; name what to write")
+    elif action == "build":
+        build_one(src, dst)
+    else:
+        build.save(build.train_tokenizer(src.split(","), VOCABULARY.value), dst)
+        print(f"tokenizer in {dst}")
     return 0
 
 
-def build_one(src: str) -> None:
-    """Builds a source into --dst and says what came of it."""
-    if DST.value is None:
-        raise UserError("--dst is missing; name the directory to build into")
+def build_one(src: str, dst: str) -> None:
+    """Builds a source into a directory and says what came of it."""
     shares = {"validation": VALIDATION.value, "test": TEST.value}
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise UserError(f"--validation and --test are {shares}; they must leave some for training")
     options = {flag.name: flag.value for flag in (*OPTIONS, COUNT) if flag.value is not None}
-    found = build.build(
-        src, DST.value, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options
-    )
-    print(f"data set in {DST.value}")
+    found = build.build(src, dst, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options)
+    print(f"data set in {dst}")
     if found.get("rejected"):
-        print(f"damaged and left out: {found['rejected']:,}, named in {DST.value}/rejects.jsonl")
-    table(build.describe(DST.value))
+        print(f"damaged and left out: {found['rejected']:,}, named in {dst}/rejects.jsonl")
+    table(build.describe(dst))
 
 
 def table(counts: dict[str, dict]) -> None:

@@ -77,6 +77,18 @@ def test_shares_and_tokenizer_as_asked(photos, tmp_path):
     assert bpe.vocabulary(bpe.load(tmp_path / "c" / "tokenizer.json")).size == 300
 
 
+def test_a_tokenizer_of_several_sets(photos, tmp_path):
+    build.build(str(photos), tmp_path / "a", "folder")
+    (tmp_path / "words.txt").write_text("zymurgy zymurgy quixotic\n\n" * 40)
+    build.build(str(tmp_path / "words.txt"), tmp_path / "b", "text", shares={"test": 0.0})
+    one = build.train_tokenizer([tmp_path / "a"], 400)
+    both = build.train_tokenizer([tmp_path / "a", tmp_path / "b"], 400)
+    assert len(bpe.encode(both, "zymurgy")) == 1 < len(bpe.encode(one, "zymurgy"))
+    assert len(bpe.encode(both, "noise")) == 1
+    build.save(both, tmp_path / "new" / "tokenizer.json")
+    assert bpe.vocabulary(bpe.load(tmp_path / "new" / "tokenizer.json")) == bpe.vocabulary(both)
+
+
 def test_describe_counts(photos, tmp_path):
     build.build(str(photos), tmp_path / "set", "folder", shares={"test": 0.3})
     table = build.describe(tmp_path / "set")
