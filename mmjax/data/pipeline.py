@@ -143,17 +143,16 @@ def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Gen
 
 
 def to_pieces(
-    c: DataConfig, tokenizer: Tokenizer, seeds: Sequence, documents: Sequence[Document]
+    c: DataConfig, tokenizer: Tokenizer, rng: np.random.Generator, documents: Sequence[Document]
 ) -> list[Piece]:
-    """Documents -> positions, pictures still encoded; `seeds`, one each, are for CM3's spans."""
+    """Documents -> positions, pictures still encoded; `rng` draws CM3's spans."""
     vocab = bpe.vocabulary(tokenizer)
     pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position)
     for piece, document in zip(pieces, documents, strict=True):
         piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
     if c.spans == 0.0:
         return pieces
-    rngs = map(np.random.default_rng, seeds)
-    return [move_spans(p, rng, vocab, c.spans) for p, rng in zip(pieces, rngs, strict=True)]
+    return [move_spans(p, rng, vocab, c.spans) for p in pieces]
 
 
 def stages(c: DataConfig, steps: int) -> list[tuple[int, dict[str, float]]]:
@@ -180,15 +179,15 @@ class Subset:
         return self._whole[self._numbers[index]]
 
 
-def stream(c: DataConfig, source: SourceConfig, known: Records, seed: int):
-    """One source's endless stream of documents, as a grain MapDataset.
+def stream(source: SourceConfig, known: Records, seed: int):
+    """One source's endless stream of (template, record), as a grain MapDataset.
 
-    It goes in epochs: every document once, in an order of the epoch's own.
+    It goes in epochs: every record once, in an order of the epoch's own.
     """
 
     def endless(part: Records):
         shuffled = grain.MapDataset.source(part).seed(seed).shuffle()
-        return shuffled.random_map(partial(to_document, c, source.template)).repeat()
+        return shuffled.map(lambda record: (source.template, record)).repeat()
 
     if not source.balance:
         return endless(known)
@@ -205,16 +204,19 @@ def mix(parts: Sequence, weights: Sequence[float]):
 
 
 def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weights: Mapping):
-    """A stage's stream: a function from a range of document numbers to laid-out documents."""
+    """A stage's stream: a function from a window of document numbers to laid-out documents."""
     parts = [
-        stream(c, source, records(c, name, "train"), seed + number + 1000 * stage)
+        stream(source, records(c, name, "train"), seed + number + 1000 * stage)
         for number, (name, source) in enumerate(c.sources.items())
     ]
     mixed = mix(parts, [weights[name] for name in c.sources])
 
     def read(numbers: range) -> list[Piece]:
-        seeds = [(seed, stage, n) for n in numbers]
-        return to_pieces(c, tokenizer, seeds, [mixed[n] for n in numbers])
+        # One generator a window: one a document would take as long as reading it.
+        rng = np.random.default_rng((seed, stage, numbers.start))
+        known = (mixed[n] for n in numbers)
+        drawn = [to_document(c, template, record, rng) for template, record in known]
+        return to_pieces(c, tokenizer, rng, drawn)
 
     return read
 

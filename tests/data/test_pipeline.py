@@ -261,16 +261,16 @@ def test_a_hundred_thousand_draws_come_out_as_asked():
 
 def test_kinds_of_documents_take_turns(openmoji):
     """Ninety captions and ten captioned pictures come in equal shares."""
-    c = settings(openmoji, **BOTH)
     pictures = [data.read(openmoji, "train")[i] for i in range(10)]
     texts = [Record(str(i), (Text(f"text {i}"),)) for i in range(90)]
     source = config.SourceConfig("unused", 1.0, "", True)
-    balanced = pipeline.stream(c, source, texts + pictures, 0)
-    drawn = [[type(part) for part in balanced[n]] for n in range(200)]
+    balanced = pipeline.stream(source, texts + pictures, 0)
+    drawn = [[type(part) for part in balanced[n][1].document] for n in range(200)]
     assert sum(Image in parts for parts in drawn) == 100
-    plain = pipeline.stream(c, dataclasses.replace(source, balance=False), texts + pictures, 0)
-    assert sum(Image in [type(part) for part in plain[n]] for n in range(200)) == 20
-    first = [balanced[n] for n in range(20)]
+    plain = pipeline.stream(dataclasses.replace(source, balance=False), texts + pictures, 0)
+    drawn = [[type(part) for part in plain[n][1].document] for n in range(200)]
+    assert sum(Image in parts for parts in drawn) == 20
+    first = [balanced[n][1].document for n in range(20)]
     assert len({part.data for d in first for part in d if isinstance(part, Image)}) == 10
 
 
@@ -308,9 +308,10 @@ def test_spans_move_in_the_stream_and_back(openmoji):
         back = invert(b, vocab)
         assert all(np.array_equal(a[k], back[k]) for k in ("tokens", "image", "position"))
     assert 60 < sum(len(a["tokens"]) < len(b["tokens"]) for a, b in some) < 180
-    again = moved(range(100, 120))
-    for (_, a), b in zip(some[100:120], again, strict=True):
+    for (_, a), b in zip(some, moved(range(200)), strict=True):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])
+    other = moved(range(200, 400))
+    assert not np.array_equal(other[0]["tokens"], some[0][1]["tokens"])
 
 
 def test_conversations_are_laid_out_by_their_template(openmoji):
