@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
@@ -61,14 +62,14 @@ class Documents:
 
     def __getitem__(self, number: int):
         """(tokens, pixels) of one document."""
-        from mmjax.data import pipeline
         from mmjax.data import tokenizer as bpe
+        from mmjax.data.picture import decode_image
 
         record = self.records[int(self.order[number % len(self.order)])]
         v = bpe.vocabulary(self.tokenizer)
         ids = bpe.encode(self.tokenizer, record.caption)
         picture = [v.boi] + [v.pad] * self.c.patches + [v.eoi]
-        pixels = pipeline.decode_image(record.images[0], SIZE, "pil_box")
+        pixels = decode_image(record.images[0], SIZE, "pil_box")
         return np.array([v.bos, *ids, *picture, v.eos], np.int32), pixels
 
 
@@ -223,10 +224,9 @@ def packing(rounds: int) -> None:
 
     def mine():
         read = lambda numbers: [pieces[n % count] for n in numbers]  # noqa: E731
-        build = lambda rows: join(rows, shape)  # noqa: E731
-        return iter(
-            BatchIterDataset([(0, lambda: read)], 512, shape, build, 64, slice(0, 64), Place())
-        )
+        build = lambda rows: partial(join, rows, shape)  # noqa: E731
+        streams = [(0, lambda: read)]
+        return iter(BatchIterDataset(streams, 512, shape, build, 64, slice(0, 64), 0, Place()))
 
     def grains():
         source = grain.MapDataset.source(bare).repeat().to_iter_dataset()

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
+from mmjax.data.picture import flatten
 from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
 from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
@@ -225,7 +226,7 @@ def show(path: str | Path, split: str, out: str | Path, count: int) -> None:
         pictures = []
         for image in itertools.islice(record.images, 4):
             with PIL.Image.open(io.BytesIO(image)) as opened:
-                pictures.append(pipeline.flatten(opened))
+                pictures.append(flatten(opened))
         text = record.caption
         cells.append(Cell(pictures, [text if len(text) < LONGEST else text[:LONGEST] + " ..."]))
     sheet(cells, out, f"{split}: {len(cells)} of {len(source)}")

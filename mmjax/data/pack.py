@@ -1,5 +1,6 @@
 """First-fit packing of documents into rows, and of rows into batches, exact on resume."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,12 +91,12 @@ def join(rows: Sequence[Sequence[Piece]], shape: Shape, pad: int = 0) -> Batch:
     return batch
 
 
-def join_pictures(batch: Batch, rows: Sequence[Sequence[Piece]], decode: Callable) -> Batch:
-    """Fills in the pixels: each row's pictures in order, `decode`d to [h, w, 3]."""
+def join_pictures(batch: Batch, rows: Sequence[Sequence[Piece]], pictures: Sequence) -> Batch:
+    """Fills in the pixels: `pictures`, [h, w, 3] each, are those of all rows in order."""
+    left = iter(pictures)
     for pixels, row in zip(batch.pixels, rows, strict=True):
-        pictures = [picture for piece in row for picture in piece["pictures"]]
-        for slot, picture in enumerate(pictures):
-            pixels[slot] = decode(picture)
+        for slot in range(sum(len(piece["pictures"]) for piece in row)):
+            pixels[slot] = next(left)
     return batch
 
 
@@ -165,8 +166,8 @@ class Windows:
 class BatchIterDataset(grain.IterDataset):
     """An endless stream of (Place behind it, this process's rows of the batch).
 
-    Every process and worker packs all windows, for which it reads and tokenizes all text, but
-    builds and decodes only rows of its own. So the order is the same for any number of them.
+    Every process packs all windows, for which it reads and tokenizes all text, but builds and
+    decodes only rows of its own. So the order is the same for any number of them.
     """
 
     def __init__(
@@ -174,9 +175,10 @@ class BatchIterDataset(grain.IterDataset):
         streams: Sequence[tuple[int, Callable[[], Callable[[range], list[Piece]]]]],
         window: int,
         shape: Shape,
-        build: Callable[[list[list[Piece]]], Batch],
+        build: Callable[[list[list[Piece]]], Callable[[], Batch]],
         rows: int,
         share: slice,
+        ahead: int,
         start: Place,
     ):
         """What to read and which part of it.
@@ -184,34 +186,27 @@ class BatchIterDataset(grain.IterDataset):
         Args:
             streams: (first batch, opens the documents) of each stage, in order; the first is 0.
             window: documents a window. shape: of a row.
-            build: makes a batch of packed rows.
+            build: begins to make a batch of packed rows, and returns a function that ends it.
             rows: of a batch over all processes. share: those of this process.
+            ahead: batches begun before the one that is asked for is ended.
             start: where to begin.
         """
         super().__init__()
-        self._make = (streams, window, shape)
-        self._build, self._rows, self._share, self._start = build, rows, share, start
-        self._turn = slice(0, None, 1)
-
-    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Leaves all but every `sl.step`-th batch to other workers (grain's protocol)."""
-        del sequential_slice
-        self._turn = sl
+        self._arguments = streams, window, shape, build, rows, share, ahead, start
 
     def __iter__(self) -> "BatchIterator":
-        return BatchIterator(
-            *self._make, self._build, self._rows, self._share, self._start, self._turn
-        )
+        return BatchIterator(*self._arguments)
 
 
 class BatchIterator(grain.DatasetIterator):
     """Iterator of BatchIterDataset; see there."""
 
-    def __init__(self, streams, window, shape, build, rows, share, start: Place, turn: slice):
+    def __init__(self, streams, window, shape, build, rows, share, ahead: int, start: Place):
         super().__init__()
         self._streams, self._window, self._shape = streams, window, shape
-        self._build, self._count, self._share, self._turn = build, rows, share, turn
-        self._place, self._skipped = start, start.batch
+        self._build, self._count, self._share, self._ahead = build, rows, share, ahead
+        self._place = self._given = start
+        self._begun: collections.deque[tuple[Place, Callable[[], Batch]]] = collections.deque()
         self._stage, self._windows = -1, Windows(lambda numbers: [], window, shape)
 
     def _next(self) -> list[list[Piece]]:
@@ -227,19 +222,21 @@ class BatchIterator(grain.DatasetIterator):
         return rows
 
     def __next__(self) -> tuple[Place, Batch]:
-        while True:
-            mine = (self._place.batch - self._skipped) % self._turn.step == self._turn.start
-            rows = self._next()
-            if mine:
-                return self._place, self._build(rows[self._share])
+        while len(self._begun) <= self._ahead:
+            finish = self._build(self._next()[self._share])
+            self._begun.append((self._place, finish))
+        self._given, finish = self._begun.popleft()
+        return self._given, finish()
 
     def get_state(self) -> dict[str, int]:
-        """Where it stands."""
-        return self._place._asdict()
+        """Where the batches given out end."""
+        return self._given._asdict()
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Goes to where `state` was taken."""
-        self._place, self._stage = Place(**state), -1
+        self._place = self._given = Place(**state)
+        self._begun.clear()
+        self._stage = -1
 
 
 def fill(batch: Batch) -> float:

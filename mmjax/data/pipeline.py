@@ -2,17 +2,16 @@
 
 import hashlib
 import importlib.metadata
-import io
-from collections.abc import Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
-from absl import flags
 from tokenizers import Tokenizer
 
 from mmjax.batch import Batch, Document, Image, Vocabulary
@@ -20,6 +19,7 @@ from mmjax.config import DataConfig, SourceConfig
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
+from mmjax.data.picture import decode_all, start_worker
 from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
@@ -108,31 +108,6 @@ def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "packages": {p: importlib.metadata.version(p) for p in ("grain", "numpy", "tokenizers")},
     }
-
-
-def decode_image(data: bytes, size: int, resize: str) -> np.ndarray:
-    """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
-
-    Raises:
-        UserError: if the bytes are no readable picture.
-    """
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
-            picture = flatten(opened)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
-    return RESIZE[resize](np.asarray(picture, np.uint8), size)
-
-
-def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Any picture -> RGB the right way up (EXIF), transparency laid on white."""
-    picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # 16 bits of grey, which convert() would clip to white
-        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        ground = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
 
 
 def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Generator) -> Document:
@@ -227,20 +202,23 @@ class Batches:
     The batch of a given number is the same whatever the number of processes and workers.
     """
 
-    def __init__(self, make, workers: int):
-        """`make`: Place -> BatchIterDataset. `workers`: processes that read; 0 is a thread."""
-        self._make, self._workers = make, workers
+    def __init__(self, make: Callable[..., BatchIterDataset], begin: Callable, workers: int):
+        """`make`: the stream but for its last arguments. `begin`: see `begin_rows`.
+
+        `workers`: processes that decode pictures; 0 leaves it to the thread that reads. They are
+        started afresh ("spawn"), so a script that has some needs its `if __name__ == "__main__"`.
+        """
+        self._make, self._begin, self._workers = make, begin, workers
         self._place = Place()
         self._iterator: grain.DatasetIterator | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def _open(self) -> grain.DatasetIterator:
-        source = self._make(self._place)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # outside absl's app.run, where grain trips over it
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
-            return iter(source.mp_prefetch(options))
-        # One thread: decoding a batch takes a few ms, and the cores belong to the model.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, context, start_worker)
+        begin = partial(self._begin, pool=self._pool)
+        source = self._make(build=begin, ahead=2 * self._workers, start=self._place)
         return iter(grain.experimental.ThreadPrefetchIterDataset(source, prefetch_buffer_size=2))
 
     def __iter__(self) -> "Batches":
@@ -270,7 +248,9 @@ class Batches:
         """Stops threads and workers."""
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator = None
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._iterator, self._pool = None, None
 
 
 def train_batches(
@@ -297,15 +277,28 @@ def train_batches(
         for stage, (first, weights) in enumerate(stages(c, steps))
     ]
     share = batch // processes
-    build = partial(build_rows, shape, bpe.vocabulary(tokenizer), c.resize)
-    make = partial(
-        BatchIterDataset, streams, c.window, shape, build, batch,
-        slice(process * share, (process + 1) * share),
-    )  # fmt: skip
-    return Batches(make, c.workers)
+    mine = slice(process * share, (process + 1) * share)
+    make = partial(BatchIterDataset, streams, c.window, shape, rows=batch, share=mine)
+    begin = partial(begin_rows, shape, bpe.vocabulary(tokenizer), c.resize)
+    return Batches(make, begin, c.workers)
 
 
-def build_rows(shape: Shape, vocab: Vocabulary, resize: str, rows) -> Batch:
-    """Packed rows of pieces -> a batch with its pictures decoded."""
-    decode = partial(decode_image, size=shape.size, resize=resize)
-    return join_pictures(join(rows, shape, vocab.pad), rows, decode)
+def begin_rows(
+    shape: Shape, vocab: Vocabulary, resize: str, rows, pool: ProcessPoolExecutor | None = None
+) -> Callable[[], Batch]:
+    """Packed rows of pieces -> a function that returns their batch, pictures decoded.
+
+    With a pool, decoding begins now and there.
+    """
+    pictures = [data for row in rows for piece in row for data in piece["pictures"]]
+    decode = partial(decode_all, pictures, shape.size, resize)
+    batch = join(rows, shape, vocab.pad)
+    decoded = pool.submit(decode).result if pool else decode
+
+    def finish() -> Batch:
+        try:
+            return join_pictures(batch, rows, decoded())
+        except BrokenProcessPool as error:
+            raise UserError(f"a data worker was killed ({error}); lower data.workers") from error
+
+    return finish

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mmjax.batch import Image, Text
-from mmjax.data import pipeline
+from mmjax.data.picture import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.sample import prompt
@@ -32,9 +32,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         shown = records[: heldout.SHOWN]
         written = trained.write([[Image(r.image)] for r in shown], seed)
         cells = [
-            Cell(
-                [pipeline.decode_image(r.image, e.data.image, e.data.resize)], [w, f"({r.caption})"]
-            )
+            Cell([decode_image(r.image, e.data.image, e.data.resize)], [w, f"({r.caption})"])
             for w, r in zip(written, shown, strict=True)
         ]
         sheet(cells, out / f"written_{split}.png", f"{split}: written, and (true)")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mmjax.batch import Text
-from mmjax.data import pipeline
+from mmjax.data.picture import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.sheet import Cell, sheet
@@ -23,9 +23,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, e.evals.drawings, seed)
         drawn = trained.draw([[Text(r.caption)] for r in records], seed)
-        true = np.stack(
-            [pipeline.decode_image(r.image, e.data.image, e.data.resize) for r in records]
-        )
+        true = np.stack([decode_image(r.image, e.data.image, e.data.resize) for r in records])
         table = heldout.others(len(records), heldout.CHOICES, seed)
         hits = nearest_is_own(drawn, true, table)
         values[f"drawn_choice_among_10{suffix}"] = proportion(hits, seed)

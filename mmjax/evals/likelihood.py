@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.batch import Batch, mixed_mask
-from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
+from mmjax.data.picture import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
 from mmjax.layers.patch import collect
@@ -80,7 +80,7 @@ def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value
     """The picture entries; see `evaluate`."""
     data, c = trained.run.experiment.data, trained.run.model.parts.config
     rows = _rows(trained, heldout.captioned(records, text_first=True))
-    pixels = np.stack([pipeline.decode_image(r.image, data.image, data.resize) for r in train])
+    pixels = np.stack([decode_image(r.image, data.image, data.resize) for r in train])
     clean = np.asarray(to_patches(c, pixels))
     mean, variance = clean.mean(0), clean.var(0)
     errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}

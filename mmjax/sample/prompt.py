@@ -50,7 +50,7 @@ def lay_out(
     length = -(-longest // BUCKET) * BUCKET
     images = max([1, *(len(p["pictures"]) for p in pieces)])
     shape = Shape(length, images, c.image)
-    return pipeline.build_rows(shape, vocab, c.resize, [[p] for p in pieces])
+    return pipeline.begin_rows(shape, vocab, c.resize, [[p] for p in pieces])()
 
 
 def _append(piece, token: int):

@@ -102,12 +102,16 @@ def check_row(row, pieces):
     return slot
 
 
+def pictures_of(rows):
+    return [picture for row in rows for p in row for picture in p["pictures"]]
+
+
 def test_join_lays_documents_side_by_side():
     pieces = [piece(s) for s in range(40)]
     lengths, slots = [len(p["tokens"]) for p in pieces], [len(p["pictures"]) for p in pieces]
     plan = first_fit(lengths, slots, LENGTH, IMAGES)
     rows = [[pieces[i] for i in row] for row in plan]
-    batch = join_pictures(join(rows, SHAPE, pad=7), rows, lambda picture: picture)
+    batch = join_pictures(join(rows, SHAPE, pad=7), rows, pictures_of(rows))
     taken = [
         check_row({name: getattr(batch, name)[r] for name in batch._fields}, row)
         for r, row in enumerate(rows)
@@ -131,14 +135,12 @@ def endless(numbers):
 
 
 def build(rows):
-    return join_pictures(join(rows, SHAPE), rows, lambda picture: picture)
+    return lambda: join_pictures(join(rows, SHAPE), rows, pictures_of(rows))
 
 
-def stream(start=START, share=ALL, turn=slice(0, None, 1), window=7, streams=None):
+def stream(start=START, share=ALL, ahead=0, window=7, streams=None, build=build):
     streams = streams or [(0, lambda: endless)]
-    batches = BatchIterDataset(streams, window, SHAPE, build, 4, share, start)
-    batches.set_slice(turn)
-    return iter(batches)
+    return iter(BatchIterDataset(streams, window, SHAPE, build, 4, share, ahead, start))
 
 
 def same(a, b) -> bool:
@@ -158,9 +160,11 @@ def test_it_goes_on_bit_exactly_from_every_place(window):
     again.set_state(whole[5][0]._asdict())
     assert again.get_state() == whole[5][0]._asdict()
     assert same(next(again)[1], whole[6][1])
+    again.set_state(Place()._asdict())
+    assert same(next(again)[1], whole[0][1])
 
 
-def test_processes_and_workers_share_out_one_and_the_same_stream():
+def test_processes_share_out_one_and_the_same_stream():
     whole = list(itertools.islice(stream(), 12))
     halves = [stream(share=slice(2 * p, 2 * p + 2)) for p in range(2)]
     for place, batch in whole:
@@ -168,11 +172,25 @@ def test_processes_and_workers_share_out_one_and_the_same_stream():
         assert a == b == place
         assert same(map(np.concatenate, zip(left, right, strict=True)), batch)
         assert not same(left, right)
-    start = whole[3][0]  # as after a resume, where worker 0 has the first turn
-    workers = [stream(start, turn=slice(w, None, 3)) for w in range(3)]
-    for k in range(8):
-        place, batch = next(workers[k % 3])
-        assert place == whole[4 + k][0] and same(batch, whole[4 + k][1])
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+def test_what_is_begun_ahead_changes_neither_batches_nor_places(ahead):
+    begun = []
+
+    def counted(rows):
+        begun.append(rows)
+        return build(rows)
+
+    whole = list(itertools.islice(stream(), 9))
+    early = stream(ahead=ahead, build=counted)
+    for number, (place, batch) in enumerate(whole):
+        assert early.get_state()["batch"] == number
+        got = next(early)
+        assert got[0] == place and same(got[1], batch)
+        assert len(begun) == number + 1 + ahead
+    early.set_state(whole[2][0]._asdict())  # what was begun is forgotten
+    assert same(next(early)[1], whole[3][1])
 
 
 def test_windows_are_used_up_whole_and_packed_on_their_own():

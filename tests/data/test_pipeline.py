@@ -3,17 +3,19 @@
 import collections
 import contextlib
 import dataclasses
-import io
 import itertools
 import json
+import multiprocessing
+import os
 import shutil
-import struct
+import signal
+import subprocess
+import sys
 import threading
-import zlib
+import time
 
 import grain
 import numpy as np
-import PIL.Image
 import pytest
 from tiny import tiny, tiny_config
 
@@ -21,6 +23,7 @@ from mmjax import config, run
 from mmjax.batch import IMAGE, TEXT, Image, Text
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
+from mmjax.data.picture import decode_image
 from mmjax.data.pipeline import train_batches
 from mmjax.data.record import Record
 from mmjax.data.sets import openmoji as data
@@ -118,7 +121,8 @@ def test_pictures_belong_to_their_captions(openmoji):
             mine = batch.segment[r] == batch.segment[r][(batch.image[r] == slot).argmax()]
             words = mine & (batch.modality[r] == TEXT) & (batch.tokens[r] < TEXTS)
             png = by_caption[bpe.decode(tokenizer, batch.tokens[r][words])]
-            np.testing.assert_array_equal(batch.pixels[r, slot - 1], decode_image(png, c.image))
+            pixels = decode_image(png, c.image, c.resize)
+            np.testing.assert_array_equal(batch.pixels[r, slot - 1], pixels)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 12])
@@ -202,6 +206,52 @@ def test_workers_give_the_same_batches_and_may_change_on_the_way(openmoji, worke
     for a, b in zip(got, want, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert not np.array_equal(want[0].tokens, want[1].tokens)
+
+
+def test_a_killed_worker_is_one_line(openmoji):
+    c = settings(openmoji, **{"data.workers": 2})
+    with contextlib.closing(batches_of(c)) as batches:
+        next(batches)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"a data worker was killed .*data\.workers"):
+            for _ in range(20):
+                next(batches)
+    assert not multiprocessing.active_children()
+
+
+ORPHAN = """
+import sys, time
+sys.path.insert(0, {tests!r})
+if __name__ == "__main__":
+    import multiprocessing
+    import test_pipeline
+    batches = test_pipeline.batches_of(test_pipeline.settings({path!r}, **{{"data.workers": 1}}))
+    next(batches)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_leave_with_their_parent_however_it_ends(openmoji, tmp_path):
+    script = tmp_path / "script.py"
+    tests = os.path.dirname(__file__)
+    script.write_text(ORPHAN.format(tests=tests, path=str(openmoji)))
+    path = os.pathsep.join([os.path.dirname(tests), os.path.dirname(os.path.dirname(tests))])
+    environment = os.environ | {"PYTHONPATH": path}
+    args = [sys.executable, str(script)]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        worker = int(process.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        process.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{worker}/cmdline"):
+        with contextlib.suppress(OSError), open(f"/proc/{worker}/cmdline") as file:
+            if not file.read():  # ended, and nobody asked how
+                break
+        time.sleep(0.05)
+    else:
+        assert not os.path.exists(f"/proc/{worker}/cmdline")
 
 
 def test_captions_are_dropped_and_put_first_as_often_as_asked(openmoji):
@@ -382,121 +432,3 @@ def test_a_closed_iterator_has_stopped_its_thread(openmoji):
     batches.close()
     batches.close()
     assert threading.active_count() < before
-
-
-def decode_image(raw, size):
-    return pipeline.decode_image(raw, size, "pil_box")
-
-
-def png(array, mode=None, form="PNG", **options) -> bytes:
-    out = io.BytesIO()
-    PIL.Image.fromarray(np.asarray(array)).convert(mode).save(out, form, **options)
-    return out.getvalue()
-
-
-RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-
-
-def test_a_picture_of_the_right_size_is_taken_as_it_is():
-    np.testing.assert_array_equal(decode_image(png(PICTURE), 8), PICTURE)
-    assert (decode_image(png(PICTURE[::-1]), 8) != PICTURE).any()
-
-
-def test_a_larger_picture_is_averaged_over_squares():
-    large = RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    want = large.reshape(8, 4, 8, 4, 3).mean((1, 3))
-    assert np.abs(decode_image(png(large), 8) - want).max() < 1  # rounded along each axis
-
-
-@pytest.mark.parametrize("tall", [False, True])
-def test_the_centre_of_a_picture_that_is_not_square_is_kept(tall):
-    wide = np.zeros((10, 30, 3), np.uint8)
-    for third, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
-        wide[:, 10 * third : 10 * third + 10] = colour
-    picture = wide.transpose(1, 0, 2) if tall else wide
-    for size in (4, 10, 16):
-        got = decode_image(png(picture), size)
-        assert got.shape == (size, size, 3) and (got == (0, 255, 0)).all()
-
-
-def test_a_photograph_is_turned_as_its_camera_says():
-    out = io.BytesIO()
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise
-    PIL.Image.fromarray(PICTURE).save(out, "PNG", exif=exif)
-    np.testing.assert_array_equal(decode_image(out.getvalue(), 8), np.rot90(PICTURE, -1))
-    assert (decode_image(out.getvalue(), 8) != PICTURE).any()
-
-
-def test_transparency_lies_on_white():
-    clear = np.dstack([PICTURE, np.zeros((8, 8), np.uint8)])
-    assert (decode_image(png(clear), 8) == 255).all()
-    opaque = np.dstack([PICTURE, np.full((8, 8), 255, np.uint8)])
-    np.testing.assert_array_equal(decode_image(png(opaque), 8), PICTURE)
-    half = np.zeros((8, 8, 4), np.uint8)
-    half[..., 3] = 51
-    assert (decode_image(png(half), 8) == 204).all()
-    grey = np.zeros((8, 8, 4), np.uint8)
-    assert (decode_image(png(grey, "LA"), 8) == 255).all()
-    palette = np.zeros((8, 8), np.uint8)
-    palette[4:] = 255
-    got = decode_image(png(palette, "P", transparency=0), 8)
-    assert (got == 255).all()
-    assert (decode_image(png(palette, "P"), 8)[:4] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("mode", "form"), [("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")]
-)
-def test_other_modes_become_rgb(mode, form):
-    got = decode_image(png(np.full((9, 9, 3), 255, np.uint8), mode, form), 4)
-    assert got.shape == (4, 4, 3) and got.dtype == np.uint8 and got.min() >= 250
-    black = decode_image(png(np.zeros((9, 9, 3), np.uint8), mode, form), 4)
-    assert black.max() <= 5
-
-
-def test_sixteen_bits_of_grey_keep_their_upper_eight():
-    deep = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
-    out = io.BytesIO()
-    PIL.Image.fromarray(deep).save(out, "PNG")
-    got = decode_image(out.getvalue(), 8)
-    np.testing.assert_array_equal(got, np.repeat(deep[..., None] // 256, 3, axis=2))
-
-
-@pytest.mark.filterwarnings("ignore")  # damaged files make the decoders talk
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
-def test_damaged_bytes_are_a_picture_or_a_user_error(form):
-    whole, rng = (
-        png(RNG.integers(0, 256, (24, 20, 3)).astype(np.uint8), None, form),
-        np.random.default_rng(1),
-    )
-    outcomes = collections.Counter()
-    for i in range(200):
-        raw = bytearray(whole)
-        if i % 2:
-            del raw[rng.integers(0, len(raw)) :]
-        else:
-            raw[rng.integers(0, len(raw))] ^= int(rng.integers(1, 256))
-        try:
-            assert decode_image(bytes(raw), 8).shape == (8, 8, 3)
-            outcomes["picture"] += 1
-        except UserError as error:
-            assert "cannot be decoded" in str(error)
-            outcomes["refused"] += 1
-    assert outcomes["refused"] > 50
-    assert decode_image(whole, 8).any()
-
-
-def test_no_picture_at_all():
-    for raw in (b"", b"a red apple", b"\x89PNG\r\n\x1a\n"):
-        with pytest.raises(UserError, match=rf"a picture of {len(raw)} bytes cannot be decoded"):
-            decode_image(raw, 8)
-
-
-def test_a_header_that_promises_too_many_pixels():
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    raw = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
-    raw += struct.pack(">I", zlib.crc32(header))
-    with pytest.raises(UserError, match="cannot be decoded"):
-        decode_image(raw, 8)

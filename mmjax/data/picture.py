@@ -1,0 +1,56 @@
+"""Encoded pictures to pixels. Worker processes import this, so it needs little and no JAX."""
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from mmjax.data.resize import RESIZE
+from mmjax.error import UserError
+
+
+def decode_image(data: bytes, size: int, resize: str) -> np.ndarray:
+    """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
+
+    Raises:
+        UserError: if the bytes are no readable picture.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as opened:
+            picture = flatten(opened)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
+    return RESIZE[resize](np.asarray(picture, np.uint8), size)
+
+
+def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Any picture -> RGB the right way up (EXIF), transparency laid on white."""
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):  # 16 bits of grey, which convert() would clip to white
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        ground = PIL.Image.new("RGBA", picture.size, "white")
+        return PIL.Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def decode_all(pictures: Sequence[bytes], size: int, resize: str) -> list[np.ndarray]:
+    """Encoded pictures -> [size, size, 3] uint8 each; see `decode_image`."""
+    return [decode_image(data, size, resize) for data in pictures]
+
+
+def start_worker() -> None:
+    """Makes a worker process leave with its parent, however that ends, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
