@@ -1,9 +1,10 @@
 """Source -> document -> tokens -> packed rows -> batches: one iterator, exact on resume."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -293,12 +294,20 @@ def begin_rows(
     pictures = [data for row in rows for piece in row for data in piece["pictures"]]
     decode = partial(decode_all, pictures, shape.size, resize)
     batch = join(rows, shape, vocab.pad)
-    decoded = pool.submit(decode).result if pool else decode
+    with worker_lost_is_one_line():
+        decoded = pool.submit(decode).result if pool else decode
 
     def finish() -> Batch:
-        try:
+        with worker_lost_is_one_line():
             return join_pictures(batch, rows, decoded())
-        except BrokenProcessPool as error:
-            raise UserError(f"a data worker was killed ({error}); lower data.workers") from error
 
     return finish
+
+
+@contextlib.contextmanager
+def worker_lost_is_one_line() -> Iterator[None]:
+    """Turns the end of a worker process, killed for its memory perhaps, into a UserError."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(f"a data worker was killed ({error}); lower data.workers") from error
