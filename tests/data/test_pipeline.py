@@ -240,7 +240,8 @@ def test_workers_leave_with_their_parent_however_it_ends(openmoji, tmp_path):
     path = os.pathsep.join([os.path.dirname(tests), os.path.dirname(os.path.dirname(tests))])
     environment = os.environ | {"PYTHONPATH": path}
     args = [sys.executable, str(script)]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    with subprocess.Popen(args, text=True, env=environment, **quiet) as process:
         worker = int(process.stdout.readline())
         os.kill(worker, 0)  # it is there
         process.kill()
