@@ -63,7 +63,7 @@ class Documents:
     def __getitem__(self, number: int):
         """(tokens, pixels) of one document."""
         from mmjax.data import tokenizer as bpe
-        from mmjax.data.picture import decode_image
+        from mmjax.data.pixels import decode_image
 
         record = self.records[int(self.order[number % len(self.order)])]
         v = bpe.vocabulary(self.tokenizer)

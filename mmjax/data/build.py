@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
-from mmjax.data.picture import flatten
+from mmjax.data.pixels import flatten
 from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
 from mmjax.data.sets import digits, emoji, openmoji, prose, tfds

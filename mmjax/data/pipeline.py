@@ -20,7 +20,7 @@ from mmjax.config import DataConfig, SourceConfig
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
-from mmjax.data.picture import decode_all, start_worker
+from mmjax.data.pixels import decode_all, start_worker
 from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mmjax.batch import Image, Text
-from mmjax.data.picture import decode_image
+from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.sample import prompt

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.batch import Batch, mixed_mask
 from mmjax.data import tokenizer as bpe
-from mmjax.data.picture import decode_image
+from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
 from mmjax.layers.patch import collect

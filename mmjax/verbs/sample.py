@@ -15,7 +15,7 @@ import PIL.Image
 from absl import flags
 
 from mmjax.config import DataConfig
-from mmjax.data.picture import decode_image
+from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import IMAGE, load

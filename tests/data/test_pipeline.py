@@ -23,8 +23,8 @@ from mmjax import config, run
 from mmjax.batch import IMAGE, TEXT, Image, Text
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.picture import decode_image
 from mmjax.data.pipeline import train_batches
+from mmjax.data.pixels import decode_image
 from mmjax.data.record import Record
 from mmjax.data.sets import openmoji as data
 from mmjax.data.spans import invert

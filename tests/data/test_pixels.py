@@ -9,12 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmjax.data import picture
+from mmjax.data import pixels
 from mmjax.error import UserError
 
 
 def decode_image(raw, size):
-    return picture.decode_image(raw, size, "pil_box")
+    return pixels.decode_image(raw, size, "pil_box")
 
 
 def png(array, mode=None, form="PNG", **options) -> bytes:
