@@ -25,11 +25,12 @@ class Cell(NamedTuple):
 def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0) -> None:
     """Writes cells as a grid to a PNG; pictures are enlarged without smoothing."""
     across = max(len(c.pictures) for c in cells)
-    wide = max(across * (SIDE + 4), SIDE) + 12
+    side = SIDE if across else 0  # texts alone take no room for pictures, but wider lines
+    wide = (across * (SIDE + 4) if across else 3 * SIDE) + 12
     columns = columns or max(1, min(len(cells), 1200 // wide))
     letters = int((wide - 12) / LETTER)
     texts = [[w for line in c.lines for w in textwrap.wrap(line, letters) or [""]] for c in cells]
-    high = SIDE + 8 + LINE * max(len(t) for t in texts) + 6
+    high = side + 8 + LINE * max(len(t) for t in texts) + 6
     rows = -(-len(cells) // columns)
     page = PIL.Image.new("RGB", (columns * wide + 12, rows * high + 34), "white")
     pen = PIL.ImageDraw.Draw(page)
@@ -44,6 +45,6 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
             page.paste(picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST), (x, top))
             pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=(200, 200, 200))
         for k, line in enumerate(text):
-            pen.text((left, top + SIDE + 5 + k * LINE), line, (30, 30, 30), font)
+            pen.text((left, top + side + 5 + k * LINE), line, (30, 30, 30), font)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path)

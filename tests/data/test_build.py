@@ -127,7 +127,7 @@ def test_a_contact_sheet_of_pictures_and_of_texts(photos, tmp_path):
     split = pipeline.splits(tmp_path / "text")[0]
     build.show(tmp_path / "text", split, tmp_path / "text.png", 12)
     with PIL.Image.open(tmp_path / "text.png") as sheet:
-        assert 1 < len(sheet.getcolors(1 << 24)) < 500
+        assert 1 < len(sheet.getcolors(1 << 24)) < 500 and sheet.height < 200
 
 
 @pytest.mark.parametrize(
