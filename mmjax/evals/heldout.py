@@ -46,7 +46,8 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
         record = source[int(i)]
         images, caption = record.images, record.caption
         fits = len(images) == 1 and caption and len(encode(trained.run.tokenizer, caption)) <= room
-        pairs += [Pair(caption, images[0])] * bool(fits)
+        if fits:
+            pairs.append(Pair(caption, images[0]))
         if len(pairs) == count:
             break
     return pairs

@@ -10,9 +10,11 @@ from tiny import tiny
 
 import mmjax
 from mmjax.batch import Image, Text
+from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.evals import caption, heldout, likelihood
 from mmjax.evaluate import evaluate
+from mmjax.log import read_metrics
 from mmjax.train import train
 
 NAMES = {
@@ -45,6 +47,20 @@ def test_summary_holds_every_name_with_n_seed_and_interval(workdir):
         for kind in ("drawn", "written"):
             with PILImage.open(workdir / "samples" / f"{kind}_{split}.png") as sheet:
                 assert sheet.width > 300 and len(sheet.getcolors(1 << 24)) > 50
+
+
+def test_a_model_of_text_alone_trains_and_has_nothing_to_evaluate(tmp_path, capsys):
+    """On real prose; documents longer than a row are left out, and that is said."""
+    build.build("prose", tmp_path / "set")
+    run = tmp_path / "run"
+    e = tiny(tmp_path / "set", steps=2, data__length=384)
+    train(e, run, jax.devices()[:1])
+    assert evaluate(run) == {} and json.loads((run / "summary.json").read_text()) == {}
+    rows = read_metrics(run)
+    assert rows[-1]["text/nll"] > 0 == rows[-1]["image"] and rows[-1]["left_out"] > 0
+    said = capsys.readouterr()
+    assert "larger than a row and left out; raise data.length=384" in said.err
+    assert "nothing evaluated" in said.out
 
 
 def test_unknown_evaluation(workdir):
