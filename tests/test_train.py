@@ -60,7 +60,8 @@ def test_a_run_leaves_what_it_should(whole):
         "tokens_per_s", "flops", "mfu", "wait_share", "text/log_z",
     }  # fmt: skip
     assert wanted <= set(rows[0])
-    assert rows[-1]["loss"] < rows[2]["loss"]  # the first steps of the warm-up still raise it
+    # It learns. Not so the flow loss in six steps: it depends on the noise levels drawn.
+    assert rows[-1]["text/nll"] < rows[0]["text/nll"] - 0.1
     assert json.loads((whole / "config.json").read_text())["steps"] == 6
     assert checkpoint.latest(directory(whole)) == 6
 
