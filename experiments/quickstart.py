@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
         shared_position=True,
         resize="pil_box",
         spans=0.0,
+        coded=False,
         window=512,
         workers=0,
     )
@@ -66,6 +67,7 @@ def get_config() -> ConfigDict:
         signal_std=0.55,
     )
 
+    c.start = dict()
     c.optim = dict(
         kind="muon",
         peak=2e-3,
@@ -79,6 +81,15 @@ def get_config() -> ConfigDict:
         clip=1.0,
         ema=0.98,
     )
-    c.sample = dict(steps=50, guidance=2.5, temperature=0.0, text=24)
+    choice = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0)
+    c.sample = dict(
+        steps=50,
+        guidance=2.5,
+        image_guidance=0.0,
+        contrast=0.0,
+        text=24,
+        words=choice,
+        codes=choice | dict(temperature=1.0),
+    )
     c.evals = dict(documents=256, drawings=256)
     return c

@@ -16,12 +16,13 @@ import importlib
 
 # Imported on first use: the command line looks at its arguments before it pays for jax.
 _PUBLIC = {
-    "IMAGE": "mmjax.trained",
+    "IMAGE": "mmjax.sample.request",
+    "TEXT": "mmjax.sample.request",
     "Image": "mmjax.batch",
     "Text": "mmjax.batch",
     "load": "mmjax.trained",
 }
-__all__ = ["IMAGE", "Image", "Text", "load"]
+__all__ = ["IMAGE", "TEXT", "Image", "Text", "load"]
 
 
 def __getattr__(name: str):

@@ -10,6 +10,7 @@ VERBS = {
     "sample": "mmjax.verbs.sample",
     "evaluate": "mmjax.verbs.evaluate",
     "data": "mmjax.verbs.data",
+    "tokenize": "mmjax.verbs.tokenize",
 }
 
 # The C library's allocator gives a step's buffers back to the system after each step and then

@@ -23,12 +23,33 @@ class Text:
     loss: bool = True
 
 
+class Coded(NamedTuple):
+    """What a codec made of a picture: codes [p], int32, or latents [h, w, c], float16, as bytes."""
+
+    data: bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """The numbers."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
 @dataclass(frozen=True)
 class Image:
-    """A picture, still encoded (PNG, JPEG, ...) until a worker decodes it."""
+    """A picture, still encoded (PNG, JPEG, ...) until a worker decodes it.
+
+    In a data set that `mmjax tokenize` wrote, `data` is empty and `coded` holds what a codec made.
+    """
 
     data: bytes
     loss: bool = True
+    coded: Coded | None = None
+
+    @property
+    def content(self) -> bytes | np.ndarray:
+        """The codec's numbers where there are some, else the encoded picture."""
+        return self.data if self.coded is None else self.coded.array()
 
 
 Document = Sequence[Text | Image]
@@ -68,13 +89,15 @@ class Batch(NamedTuple):
     """The one structure every family trains on; b rows, l positions, i image slots a row.
 
     Attributes:
-        tokens: [b, l] int32, vocabulary ids; `pad` at patches and in the padding.
+        tokens: [b, l] int32, vocabulary ids; `pad` in the padding, and at patches whose codes the
+            data do not hold.
         modality: [b, l] int32, TEXT or IMAGE.
         segment: [b, l] int32, the document's number within the row from 1 on; 0 is padding.
         position: [b, l] int32, position within the document; patches of one image may share one.
         image: [b, l] int32, which image slot of the row the patch belongs to, from 1 on; 0 is none.
         weight: [b, l] float32 >= 0, loss weight of predicting this position from those before it.
-        pixels: [b, i, h, w, 3] uint8, one picture a slot; empty slots are zero.
+        pixels: [b, i, h, w, 3] uint8, one picture a slot; empty slots are zero. Where the data are
+            latents, [b, i, h, w, c] float16; where they are codes, which stand in `tokens`, h = 0.
     """
 
     tokens: jax.Array | np.ndarray
@@ -126,9 +149,17 @@ def target_weight(batch: Batch):
     documents, and for EOI after a patch: at inference a picture has a fixed number of patches and
     EOI is written by rule (Transfusion, section 3.3).
     """
-    same = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] != 0)
     text = (batch.modality[:, 1:] == TEXT) & (batch.modality[:, :-1] == TEXT)
-    return jnp.where(same & text, batch.weight[:, 1:], 0.0)
+    return jnp.where(text, next_weight(batch), 0.0)
+
+
+def next_weight(batch: Batch):
+    """[b, l - 1] float32: weight of predicting token j + 1 from position j, codes and all.
+
+    Zero in the padding and across the border of two documents.
+    """
+    same = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] != 0)
+    return jnp.where(same, batch.weight[:, 1:], 0.0)
 
 
 def patch_index(image):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import runpy
 import types
 import typing
@@ -75,6 +76,7 @@ class DataConfig:
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
+        coded: read the codes or latents `mmjax tokenize` made of the sources, not their pictures.
         window: documents packed together; the order of rows follows from it.
         workers: processes that read data; 0 is a thread. The order does not depend on it.
     """
@@ -91,6 +93,7 @@ class DataConfig:
     shared_position: bool
     resize: str
     spans: float
+    coded: bool
     window: int
     workers: int
 
@@ -160,18 +163,56 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How one token is chosen from its logits.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: of how many most likely ids; 0 all. top_p: of the fewest whose probability reaches
+            it; 1 all. min_p: of those at least so likely, as a share of the likeliest; 0 all.
+        repetition: what logits of ids seen before are divided by (multiplied, where negative).
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition: float
+
+    def __post_init__(self):
+        """Checks ranges."""
+        for name, low, high in (
+            ("temperature", 0, math.inf),
+            ("top_k", 0, math.inf),
+            ("top_p", 1e-6, 1),
+            ("min_p", 0, 1),
+            ("repetition", 1e-6, math.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name}={value} must lie between {low} and {high}")
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """How pictures are drawn and captions written by default.
 
     Attributes:
-        steps: Euler steps. guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
-        temperature: of text; 0 is greedy. text: most tokens of a caption.
+        steps: Euler steps (flow).
+        guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
+        image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
+            three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
+            codes, instead of guidance; 0 is none.
+        text: most tokens of a text. words, codes: how text tokens and image codes are chosen.
     """
 
     steps: int
     guidance: float
-    temperature: float
+    image_guidance: float
+    contrast: float
     text: int
+    words: Choice
+    codes: Choice
 
 
 @dataclass(frozen=True)
@@ -191,7 +232,9 @@ class Experiment:
         steps: optimizer updates. batch: rows an update, over all devices.
         accumulate: microbatches an update.
         family: key of mmjax.models.MODELS. model: that family's own configuration.
-        log_every, save_every: in steps. keep_best: keep the best checkpoint beside the latest.
+        start: name of a part of the weights -> workdir of the run whose part of that name it
+            begins as; "" begins as all of that run's weights.
+        log_every, save_every: in steps.
     """
 
     seed: int
@@ -202,6 +245,7 @@ class Experiment:
     data: DataConfig
     family: str
     model: Any
+    start: Mapping[str, str]
     optim: OptimConfig
     sample: SampleConfig
     evals: EvalConfig
@@ -225,6 +269,11 @@ def _value(kind, value, path: str):
         return types.MappingProxyType(
             {k: _value(inner, v, f"{path}.{k}") for k, v in dict(value).items()}
         )
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{path}={value!r} must be a list, as (1, 2)")
+        inner = typing.get_args(kind)[0]
+        return tuple(_value(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Any or type(value) is kind:
@@ -289,6 +338,12 @@ def check(e: Experiment) -> None:
                 f"config.model.{name}={getattr(e.model, name)} differs from "
                 f"config.data.{name}={getattr(e.data, name)}; give both one value"
             )
+    tokens = getattr(e.model, "tokens", e.data.patches)
+    if tokens != e.data.patches:
+        raise UserError(
+            f"the codec makes {tokens} codes of a picture, but config.data.image={e.data.image} "
+            f"and data.patch={e.data.patch} leave room for {e.data.patches}; change data.patch"
+        )
 
 
 def nearest(value: int, divisor: int) -> str:
@@ -326,13 +381,13 @@ def load(path: str) -> ConfigDict:
     return module["get_config"]()
 
 
-def to_dict(e) -> dict:
+def to_dict(e) -> Any:
     """Experiment -> plain nested dict, as stored in config.json."""
     if dataclasses.is_dataclass(e):
         return {f.name: to_dict(getattr(e, f.name)) for f in dataclasses.fields(e)}
     if isinstance(e, Mapping):
         return {k: to_dict(v) for k, v in e.items()}
-    return e
+    return list(e) if isinstance(e, tuple) else e  # as JSON gives it back
 
 
 def to_json(e: Experiment) -> str:

@@ -9,6 +9,7 @@ from mmjax.error import UserError
 from mmjax.evals import EVALS
 from mmjax.evals.value import Value
 from mmjax.log import read_metrics, write_json
+from mmjax.run import read_config
 from mmjax.trained import load
 
 SEED = 0
@@ -20,14 +21,16 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     Raises:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
-    names = list(EVALS) if names is None else names
-    unknown = [n for n in names if n not in EVALS]
+    family = read_config(workdir).family
+    have = EVALS[family]
+    names = list(have) if names is None else names
+    unknown = [n for n in names if n not in have]
     if unknown:
-        raise UserError(f"--evals={unknown[0]} is unknown; have: {', '.join(EVALS)}")
+        raise UserError(f"--evals={unknown[0]} is unknown; {family} has: {', '.join(have)}")
     trained = load(workdir)
     values: dict[str, Value] = {}
     for name in names:
-        values |= EVALS[name](trained, SEED, Path(workdir) / "samples")
+        values |= have[name](trained, SEED, Path(workdir) / "samples")
     report = {name: value.as_dict() for name, value in values.items()}
     write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
     write_json(Path(workdir) / "summary.json", report)

@@ -44,6 +44,13 @@ def mixed_counts(batch: Batch) -> tuple[float, float]:
     return float((segment > 0).sum()), pairs
 
 
+def causal_counts(batch: Batch) -> tuple[float, float]:
+    """Host batch -> (positions that hold a document, pairs the causal mask allows)."""
+    rows = [np.bincount(row)[1:].astype(float) for row in np.asarray(batch.segment)]
+    pairs = sum(float((n * (n + 1) / 2).sum()) for n in rows)
+    return float((np.asarray(batch.segment) > 0).sum()), pairs
+
+
 def pictures(batch: Batch) -> float:
     """Host batch -> pictures in it."""
     return float(np.asarray(batch.image).max(axis=1).sum())

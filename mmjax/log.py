@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METRICS = "metrics.jsonl"
-ROOTS = {"text/logit_squared": "text/logit_norm", "text/log_z_squared": "text/log_z"}
+ROOTS = {"logit_squared": "logit_norm", "log_z_squared": "log_z"}
 
 
 def write_json(path: Path, value) -> None:
@@ -57,8 +57,9 @@ def tidy(metrics: Mapping[str, float]) -> dict[str, float]:
     """Device metrics as they are logged: roots of mean squares under their own names."""
     out = {}
     for name, value in metrics.items():
-        if name in ROOTS:
-            out[ROOTS[name]] = math.sqrt(float(value))
+        group, _, entry = name.rpartition("/")
+        if entry in ROOTS:
+            out[f"{group}/{ROOTS[entry]}"] = math.sqrt(float(value))
         else:
             out[name] = float(value)
     return out

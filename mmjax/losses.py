@@ -11,7 +11,7 @@ from mmjax.layers.linear import linear
 
 
 class Term(NamedTuple):
-    """A sum and what to divide it by; both f32 scalars."""
+    """A sum and what to divide it by; f32 scalars, or arrays that are no loss but a statistic."""
 
     sum: jax.Array
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nothing calls
@@ -26,8 +26,12 @@ def add(a: Terms, b: Terms) -> Terms:
 
 
 def means(terms: Terms) -> dict[str, jax.Array]:
-    """Each term's mean; 0 where nothing was counted."""
-    return {name: term.sum / jnp.maximum(term.count, 1e-9) for name, term in terms.items()}
+    """Each scalar term's mean; 0 where nothing was counted."""
+    return {
+        name: term.sum / jnp.maximum(term.count, 1e-9)
+        for name, term in terms.items()
+        if term.sum.ndim == 0
+    }
 
 
 def total(terms: Terms, weights: Mapping[str, float]):
@@ -37,7 +41,7 @@ def total(terms: Terms, weights: Mapping[str, float]):
 
 
 class TokenSums(NamedTuple):
-    """Sums over tokens, each times its weight."""
+    """Sums over tokens, each times its weight; scalars, or [g] for weights in g groups."""
 
     nll: jax.Array  # -log p(target)
     z: jax.Array  # (log Z)^2
@@ -46,16 +50,24 @@ class TokenSums(NamedTuple):
 
 
 def _chunk_sums(hidden, head, targets, weight) -> TokenSums:
-    """[b, c, d], [d, v], [b, c], [b, c] -> sums; logits and everything after them in f32."""
+    """[b, c, d], [d, v], [b, c], [b, c, ...] -> sums; logits and everything after them in f32."""
+
+    def total(x):
+        return jnp.einsum("bc...,bc->...", weight, x)
+
     logits = linear(hidden, head, 1, "float32")
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return TokenSums(
-        nll=jnp.sum(weight * (log_z - chosen)),
-        z=jnp.sum(weight * log_z**2),
-        logit=jnp.sum(weight * jnp.mean(logits**2, axis=-1)),
-        hit=jnp.sum(jnp.where(chosen >= logits.max(-1), weight, 0.0)),
+        nll=total(log_z - chosen),
+        z=total(log_z**2),
+        logit=total(jnp.mean(logits**2, axis=-1)),
+        hit=total((chosen >= logits.max(-1)).astype(jnp.float32)),
     )
+
+
+def _no_tokens(weight) -> TokenSums:
+    return TokenSums(*(jnp.zeros(weight.shape[2:]),) * 4)
 
 
 def _chunks(x, count: int):
@@ -82,7 +94,7 @@ def token_loss(hidden, head, targets, weight, z_weight: float, chunks: int):
         hidden: [b, l, d], what the head reads.
         head: [d, v].
         targets: [b, l] int32.
-        weight: [b, l] f32.
+        weight: [b, l] f32, or [b, l, g]: tokens in groups (modalities) whose sums come apart.
         z_weight: coefficient of (log Z)^2 (Chameleon, section 2.3: 1e-5).
         chunks: number of equal pieces the length is cut into.
 
@@ -95,8 +107,8 @@ def token_loss(hidden, head, targets, weight, z_weight: float, chunks: int):
         h, t, w = part
         return jax.tree.map(jnp.add, carry, _chunk_sums(h, head, t, w)), None
 
-    sums, _ = jax.lax.scan(body, TokenSums(*(jnp.zeros(()),) * 4), parts)
-    return sums.nll + z_weight * sums.z, sums
+    sums, _ = jax.lax.scan(body, _no_tokens(weight), parts)
+    return jnp.sum(sums.nll + z_weight * sums.z), sums
 
 
 def _token_loss_forward(hidden, head, targets, weight, z_weight, chunks):
@@ -104,7 +116,7 @@ def _token_loss_forward(hidden, head, targets, weight, z_weight, chunks):
 
     def objective(h, w_head, t, w):
         sums = _chunk_sums(h, w_head, t, w)
-        return sums.nll + z_weight * sums.z, sums
+        return jnp.sum(sums.nll + z_weight * sums.z), sums
 
     def body(carry, part):
         sums, d_head = carry
@@ -113,10 +125,10 @@ def _token_loss_forward(hidden, head, targets, weight, z_weight, chunks):
         d_head = d_head + grads[1].astype(jnp.float32)
         return (jax.tree.map(jnp.add, sums, new), d_head), grads[0]
 
-    start = (TokenSums(*(jnp.zeros(()),) * 4), jnp.zeros(head.shape, jnp.float32))
+    start = (_no_tokens(weight), jnp.zeros(head.shape, jnp.float32))
     (sums, d_head), d_hidden = jax.lax.scan(body, start, parts)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-    return (sums.nll + z_weight * sums.z, sums), (d_hidden, d_head.astype(head.dtype))
+    return (jnp.sum(sums.nll + z_weight * sums.z), sums), (d_hidden, d_head.astype(head.dtype))
 
 
 def _token_loss_backward(z_weight, chunks, saved, cotangent):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from mmjax import checkpoint, config, flops
+from mmjax import checkpoint, config, flops, start
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data.store import TOKENIZER
@@ -71,7 +71,7 @@ def restore_or_init(run: Run, workdir: Path, batches, say: Callable[[str], None]
     """
     found = checkpoint.restore(directory(workdir), run.abstract, warn=say)
     if found is None:
-        return run.init(), None
+        return start.begin(run, run.init()), None
     batches.set_state(found.meta["data"])
     say(f"resuming at step {found.step} of {run.experiment.steps}")
     return found.state, found.step
@@ -169,6 +169,8 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     found = checkpoint.read_meta(directory(workdir), warn=lambda line: None)
     if found is not None:
         check_unchanged(found["config"], config.to_dict(e), found["step"])
+    if found is None:
+        start.check(e)
     run = prepare(e, devices)
     about = identity(run)
     if found is not None:
@@ -178,24 +180,25 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     )
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
-        state, start = restore_or_init(run, workdir, batches, bar.say)
-        with checkpoint.open_checkpoints(directory(workdir), start) as store:
+        state, done = restore_or_init(run, workdir, batches, bar.say)
+        start.check_codes(run, state)
+        with checkpoint.open_checkpoints(directory(workdir), done) as store:
             write_json(workdir / CONFIG, config.to_dict(e))
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
-            rewind(workdir, start or 0)
+            rewind(workdir, done or 0)
             meta = {"config": config.to_dict(e), "identity": about}
-            loop(run, workdir, state, start or 0, batches, store, meta, signals, bar)
+            loop(run, workdir, state, done or 0, batches, store, meta, signals, bar)
     return signals.received or 0
 
 
-def loop(run: Run, workdir: Path, state, start: int, batches, store, meta, signals, bar) -> None:
+def loop(run: Run, workdir: Path, state, done: int, batches, store, meta, signals, bar) -> None:
     """The steps. The host works on a step's metrics while the device does the next step."""
     e = run.experiment
-    if start >= e.steps:
+    if done >= e.steps:
         return
     step_function = run.step()
     meter, file = Meter(run), MetricsFile(workdir)
-    last_good = start if start else None
+    last_good = done if done else None
     pending: tuple[int, dict] | None = None
     warned = 0
 
@@ -225,7 +228,7 @@ def loop(run: Run, workdir: Path, state, start: int, batches, store, meta, signa
         checkpoint.save(store, step, state, known, float(metrics["loss"]))
 
     try:
-        for step in range(start + 1, e.steps + 1):
+        for step in range(done + 1, e.steps + 1):
             before = time.perf_counter()
             batch = next(batches)
             meter.count(batch, time.perf_counter() - before)

@@ -1,7 +1,7 @@
 """A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`, `embed`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,47 +9,16 @@ import jax
 import numpy as np
 
 from mmjax import checkpoint
-from mmjax.batch import Batch, Document, Image, Text
+from mmjax.batch import Batch, Document
+from mmjax.config import Choice
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.models import Params
+from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, on_this_machine, prepare, read_config
-from mmjax.sample import decode, prompt
-
-
-class Slot:
-    """The type of `mmjax.IMAGE`: a picture to be drawn."""
-
-    def __repr__(self) -> str:
-        return "mmjax.IMAGE"
-
-
-IMAGE = Slot()
-
-
-def as_document(parts) -> tuple[Document, bool]:
-    """Strings, paths, bytes, `Text`, `Image`, a closing IMAGE -> (document, whether to draw).
-
-    Raises:
-        UserError: for an IMAGE that is not the last part, or a picture that is not there.
-    """
-    parts = [parts] if isinstance(parts, str | bytes | Path | Slot) else list(parts)
-    draw = bool(parts) and isinstance(parts[-1], Slot)
-    document: list[Text | Image] = []
-    for part in parts[: len(parts) - draw]:
-        if isinstance(part, Slot):
-            raise UserError("mmjax.IMAGE must be the last part of a prompt")
-        if isinstance(part, bytes):
-            part = Image(part)
-        elif isinstance(part, Path):
-            if not part.is_file():
-                raise UserError(f"picture {part} does not exist")
-            part = Image(part.read_bytes())
-        elif isinstance(part, str):
-            part = Text(part)
-        document.append(part)
-    return document, draw
+from mmjax.sample import decode, engine, prompt, request, talk
+from mmjax.sample.request import IMAGE
 
 
 @dataclass
@@ -75,20 +44,24 @@ class Trained:
             keys: PRNG keys, each split into one a row. extra: further arrays.
             static: hashable options.
         """
+        count = len(rows.tokens)
+        padded = prompt.pad_rows(rows, self.run.rules.split("batch"))
+        drawn = [jax.random.split(key, len(padded.tokens)) for key in keys]
+        rows = put(padded, self.run.rules)
+        made = self.compiled(function, **static)(self.params, rows, *drawn, *extra)
+        return np.asarray(made)[:count]
+
+    def compiled(self, function: Callable, **static) -> Callable:
+        """function(parts, params, ..., **static) as a jitted function of (params, ...)."""
         at = (function, tuple(sorted(static.items())))
         if at not in self._compiled:
             self._compiled[at] = jax.jit(partial(function, self.run.model.parts, **static))
-        count = len(rows.tokens)
-        padded = prompt.pad_rows(rows, self.run.rules.split("batch"))
-        split = [jax.random.split(key, len(padded.tokens)) for key in keys]
-        rows = put(padded, self.run.rules)
-        return np.asarray(self._compiled[at](self.params, rows, *split, *extra))[:count]
+        return self._compiled[at]
 
     def draw(self, documents: Sequence[Document], seed: int = 0, **options) -> np.ndarray:
-        """Draws a picture behind each document; -> [n, h, w, 3] uint8.
-
-        `options` override the experiment's `sample` group: steps, guidance.
-        """
+        """Draws a picture behind each document; -> [n, h, w, 3] uint8. Options as in `generate`."""
+        if self.writes_codes:
+            return np.stack(self.generate([[*d, IMAGE] for d in documents], seed, **options))
         e = self.run.experiment
         rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=True)
         return self.call(
@@ -101,10 +74,9 @@ class Trained:
         )
 
     def write(self, documents: Sequence[Document], seed: int = 0, **options) -> list[str]:
-        """Writes text behind each document, until it ends or `text` tokens.
-
-        `options` override the experiment's `sample` group: temperature, text.
-        """
+        """Writes text behind each document, until it ends or `text` tokens; as in `generate`."""
+        if self.writes_codes:
+            return self.generate(documents, seed, **options)
         e = self.run.experiment
         rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=False)
         tokens = self.call(
@@ -112,39 +84,103 @@ class Trained:
             rows,
             jax.random.key(seed),
             count=options.get("text", e.sample.text),
-            temperature=options.get("temperature", e.sample.temperature),
+            temperature=options.get("temperature", e.sample.words.temperature),
         )
         eos = self.run.model.parts.vocabulary.eos
         ends = [np.flatnonzero(row == eos) for row in tokens]
         cut = [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends, strict=True)]
         return [bpe.decode(self.run.tokenizer, row) for row in cut]
 
-    def generate(self, prompts: Sequence, seed: int = 0, **options) -> list:
+    @property
+    def writes_codes(self) -> bool:
+        """Whether pictures are written as tokens, by the interleaved engine."""
+        return hasattr(self.run.model.parts, "codec")
+
+    def generate(
+        self,
+        prompts: Sequence,
+        seed: int | Sequence[int] = 0,
+        pictures: int = 0,
+        stream: talk.Callback | None = None,
+        **options,
+    ) -> list:
         """Continues prompts: those that end in `mmjax.IMAGE` with a picture, others with text.
 
         Args:
-            prompts: each a list of text, picture paths (pathlib.Path) or bytes, and a last IMAGE.
-            seed: of noise and text; the same seed gives the same result.
-            options: steps, guidance (pictures), temperature, text (tokens).
+            prompts: each a list of text, picture paths (pathlib.Path) or bytes, and perhaps a slot:
+                a last IMAGE, or, for models trained on CM3's objective, IMAGE or TEXT where
+                something is missing.
+            seed: of noise and text: one for all, or one a prompt. A prompt's result depends on its
+                seed and place alone, not on its neighbours.
+            pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
+            stream: called now and then with a prompt's number and its text so far.
+            options: override the experiment's `sample` group: steps, guidance, image_guidance,
+                contrast, text (most tokens); temperature, top_k, top_p, min_p, repetition (of
+                text), and the same with `image_` before them (of image codes).
 
         Returns:
-            One uint8 array [h, w, 3] or string for each prompt.
+            For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
+            the order they were made.
+
+        Raises:
+            UserError: for a prompt that cannot be continued, or an unknown option.
         """
-        parsed = [as_document(p) for p in prompts]
-        out: list = [None] * len(parsed)
+        asked = [request.parse(p) for p in prompts]
+        if self.writes_codes:
+            return self._interleave(asked, seed, pictures, stream, options)
+        family = self.run.experiment.family
+        if any(r.infill for r in asked):
+            raise UserError(f"mmjax.IMAGE must be the last part of a prompt to a {family} model")
+        if pictures or stream:
+            raise UserError(f"a {family} model neither interleaves freely nor streams")
+        if not isinstance(seed, int):
+            raise UserError(f"seed={seed} must be one number for this family")
+        out: list = [None] * len(asked)
         for draw in (True, False):
-            index = [i for i, (_, d) in enumerate(parsed) if d is draw]
+            index = [i for i, r in enumerate(asked) if r.draw is draw]
             if index:
                 do = self.draw if draw else self.write
-                for i, result in zip(
-                    index, do([parsed[i][0] for i in index], seed, **options), strict=False
-                ):
+                made = do([asked[i].document for i in index], seed, **options)
+                for i, result in zip(index, made, strict=False):
                     out[i] = result
         return out
 
+    def _interleave(self, asked, seed, pictures, stream, options) -> list:
+        sample = self.run.experiment.sample
+        known = {"guidance", "image_guidance", "contrast"}
+        choices = [f.name for f in fields(Choice)]
+        named = known | {"text", "steps"} | set(choices) | {f"image_{n}" for n in choices}
+        if unknown := set(options) - named:
+            raise UserError(f"{unknown.pop()} is no option; have: {', '.join(sorted(named))}")
+        words, codes = (
+            replace(base, **{n: options[p + n] for n in choices if p + n in options})
+            for base, p in ((sample.words, ""), (sample.codes, "image_"))
+        )
+        scales = {name: float(options.get(name, getattr(sample, name))) for name in known}
+        seeds = [seed] * len(asked) if isinstance(seed, int) else list(seed)
+        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
+            np.array(seeds, np.uint32),
+            np.arange(len(asked)) if isinstance(seed, int) else np.zeros(len(asked), int),
+        )
+        made = talk.talk(
+            self.run,
+            self.params,
+            self.compiled,
+            asked,
+            talk.Wish(int(options.get("text", sample.text)), pictures),
+            partial(engine.Options, words=words, codes=codes, **scales),  # type: ignore[arg-type]
+            keys,
+            stream,
+        )
+        if pictures:
+            return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
+        return [
+            parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
+        ]
+
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
-        laid = [as_document(d)[0] for d in documents]
+        laid = [request.parse(d).document for d in documents]
         c = self.run.experiment.data
         return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
 
@@ -166,9 +202,14 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
         UserError: if the workdir holds no checkpoint.
     """
     run = prepare(on_this_machine(read_config(workdir)), devices, workdir)
-    name = "ema" if run.abstract.ema is not None else "params"
-    like = {name: getattr(run.abstract, name)}
+    averaged = run.abstract.ema is not None
+    # What is frozen has no average: then both are read.
+    names = ["ema"] * averaged + ["params"] * (not averaged or bool(run.model.frozen))
+    like = {name: getattr(run.abstract, name) for name in names}
     found = checkpoint.restore(directory(workdir), like, step, part=True)
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet; `mmjax train` saves one")
-    return Trained(run, found.state[name], found.step)
+    params = found.state[names[0]]
+    if averaged and run.model.frozen:
+        params = merge(params, split(found.state["params"], run.model.frozen)[1])
+    return Trained(run, params, found.step)

@@ -22,7 +22,9 @@ def snapshot(path) -> str:
     """The resolved config, and every parameter's path, shape, dtype, layout and initial spread."""
     e = config.resolve(config.load(str(path)), run.families())
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
-    model = MODELS[e.family].build(e.model, Vocabulary(1024), rules)
+    codes = getattr(e.model, "codes", 0)
+    vocabulary = Vocabulary(1024 + codes, codes=1024, code_count=codes)
+    model = MODELS[e.family].build(e.model, vocabulary, rules)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     lines = [json.dumps(config.to_dict(e), indent=1), ""]
     total = 0
@@ -30,7 +32,7 @@ def snapshot(path) -> str:
         model.specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
     )
     for (where, x), spec in zip(jax.tree_util.tree_leaves_with_path(shapes), specs, strict=True):
-        name = "/".join(p.key for p in where)
+        name = "/".join(str(p.key) for p in where)
         layout = ",".join(str(axis or "-") for axis in spec)
         lines.append(f"{name:45s} {x.shape!s:22s} {x.dtype} ({layout})")
         total += int(np.prod(x.shape))

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
     "error", "config", "mesh", "batch", "flops", "sheet", "log", "data", "layers", "losses",
-    "models", "optim", "step", "checkpoint", "run", "sample", "trained", "evals", "evaluate",
-    "train", "verbs", "__main__",
+    "codecs", "models", "optim", "step", "checkpoint", "run", "sample", "trained", "start",
+    "coding", "evals", "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

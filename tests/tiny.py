@@ -40,6 +40,30 @@ def tiny_config(data: Path | str = "unused", **changes):
     return c
 
 
+def tiny_codec(image: int = 8, **quantiser) -> dict:
+    """A codec of two levels: pictures of 8 pixels become 16 codes of 12."""
+    base = config.load(str(ROOT / "experiments" / "codec_openmoji.py")).model.codec.to_dict()
+    small = {"image": image, "channels": 8, "multipliers": (1, 2), "blocks": 1, "latent": 8}
+    how = base["quantiser"] | {"codes": 12, "width": 4} | quantiser
+    return base | small | {"quantiser": how}
+
+
+def tiny_chameleon_config(data: Path | str = "unused", **changes):
+    """chameleon_scenes.py shrunk, encoding its pictures on the way."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / "chameleon_scenes.py"))
+    c.family, c.data.patch, c.data.shared_position = "chameleon", 2, False
+    small = c.model.decoder.to_dict()
+    c.model = big.model.to_dict() | {"decoder": small, "codec": tiny_codec()}
+    for name, value in changes.items():
+        group, _, field = name.replace("__", ".").rpartition(".")
+        target = c
+        for part in group.split(".") if group else []:
+            target = target[part]
+        target[field] = value
+    return c
+
+
 def tiny(data: Path | str = "unused", **changes):
     """The same, resolved."""
     return config.resolve(tiny_config(data, **changes), run.families())

@@ -15,11 +15,13 @@ Piece = dict[str, Any]
 
 
 class Shape(NamedTuple):
-    """Of a packed row: positions, image slots, and the side of a picture in pixels."""
+    """Of a packed row: positions, image slots, and a slot: [size, size, channels] of `dtype`."""
 
     length: int
     images: int
     size: int
+    channels: int = 3
+    dtype: str = "uint8"
 
 
 def first_fit(lengths: Sequence[int], slots: Sequence[int], length: int, images: int):
@@ -59,7 +61,8 @@ def empty_rows(count: int, shape: Shape, pad: int) -> Batch:
     flat = (count, shape.length)
     modality, segment, position, image = (np.zeros(flat, np.int32) for _ in range(4))
     tokens, weight = np.full(flat, pad, np.int32), np.zeros(flat, np.float32)
-    pixels = np.zeros((count, shape.images, shape.size, shape.size, 3), np.uint8)
+    slot = (shape.size, shape.size, shape.channels)
+    pixels = np.zeros((count, shape.images, *slot), shape.dtype)
     return Batch(tokens, modality, segment, position, image, weight, pixels)
 
 
@@ -135,7 +138,7 @@ class Windows:
         """
         if number == self._number:
             return
-        length, images, _ = self._shape
+        length, images = self._shape[:2]
         read = self._documents(range(number * self._size, (number + 1) * self._size))
         pieces = [p for p in read if len(p["tokens"]) <= length and len(p["pictures"]) <= images]
         if not pieces:

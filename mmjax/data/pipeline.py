@@ -55,7 +55,13 @@ def tokenizer_of(c: DataConfig) -> Tokenizer:
     if c.tokenizer:
         return bpe.load(c.tokenizer)
     records(c, first, "train")  # says which command builds a missing data set
-    return bpe.load(Path(c.sources[first].path) / store.TOKENIZER)
+    return bpe.load(path_of(c, first) / store.TOKENIZER)
+
+
+def path_of(c: DataConfig, name: str) -> Path:
+    """Where a source lies: with `coded`, beside its pictures, where `mmjax tokenize` put it."""
+    path = c.sources[name].path
+    return Path(path + store.CODED) if c.coded else Path(path)
 
 
 def records(c: DataConfig, name: str, split: str) -> Records:
@@ -64,7 +70,12 @@ def records(c: DataConfig, name: str, split: str) -> Records:
     Raises:
         UserError: for data that is not there (naming what builds it).
     """
-    path = Path(c.sources[name].path)
+    path = path_of(c, name)
+    if c.coded and not path.is_dir():
+        raise UserError(
+            f"data.coded=True, but there is no {path}; make it with `mmjax tokenize --config=... "
+            f"--workdir=...` of the codec, or give data.coded=False"
+        )
     if not path.is_dir():
         known = ("openmoji", "scenes", "digits", "prose")
         src = name if name in known else "FOLDER --format=folder"
@@ -96,16 +107,18 @@ def splits(path: str | Path) -> list[str]:
     return list(store.info(path)["splits"])
 
 
+def digest(path: str | Path) -> str:
+    """What a data set's content follows from: the same records have the same."""
+    if (Path(path) / OPENMOJI).is_file():
+        return hashlib.sha256((Path(path) / OPENMOJI).read_bytes()).hexdigest()
+    return store.info(path)["digest"]
+
+
 def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the order and content of batches follow from, besides configuration and seed."""
 
-    def digest(path: str) -> str:
-        if (Path(path) / OPENMOJI).is_file():
-            return hashlib.sha256((Path(path) / OPENMOJI).read_bytes()).hexdigest()
-        return store.info(path)["digest"]
-
     return {
-        "sources": {name: digest(source.path) for name, source in c.sources.items()},
+        "sources": {name: digest(path_of(c, name)) for name in c.sources},
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "packages": {p: importlib.metadata.version(p) for p in ("grain", "numpy", "tokenizers")},
     }
@@ -125,7 +138,7 @@ def to_pieces(
     vocab = bpe.vocabulary(tokenizer)
     pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position)
     for piece, document in zip(pieces, documents, strict=True):
-        piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
+        piece["pictures"] = [p.content for p in document if isinstance(p, Image)]
     if c.spans == 0.0:
         return pieces
     return [move_spans(p, rng, vocab, c.spans) for p in pieces]
@@ -140,6 +153,38 @@ def stages(c: DataConfig, steps: int) -> list[tuple[int, dict[str, float]]]:
         (round(begin * steps), dict(s.weights))
         for begin, s in zip(ends, c.stages.values(), strict=False)
     ]
+
+
+def shape_of(c: DataConfig) -> Shape:
+    """The shape of a training row.
+
+    Raises:
+        UserError: if the sources were not coded alike.
+    """
+    if not c.coded:
+        return Shape(c.length, c.images, c.image)
+    alike = {name: coding(c, name) for name in c.sources}
+    first, about = next(iter(alike.items()))
+    for name, other in alike.items():
+        if other != about:
+            raise UserError(
+                f"data sources {first} and {name} were coded by different codecs ({about} and "
+                f"{other}); tokenize both with one"
+            )
+    if (about["image"], about["resize"]) != (c.image, c.resize):
+        raise UserError(
+            f"{path_of(c, first)} was made with data.image={about['image']} and data.resize="
+            f"{about['resize']!r}, not {c.image} and {c.resize!r}; tokenize it again, elsewhere"
+        )
+    if about["dtype"] == "int32":
+        return Shape(c.length, c.images, 0)
+    size, _, channels = about["shape"]
+    return Shape(c.length, c.images, size, channels, about["dtype"])
+
+
+def coding(c: DataConfig, name: str) -> dict[str, Any]:
+    """How a source was coded: what `mmjax tokenize` noted."""
+    return store.info(path_of(c, name))["source"]["coded"]
 
 
 class Subset:
@@ -272,7 +317,7 @@ def train_batches(
     """
     for name in c.sources:
         records(c, name, "train")  # complains now rather than in a thread
-    shape = Shape(c.length, c.images, c.image)
+    shape = shape_of(c)
     streams = [
         (first, partial(documents, c, tokenizer, seed, stage, weights))
         for stage, (first, weights) in enumerate(stages(c, steps))
@@ -292,8 +337,10 @@ def begin_rows(
     With a pool, decoding begins now and there.
     """
     pictures = [data for row in rows for piece in row for data in piece["pictures"]]
-    decode = partial(decode_all, pictures, shape.size, resize)
     batch = join(rows, shape, vocab.pad)
+    if shape.size == 0:  # codes, which are tokens already
+        return lambda: batch
+    decode = partial(decode_all, pictures, shape.size, resize)
     with worker_lost_is_one_line():
         decoded = pool.submit(decode).result if pool else decode
 

@@ -40,9 +40,9 @@ def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def decode_all(pictures: Sequence[bytes], size: int, resize: str) -> list[np.ndarray]:
-    """Encoded pictures -> [size, size, 3] uint8 each; see `decode_image`."""
-    return [decode_image(data, size, resize) for data in pictures]
+def decode_all(pictures: Sequence[bytes | np.ndarray], size: int, resize: str) -> list[np.ndarray]:
+    """Encoded pictures -> [size, size, 3] uint8 each, see `decode_image`; latents as they are."""
+    return [p if isinstance(p, np.ndarray) else decode_image(p, size, resize) for p in pictures]
 
 
 def start_worker() -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
-from mmjax.batch import Document, Image, Text
+from mmjax.batch import Coded, Document, Image, Text
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,14 @@ class Item(NamedTuple):
 
 def pack(record: Record) -> bytes:
     """Record -> bytes (MessagePack)."""
-    parts = [
-        {"text": p.text, "loss": p.loss}
-        if isinstance(p, Text)
-        else {"image": p.data, "loss": p.loss}
-        for p in record.document
-    ]
+    parts: list[dict[str, Any]] = []
+    for p in record.document:
+        if isinstance(p, Text):
+            parts.append({"text": p.text, "loss": p.loss})
+        else:
+            parts.append({"image": p.data, "loss": p.loss})
+            if p.coded is not None:
+                parts[-1]["coded"] = [p.coded.data, p.coded.dtype, list(p.coded.shape)]
     return msgpack.packb({"id": record.id, "parts": parts, "facts": dict(record.facts)})
 
 
@@ -78,9 +80,15 @@ def unpack(data: bytes) -> Record:
     try:
         raw = msgpack.unpackb(data)
         parts = [
-            Text(p["text"], p["loss"]) if "text" in p else Image(p["image"], p["loss"])
+            Text(p["text"], p["loss"])
+            if "text" in p
+            else Image(p["image"], p["loss"], _coded(p.get("coded")))
             for p in raw["parts"]
         ]
         return Record(raw["id"], tuple(parts), raw["facts"])
     except (msgpack.UnpackException, KeyError, TypeError) as error:
         raise ValueError(f"not a record: {error!r}") from error
+
+
+def _coded(raw) -> Coded | None:
+    return None if raw is None else Coded(raw[0], raw[1], tuple(raw[2]))

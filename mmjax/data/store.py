@@ -20,6 +20,7 @@ from mmjax.error import UserError
 INFO = "dataset.json"
 TOKENIZER = "tokenizer.json"
 REJECTS = "rejects.jsonl"
+CODED = ".coded"  # behind the directory of the set the codes or latents are of
 
 
 def info(path: str | Path) -> dict:

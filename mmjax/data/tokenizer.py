@@ -11,8 +11,8 @@ from mmjax.batch import IMAGE, TEXT, Document, Image, Text, Vocabulary
 from mmjax.error import UserError
 
 MASKS = 8  # most spans CM3 may move in one document
-# As a whole part of a document, SEPARATOR stands for the sentinel of that name.
-SEPARATOR = "<sep>"
+# As whole parts of a document, these stand for the sentinels of their names.
+SEPARATOR, MASK = "<sep>", "<mask:0>"
 SENTINELS = (
     "<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", SEPARATOR, "<eoss>",
     *(f"<mask:{i}>" for i in range(MASKS)),
@@ -141,8 +141,25 @@ def lay_out_all(
     return [_positions(d, ids, vocab, patches, shared_position, end) for d in documents]
 
 
-def _positions(document, ids, vocab, patches, shared_position, end) -> dict[str, Any]:
-    """One document, its texts' ids taken from the iterator `ids`."""
+def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
+    """What stands at a picture's positions: its codes where they are known.
+
+    Raises:
+        UserError: for another number of codes.
+    """
+    if picture.coded is None or picture.coded.dtype != "int32":
+        return [vocab.pad] * patches
+    codes = picture.coded.array()
+    if len(codes) != patches:
+        raise UserError(
+            f"a picture has {len(codes)} codes, but data.image and data.patch say {patches}; give "
+            f"them the values `mmjax tokenize` had"
+        )
+    return (vocab.codes + codes).tolist()
+
+
+def _positions(document, texts, vocab, patches, shared_position, end) -> dict[str, Any]:
+    """One document, its texts' ids taken from the iterator `texts`."""
     tokens, modality, image, position, weight = [vocab.bos], [TEXT], [0], [0], [0.0]
 
     def add(ids, kind, slot, loss, step=1):
@@ -156,12 +173,14 @@ def _positions(document, ids, vocab, patches, shared_position, end) -> dict[str,
     slot = 0
     for part in document:
         if isinstance(part, Text):
-            found = next(ids)
-            add([vocab.sep] if part.text == SEPARATOR else found, TEXT, 0, part.loss)
+            found = next(texts)
+            named = {SEPARATOR: [vocab.sep], MASK: list(vocab.masks[:1])}
+            add(named.get(part.text, found), TEXT, 0, part.loss)
         elif isinstance(part, Image):
             slot += 1
             add([vocab.boi], TEXT, 0, part.loss)
-            add([vocab.pad] * patches, IMAGE, slot, part.loss, step=not shared_position)
+            ids = _codes(part, vocab, patches)
+            add(ids, IMAGE, slot, part.loss, step=not shared_position)
             add([vocab.eoi], TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")

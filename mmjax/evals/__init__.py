@@ -1,9 +1,15 @@
-"""Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names them."""
+"""Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
-from mmjax.evals import caption, drawing, likelihood
+from mmjax.evals import caption, drawing, likelihood, reconstruction, scenes
 
-EVALS = {
+_READS_AND_DRAWS = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
     "drawing": drawing.evaluate,
+}
+
+EVALS = {
+    "transfusion": _READS_AND_DRAWS | {"scenes": scenes.evaluate},
+    "chameleon": _READS_AND_DRAWS | {"scenes": scenes.evaluate},
+    "codec": {"reconstruction": reconstruction.evaluate},
 }

@@ -1,6 +1,8 @@
 """Held-out records, drawn once for all evaluations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +21,11 @@ SPLITS = {"compositional": "", "test": "_concepts"}
 
 
 class Pair(NamedTuple):
-    """A caption and its picture, encoded."""
+    """A caption and its picture, encoded, and what else is known of them."""
 
     caption: str
     image: bytes
+    facts: Mapping = MappingProxyType({})
 
 
 def splits(trained: Trained) -> dict[str, str]:
@@ -38,7 +41,7 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
 
     Records that are not one picture with a text, or too long for a row, are passed over.
     """
-    data = trained.run.experiment.data
+    data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
     source = pipeline.records(data, next(iter(data.sources)), split)
     room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
     pairs: list[Pair] = []
@@ -47,7 +50,7 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
         images, caption = record.images, record.caption
         fits = len(images) == 1 and caption and len(encode(trained.run.tokenizer, caption)) <= room
         if fits:
-            pairs.append(Pair(caption, images[0]))
+            pairs.append(Pair(caption, images[0], record.facts))
         if len(pairs) == count:
             break
     return pairs

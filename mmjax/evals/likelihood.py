@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.batch import Batch, mixed_mask
+from mmjax.batch import IMAGE, Batch, Image, mixed_mask
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
@@ -19,6 +19,7 @@ from mmjax.sample.decode import text_log_likelihood, word_weight
 from mmjax.trained import Trained
 
 TRAIN = 5000  # training records the baselines know, at most
+CODED, ROWS = 1024, 128  # of these as codes, and as many at a time
 DRAWS = 4  # noise levels a picture; the same for the model and the baselines
 
 
@@ -28,16 +29,17 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     `text_nll`: nats a token of captions (with their EOS) that follow their picture.
     `text_nll_alone`: of captions that stand first. `text_nll_unigram`: under the frequencies of
     the training captions. `image_flow_loss`: of pictures after their caption;
-    `image_flow_loss_mean`, `_zero`, `_linear`: see `flow_baselines`.
+    `image_flow_loss_mean`, `_zero`, `_linear`: see `flow_errors`. Of families with codes instead
+    `image_nll`: nats a code, after the caption, `_alone` without, and `_unigram`.
     """
     values: dict[str, Value] = {}
     count = trained.run.experiment.evals.documents
     train = heldout.draw(trained, "train", TRAIN, seed)
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, count, seed)
-        found = text_values(trained, records, train, seed) | image_values(
-            trained, records, train, seed
-        )
+        found = text_values(trained, records, train, seed)
+        of_pictures = code_values if trained.writes_codes else image_values
+        found |= of_pictures(trained, records, train, seed)
         values |= {name + suffix: value for name, value in found.items()}
     return values
 
@@ -94,6 +96,38 @@ def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value
         f"image_flow_loss{name}": ratio(np.mean(e, axis=0), ones, seed)
         for name, e in errors.items()
     }
+
+
+def code_values(trained: Trained, records, train, seed: int) -> dict[str, Value]:
+    """Negative log-likelihood of codes; see `evaluate`."""
+    parts = trained.run.model.parts
+    first, count = parts.vocabulary.codes, parts.vocabulary.code_count
+
+    def of(documents) -> np.ndarray:
+        rows = _rows(trained, documents)
+        logs = trained.call(text_log_likelihood, rows) * (rows.modality == IMAGE)
+        return -logs.sum(1)
+
+    def ids(some) -> np.ndarray:
+        rows = _rows(trained, [[Image(r.image)] for r in some])
+        coded = trained.call(coded_tokens, rows)
+        return coded[rows.modality == IMAGE].reshape(len(some), -1) - first
+
+    table = np.ones(count)
+    for start in range(0, min(len(train), CODED), ROWS):
+        np.add.at(table, ids(train[start : start + ROWS]).ravel(), 1)
+    table = np.log(table / table.sum())
+    codes = np.full(len(records), float(parts.config.tokens))
+    return {
+        "image_nll": ratio(of(heldout.captioned(records, text_first=True)), codes, seed),
+        "image_nll_alone": ratio(of([[Image(r.image)] for r in records]), codes, seed),
+        "image_nll_unigram": ratio(-table[ids(records)].sum(1), codes, seed),
+    }
+
+
+def coded_tokens(parts, params, batch: Batch):
+    """[b, l] int32: the tokens of a batch, codes and all."""
+    return parts.coded(params, batch).tokens
 
 
 def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):

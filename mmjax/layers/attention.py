@@ -34,6 +34,11 @@ def attend(q, k, v, mask):
     Returns:
         [b, l, h, k]; the softmax is taken in f32.
     """
+    return weigh(q, k, v, mask)[0]
+
+
+def weigh(q, k, v, mask):
+    """The same, and the largest of all scores q k^T / sqrt(head_dim), a scalar, for the log."""
     h, width = q.shape[2:]
     if k.shape[2] != h:
         k, v = (jnp.repeat(x, h // k.shape[2], axis=2) for x in (k, v))
@@ -45,7 +50,8 @@ def attend(q, k, v, mask):
     y = jnp.einsum(
         "bhlm,bmhk->blhk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return (y / jnp.swapaxes(weights.sum(-1, keepdims=True), 1, 2)).astype(v.dtype)
+    y = (y / jnp.swapaxes(weights.sum(-1, keepdims=True), 1, 2)).astype(v.dtype)
+    return y, top.max()
 
 
 def write(cache: KV, new: KV, columns) -> KV:
@@ -76,7 +82,7 @@ class Attention(Layer):
 
     @nn.compact
     def __call__(self, x, mask, angles, cache: KV | None = None, columns=None):
-        """x [b, l, d] -> ([b, l, d], cache).
+        """x [b, l, d] -> ([b, l, d], cache, largest score).
 
         With a cache, the new keys and values are written at `columns` [b, l] first and the mask is
         [b, l, m] over the cache's m columns.
@@ -96,7 +102,7 @@ class Attention(Layer):
         kv = KV(rotate(k, angles), v)
         if cache is not None:
             kv = cache = write(cache, kv, columns)
-        y = attend(rotate(q, angles), kv.keys, kv.values, mask)
+        y, peak = weigh(rotate(q, angles), kv.keys, kv.values, mask)
         shape = (self.heads, self.head_dim, d)
         o = self.weight("o", shape, ("heads", None, "embed"), fan_in_of(self.heads * self.head_dim))
-        return linear(y, o, 2), cache
+        return linear(y, o, 2), cache, peak

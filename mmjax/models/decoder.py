@@ -1,6 +1,7 @@
 """The one decoder: what every family that reads and writes sequences is made of."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -71,7 +72,7 @@ class Block(Layer):
 
     @nn.compact
     def __call__(self, x, cache, layer, mask, angles, columns, keys):
-        """x [b, l, d], this layer's cache or None, its number -> (x, cache)."""
+        """x [b, l, d], this layer's cache or None, its number -> (x, (cache, largest score))."""
         c = self.c
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer)))(keys)
@@ -87,9 +88,26 @@ class Block(Layer):
             self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm, name="attention"
         )
         mlp = SwiGLU(self.rules, self.dtype, c.mlp, name="mlp")
-        x, cache = branch("attention", x, lambda y: attention(y, mask, angles, cache, columns), 0)
+
+        def attend(y):
+            y, new, peak = attention(y, mask, angles, cache, columns)
+            return y, (new, peak)
+
+        x, kept = branch("attention", x, attend, 0)
         x, _ = branch("mlp", x, lambda y: (mlp(y), None), 1)
-        return x, cache
+        return x, kept
+
+
+class Watch(NamedTuple):
+    """What tells that a run is about to diverge (Chameleon, section 2.3).
+
+    Attributes:
+        peak: [n] f32, the largest attention score of each layer, q k / sqrt(k).
+        norm: [b, l] f32, root mean square of the last layer's output, before the final norm.
+    """
+
+    peak: jax.Array
+    norm: jax.Array
 
 
 class Decoder(Layer):
@@ -98,7 +116,16 @@ class Decoder(Layer):
     c: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, mask, position, cache: KV | None = None, columns=None, keys=None):
+    def __call__(
+        self,
+        x,
+        mask,
+        position,
+        cache: KV | None = None,
+        columns=None,
+        keys=None,
+        watch: bool = False,
+    ):
         """Runs the stack.
 
         Args:
@@ -108,9 +135,10 @@ class Decoder(Layer):
             cache: keys and values of all layers, [n, b, m, g, k] each, or None.
             columns: [b, l] int32, where in the cache these positions are written.
             keys: [b] one dropout key a row, or None to drop nothing.
+            watch: return a `Watch` too.
 
         Returns:
-            ([b, l, d] normalised output, cache).
+            ([b, l, d] normalised output, cache), with `watch` (.., .., Watch).
         """
         c = self.c
         x = self.rules.constrain(x.astype(c.dtype), "batch", "length", None)
@@ -127,8 +155,12 @@ class Decoder(Layer):
             metadata_params={nn.PARTITION_NAME: self.rules.layers},
         )
         layers = stack(self.rules, self.dtype, c, name="blocks")
-        x, cache = layers(x, cache, jnp.arange(c.depth), mask, angles, columns, keys)
-        return rms(self, "final_norm", x), cache
+        x, (cache, peak) = layers(x, cache, jnp.arange(c.depth), mask, angles, columns, keys)
+        y = rms(self, "final_norm", x)
+        if not watch:
+            return y, cache
+        last = jax.lax.stop_gradient(x.astype(jnp.float32))
+        return y, cache, Watch(peak, jnp.sqrt(jnp.mean(last**2, axis=-1)))
 
 
 def empty_cache(c: DecoderConfig, batch: int, columns: int) -> KV:

@@ -1,12 +1,14 @@
 """What the train step, the sampler and the evaluations see of any family: a few functions."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmjax.batch import Batch
+from mmjax.batch import Batch, Vocabulary
 from mmjax.losses import Terms
+from mmjax.models.decoder import DecoderConfig
 
 Params = Any  # nested dict of arrays
 
@@ -18,10 +20,15 @@ class Model(NamedTuple):
         init: key -> params.
         specs: params-shaped tree of PartitionSpecs.
         loss: (params, batch, keys [b] or None) -> {term: (sum, count)}. Keys drive noise and
-            dropout, one a row, so that rows may be grouped into microbatches in any way.
+            dropout, one a row, so that rows may be grouped into microbatches in any way. Terms
+            that are no scalars are statistics for `after`.
         flops: host batch -> multiply-adds times two of one forward pass over it.
         weights: what each term's mean weighs in the total; a term not named is only logged.
         parts: the family's own pieces for sampling, see its module.
+        frozen: paths "a/b" in params of what is not trained: it has no gradient and no moments.
+        after: (params before, params after the optimizer, terms) -> params; for what a step
+            changes otherwise than by gradient (codebooks that are moving averages).
+        watch: gradient of params -> {name: scalar} to log.
     """
 
     init: Callable[[jax.Array], Params]
@@ -30,3 +37,62 @@ class Model(NamedTuple):
     flops: Callable[[Batch], float]
     weights: Mapping[str, float]
     parts: Any
+    frozen: tuple[str, ...] = ()
+    after: Callable[[Params, Params, Terms], Params] | None = None
+    watch: Callable[[Params], Mapping[str, jax.Array]] | None = None
+
+
+class Reader(Protocol):
+    """What sampling and scoring need of a family's parts, whatever else it has."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The id space."""
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder's shape."""
+
+    @property
+    def embed(self) -> Callable:
+        """(params, tokens [b, l]) -> [b, l, d]."""
+
+    @property
+    def run(self) -> Callable:
+        """(params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache)."""
+
+    @property
+    def head(self) -> Callable:
+        """Params -> [d, v], what maps decoder outputs to logits."""
+
+    @property
+    def coded(self) -> Callable:
+        """(params, batch) -> the batch with pictures' codes as tokens, where it has codes."""
+
+    @property
+    def clean(self) -> Callable:
+        """(params, batch) -> [b, l, d], what the decoder reads, pictures given as they are."""
+
+    @property
+    def mask(self) -> Callable:
+        """Batch -> [b, l, l] bool."""
+
+
+def split(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
+    """Params -> (what is trained, what is frozen); see Model.frozen."""
+    if not frozen:
+        return params, {}
+    flat = flatten_dict(params, sep="/")
+    held = {k for k in flat if any(k == f or k.startswith(f"{f}/") for f in frozen)}
+    return tuple(
+        unflatten_dict({k: x for k, x in flat.items() if (k in held) is side}, sep="/")
+        for side in (False, True)
+    )
+
+
+def merge(trained: Params, held: Params) -> Params:
+    """The inverse of `split`."""
+    if not held:
+        return trained
+    flat = flatten_dict(trained, sep="/") | flatten_dict(held, sep="/")
+    return unflatten_dict(flat, sep="/")

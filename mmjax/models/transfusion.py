@@ -32,14 +32,14 @@ from mmjax.layers.linear import linear
 from mmjax.layers.mlp import TwoLayer
 from mmjax.layers.patch import collect, patchify, spread, to_pixels, to_signal, unpatchify
 from mmjax.layers.position import time_features
-from mmjax.layers.weight import Layer, fan_in_of, normal, specs_of, unboxed, zeros
-from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
+from mmjax.layers.weight import Layer, normal, specs_of, unboxed, zeros
+from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.family import Model
+from mmjax.models.tokens import Embed, Head, token_terms
 
 TIME_FEATURES = 256
-CHUNK_TOKENS = 512  # tokens whose logits exist at one time in the training loss
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,6 @@ class Config:
         return 3 * self.patch**2
 
 
-class Embed(Layer):
-    """Token embedding, [v, d]."""
-
-    size: int
-    width: int
-
-    @nn.compact
-    def __call__(self, tokens):
-        """[b, l] int32 -> [b, l, d]."""
-        shape = (self.size, self.width)
-        table = self.weight("table", shape, ("vocab", "embed"), partial(normal, scale=1.0))
-        return jnp.take(table, tokens, axis=0)
-
-
 class PatchIn(Layer):
     """Noisy patches and their noise level -> inputs of the decoder."""
 
@@ -134,38 +120,32 @@ class PatchOut(Layer):
         return linear(x, w, 1, "float32")
 
 
-class Head(Layer):
-    """The matrix from decoder output to logits, [d, v]; multiplied inside the fused loss."""
-
-    width: int
-    size: int
-
-    @nn.compact
-    def __call__(self):
-        """-> [d, v]."""
-        shape = (self.width, self.size)
-        return self.weight("w", shape, ("embed", "vocab"), fan_in_of(self.width))
-
-
 class Parts(NamedTuple):
     """The family's pieces, for its loss and for sampling; all are pure functions of params.
 
     Attributes:
-        config, vocabulary: what the model was built with.
+        config, vocabulary: what the model was built with. decoder: its decoder's configuration.
         embed: (params, tokens [b, l]) -> [b, l, d].
         patch_in: (params, patches [b, i, p, c], t [b, i]) -> [b, i, p, d].
         run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
         velocity: (params, hidden [b, i, p, d], noisy [b, i, p, c], t [b, i]) -> [b, i, p, c] f32.
         head: params -> [d, v], what maps decoder outputs to logits.
+        coded: (params, batch) -> the batch: there are no codes.
+        clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
+        mask: batch -> [b, l, l] bool.
     """
 
     config: Config
     vocabulary: Vocabulary
+    decoder: DecoderConfig
     embed: Callable
     patch_in: Callable
     run: Callable
     velocity: Callable
     head: Callable
+    coded: Callable
+    clean: Callable
+    mask: Callable
 
 
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
@@ -247,26 +227,6 @@ def clean_inputs(parts: Parts, params, batch: Batch):
     return inputs(parts, params, batch, patches, jnp.ones(patches.shape[:2]))
 
 
-def text_terms(c: Config, parts: Parts, params, hidden, batch: Batch) -> Terms:
-    """Text loss and what is logged beside it, from decoder outputs [b, l, d]."""
-    weight = target_weight(batch)
-    b, length = batch.tokens.shape
-    # Position j predicts token j + 1; the last one predicts nothing and is kept for the shape.
-    targets = jnp.roll(batch.tokens, -1, axis=1)
-    weight = jnp.pad(weight, ((0, 0), (0, 1)))
-    chunks = chunk_count(b, length, CHUNK_TOKENS)
-    loss, sums = token_loss(hidden, parts.head(params), targets, weight, c.z_weight, chunks)
-    count = weight.sum()
-    stop = jax.lax.stop_gradient
-    return {
-        "text": Term(loss, count),
-        "text/nll": Term(stop(sums.nll), count),
-        "text/accuracy": Term(stop(sums.hit), count),
-        "text/log_z_squared": Term(stop(sums.z), count),
-        "text/logit_squared": Term(stop(sums.logit), count),
-    }
-
-
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     slots = batch.pixels.shape[1]
@@ -281,7 +241,11 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     found = collect(hidden, batch.image, slots, c.patches)
     velocity = parts.velocity(params, found, noisy, t)
     image = flow_loss(velocity, clean - noise, slot_weight(batch))
-    return text_terms(c, parts, params, hidden, batch) | {"image": image}
+    weight = target_weight(batch)[..., None]
+    head = parts.head(params)
+    return token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight) | {
+        "image": image
+    }
 
 
 def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
@@ -311,11 +275,15 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     parts = Parts(
         config=c,
         vocabulary=vocabulary,
+        decoder=c.decoder,
         embed=piece("embed"),
         patch_in=piece("patch_in"),
         run=piece("decoder"),
         velocity=lambda params, hidden, *noisy: velocity_of(c, output(params, hidden), *noisy),
         head=piece("head"),
+        coded=lambda params, batch: batch,
+        clean=lambda params, batch: clean_inputs(parts, params, batch),
+        mask=mixed_mask,
     )
     start = partial(boxed_init, c=c, layers=layers, rows=rules.split("batch"))
     return Model(

@@ -1,4 +1,4 @@
-"""The transfusion family at work: prefill a prompt, denoise a picture, write text, score text.
+"""Prefill a prompt, write text, score text, with any family; denoise a picture (transfusion).
 
 All functions here are pure and meant to be jitted; rows are independent of each other.
 """
@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask
+from mmjax.batch import TEXT, Batch, Vocabulary
 from mmjax.layers.attention import KV
 from mmjax.layers.linear import linear
 from mmjax.models.decoder import empty_cache
-from mmjax.models.transfusion import Parts, clean_inputs, to_picture
+from mmjax.models.family import Reader
+from mmjax.models.transfusion import Parts, to_picture
 from mmjax.sample.flow import euler, guided
 
 
@@ -31,15 +32,15 @@ class Filled(NamedTuple):
     last: jax.Array
 
 
-def prefill(parts: Parts, params, prompt: Batch, room: int) -> Filled:
+def prefill(parts: Reader, params, prompt: Batch, room: int) -> Filled:
     """Runs the prompts once and keeps their keys and values, with `room` free columns behind."""
     b, length = prompt.tokens.shape
     held = prompt.segment > 0
     # Padding is written nowhere: its column lies beyond the cache.
     columns = jnp.where(held, jnp.arange(length)[None], length + room)
-    mask = jnp.pad(mixed_mask(prompt), ((0, 0), (0, 0), (0, room)))
-    cache = empty_cache(parts.config.decoder, b, length + room)
-    x = clean_inputs(parts, params, prompt)
+    mask = jnp.pad(parts.mask(prompt), ((0, 0), (0, 0), (0, room)))
+    cache = empty_cache(parts.decoder, b, length + room)
+    x = parts.clean(params, prompt)
     hidden, cache = parts.run(params, x, mask, prompt.position, cache, columns)
     taken = held.sum(-1)
     pick = (taken - 1)[:, None]
@@ -101,12 +102,12 @@ def blank(parts: Parts, prompt: Batch) -> Batch:
     )
 
 
-def logits_of(parts: Parts, params, hidden):
+def logits_of(parts: Reader, params, hidden):
     """[..., d] -> [..., v] f32."""
     return linear(hidden, parts.head(params), 1, "float32")
 
 
-def write(parts: Parts, params, prompt: Batch, keys, count: int, temperature: float):
+def write(parts: Reader, params, prompt: Batch, keys, count: int, temperature: float):
     """Writes text behind every prompt until EOS or `count` tokens.
 
     Args:
@@ -143,19 +144,20 @@ def write(parts: Parts, params, prompt: Batch, keys, count: int, temperature: fl
     return tokens.T
 
 
-def text_log_likelihood(parts: Parts, params, batch: Batch):
+def text_log_likelihood(parts: Reader, params, batch: Batch):
     """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are."""
-    x = clean_inputs(parts, params, batch)
-    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
+    batch = parts.coded(params, batch)
+    x = parts.clean(params, batch)
+    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position)
     logs = jax.nn.log_softmax(logits_of(parts, params, hidden[:, :-1]), axis=-1)
     chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(chosen, ((0, 0), (1, 0)))
 
 
-def embedding(parts: Parts, params, batch: Batch):
+def embedding(parts: Reader, params, batch: Batch):
     """[b, d] f32 of unit length: the decoder's outputs averaged over a row's one document."""
-    x = clean_inputs(parts, params, batch)
-    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
+    x = parts.clean(params, batch)
+    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position)
     held = (batch.segment > 0).astype(jnp.float32)
     total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held)
     return total / jnp.linalg.norm(total, axis=-1, keepdims=True)

@@ -19,14 +19,14 @@ def lay_out(
     documents: Sequence[Document],
     c: DataConfig,
     tokenizer: Tokenizer,
-    draw: bool,
+    draw: bool | Sequence[bool],
     end: bool = False,
 ) -> Batch:
     """Documents -> one Batch with a document a row.
 
     Args:
         documents: what is given. c, tokenizer: as in training.
-        draw: open a picture (BOI) at the end of every row.
+        draw: open a picture (BOI) at the end of every row, or of which.
         end: close every row with EOS (whole documents, for scoring).
 
     Raises:
@@ -35,12 +35,13 @@ def lay_out(
     vocab = bpe.vocabulary(tokenizer)
     pieces = []
     laid = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position, end)
-    for document, piece in zip(documents, laid, strict=True):
-        if draw:
+    opened = [draw] * len(documents) if isinstance(draw, bool) else draw
+    for document, piece, opens in zip(documents, laid, opened, strict=True):
+        if opens:
             piece = _append(piece, vocab.boi)
         piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
         pieces.append(piece)
-        need = len(piece["tokens"]) + (c.patches if draw else 0)
+        need = len(piece["tokens"]) + (c.patches if opens else 0)
         if need > c.length:
             raise UserError(
                 f"prompt {len(pieces)} takes {need} of {c.length} positions; "

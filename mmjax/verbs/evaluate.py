@@ -10,7 +10,8 @@ from mmjax.evals import EVALS
 from mmjax.evaluate import evaluate
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a `mmjax train`")
-NAMES = flags.DEFINE_list("evals", list(EVALS), f"which of {', '.join(EVALS)}")
+ALL = sorted({name for family in EVALS.values() for name in family})
+NAMES = flags.DEFINE_list("evals", None, f"which of {', '.join(ALL)}; default: the family's")
 
 
 def main(rest: list[str]) -> int:

@@ -80,7 +80,11 @@ def main(rest: list[str]) -> int:
         raise UserError("give --workdir=DIR and at least one --prompt")
     prompts = read_prompts(PROMPT.value)
     trained = load(WORKDIR.value)
-    options = {"guidance": GUIDANCE.value, "steps": STEPS.value, "temperature": TEMPERATURE.value}
+    options: dict = {
+        "guidance": GUIDANCE.value,
+        "steps": STEPS.value,
+        "temperature": TEMPERATURE.value,
+    }
     options = {k: v for k, v in options.items() if v is not None}
     inputs = [[p["text"], IMAGE] if "text" in p else [Path(p["image"])] for p in prompts]
     results = trained.generate(inputs, SEED.value, **options)

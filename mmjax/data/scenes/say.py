@@ -3,13 +3,20 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mmjax.data.scenes.scene import COLOURS, SHAPES, SIZES, Scene, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
+SIDES = ("to the left of", "to the right of", "above", "below")
+NAMED = re.compile(
+    rf"an? (?:(?P<size>{'|'.join(SIZES)}) )?(?P<colour>{'|'.join(COLOURS)}) "
+    rf"(?P<shape>{'|'.join(SHAPES)})(?: (?P<where>{'|'.join(SIDES)}) it)?"
+)
 MARGIN = 0.15  # how much further apart along one axis than along the other
 
 
@@ -56,6 +63,27 @@ def caption(scene: Scene, level: int) -> str:
         scene.background, f"a {scene.background} background"
     )
     return f"{listed(parts)}, on {ground}"
+
+
+class Told(NamedTuple):
+    """An object as a caption names it: size "" where it names none, where None without relation."""
+
+    shape: str
+    colour: str
+    size: str
+    where: str | None
+
+
+def read(text: str) -> list[Told] | None:
+    """The objects a caption of level 2 or 3 names, in order; None for any other text."""
+    text = re.sub(r", on a( \w+)? background( fading to grey)?$", "", text.strip())
+    told = []
+    for part in re.split(r", | and ", text):
+        found = NAMED.fullmatch(part.strip())
+        if found is None:
+            return None
+        told.append(Told(found["shape"], found["colour"], found["size"] or "", found["where"]))
+    return told
 
 
 def blur(scene: Scene, rng: np.random.Generator, information: float) -> Scene:

@@ -1,0 +1,280 @@
+"""The convolutional autoencoder of VQGAN and Chameleon, around a quantiser.
+
+Encoder: a convolution, then levels of residual blocks, each level but the last halving the side;
+residual, attention, residual; out to the latent. The decoder mirrors it, one block a level more.
+Chameleon's (section 2.1, from Gafni et al. 2022): 128 channels times (1, 1, 2, 2, 4), two blocks,
+512 x 512 pixels to 32 x 32 codes of 8,192.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.codecs import quantise
+from mmjax.codecs.quantise import QuantiserConfig
+from mmjax.error import UserError
+from mmjax.layers.conv import Conv, PlaceAttention, Residual, double, group_norm
+from mmjax.layers.patch import to_pixels, to_signal
+from mmjax.layers.weight import Layer, ones, zeros
+from mmjax.mesh import Rules
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """A codec.
+
+    Attributes:
+        image: side of the pictures in pixels.
+        channels: of the first level. multipliers: of them, a level; each level halves the side but
+            the last. blocks: residual blocks a level. attend: sides at which places attend.
+        latent: z, channels between encoder and bottleneck.
+        quantiser: the quantiser.
+        dtype: precision of activations.
+    """
+
+    image: int
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attend: tuple[int, ...]
+    latent: int
+    quantiser: QuantiserConfig
+    dtype: str
+
+    def __post_init__(self):
+        """Checks that the picture divides."""
+        if not self.multipliers or self.image % self.factor:
+            raise UserError(
+                f"codec.image={self.image} must be divisible by {self.factor}, 2 to the number of "
+                f"codec.multipliers less one"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a place in each direction."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def side(self) -> int:
+        """Places a row."""
+        return self.image // self.factor
+
+    @property
+    def tokens(self) -> int:
+        """Codes a picture, in raster order, those of one place side by side."""
+        return self.side**2 * self.quantiser.depth
+
+    @property
+    def codes(self) -> int:
+        """Different codes; each of several codebooks has ids of its own. 0 for latents."""
+        return self.quantiser.codes * self.quantiser.depth
+
+
+class Encoder(Layer):
+    """Pictures to what the bottleneck reads."""
+
+    c: CodecConfig
+
+    @nn.compact
+    def __call__(self, x):
+        """[n, h, w, 3] in [-1, 1] -> [n, h / factor, w / factor, c]."""
+        c, at = self.c, (self.rules, self.dtype)
+        x = Conv(*at, c.channels, name="in")(x)
+        for level, multiplier in enumerate(c.multipliers):
+            for block in range(c.blocks):
+                x = Residual(*at, c.channels * multiplier, name=f"level{level}_{block}")(x)
+                if x.shape[1] in c.attend:
+                    x = PlaceAttention(*at, name=f"attend{level}_{block}")(x)
+            if level < len(c.multipliers) - 1:
+                x = Conv(*at, x.shape[-1], stride=2, name=f"down{level}")(x)
+        x = _middle(self, x)
+        x = Conv(*at, c.latent, name="out")(jax.nn.silu(group_norm(self, "out_norm", x)))
+        width = c.quantiser.width * (2 if c.quantiser.kind == "kl" else 1)
+        return Conv(*at, width, kernel=1, name="to_codes")(x)
+
+
+class Decoder(Layer):
+    """What comes out of the bottleneck to the features its last convolution reads."""
+
+    c: CodecConfig
+
+    @nn.compact
+    def __call__(self, z):
+        """[n, h / factor, w / factor, c] -> [n, h, w, channels]."""
+        c, at = self.c, (self.rules, self.dtype)
+        x = Conv(*at, c.latent, kernel=1, name="from_codes")(z)
+        x = Conv(*at, c.channels * c.multipliers[-1], name="in")(x)
+        x = _middle(self, x)
+        for level in reversed(range(len(c.multipliers))):
+            for block in range(c.blocks + 1):
+                width = c.channels * c.multipliers[level]
+                x = Residual(*at, width, name=f"level{level}_{block}")(x)
+                if x.shape[1] in c.attend:
+                    x = PlaceAttention(*at, name=f"attend{level}_{block}")(x)
+            if level:
+                x = Conv(*at, x.shape[-1], name=f"up{level}")(double(x))
+        return jax.nn.silu(group_norm(self, "out_norm", x))
+
+
+def _middle(layer: Layer, x):
+    at = (layer.rules, layer.dtype)
+    x = Residual(*at, x.shape[-1], name="middle_0")(x)
+    x = PlaceAttention(*at, name="middle_attend")(x)
+    return Residual(*at, x.shape[-1], name="middle_1")(x)
+
+
+class Book(Layer):
+    """Codebooks, and how often each code was used of late."""
+
+    c: QuantiserConfig
+
+    @nn.compact
+    def __call__(self):
+        """-> {"codes" [D, K, c], "counts" [D, K], "sums" [D, K, c]}."""
+        c = self.c
+        shape = (c.depth, c.codes, c.width)
+
+        def start(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, -1.0 / c.codes, 1.0 / c.codes)
+
+        # Every device needs all of it, and it is small: not split.
+        codes = self.weight("codes", shape, (None,) * 3, start)
+        # Where codes may restart, all do so in the first step, at vectors of its batch.
+        counts = self.weight("counts", shape[:2], (None,) * 2, zeros if c.restart else ones)
+        return {"codes": codes, "counts": counts, "sums": self.weight("sums", shape, (None,) * 3)}
+
+
+class Codec(NamedTuple):
+    """A codec as functions of its parameters {"encoder", "decoder", "last", "book"}.
+
+    Attributes:
+        config: what it was built with.
+        encode: (params, signal [n, h, w, 3]) -> [n, h', w', c], what the bottleneck reads.
+        bottleneck: (params, z, weight [n], keys [n]) -> Quantised.
+        features: (params, values [n, h', w', c]) -> [n, h, w, channels].
+        last: (params, features) -> signal [n, h, w, 3], not clipped.
+    """
+
+    config: CodecConfig
+    encode: Callable
+    bottleneck: Callable
+    features: Callable
+    last: Callable
+
+
+def modules(c: CodecConfig, rules: Rules) -> dict[str, Layer]:
+    """A codec's submodules by the name of their subtree of the parameters."""
+    at = (rules, c.dtype)
+    parts: dict[str, Layer] = {
+        "encoder": Encoder(*at, c),
+        "decoder": Decoder(*at, c),
+        "last": Conv(*at, 3),
+    }
+    if c.quantiser.booked:
+        parts["book"] = Book(rules, "float32", c.quantiser)
+    return parts
+
+
+def boxed_init(key, c: CodecConfig, layers: dict[str, Layer]):
+    """All parameters, each with its place on the mesh."""
+    inputs = {
+        "encoder": (jnp.zeros((1, c.image, c.image, 3)),),
+        "decoder": (jnp.zeros((1, c.side, c.side, c.quantiser.width)),),
+        "last": (jnp.zeros((1, c.image, c.image, c.channels * c.multipliers[0])),),
+        "book": (),
+    }
+    keys = jax.random.split(key, len(layers))
+    return {
+        name: layer.init(k, *inputs[name])["params"]
+        for k, (name, layer) in zip(keys, layers.items(), strict=True)
+    }
+
+
+def build(c: CodecConfig, rules: Rules) -> Codec:
+    """The functions of one configuration."""
+    layers = modules(c, rules)
+
+    def piece(name):
+        return lambda params, *args: layers[name].apply({"params": params[name]}, *args)
+
+    def bottleneck(params, z, weight, keys):
+        return quantise.quantise(c.quantiser, params.get("book", {}), z, weight, keys)
+
+    return Codec(c, piece("encoder"), bottleneck, piece("decoder"), piece("last"))
+
+
+def to_ids(c: CodecConfig, codes):
+    """Codes [..., h', w', depth] -> [..., tokens] int32 below `c.codes`, in raster order."""
+    shift = jnp.arange(c.quantiser.depth, dtype=jnp.int32) * c.quantiser.codes
+    codes = codes + shift.reshape((1,) * (codes.ndim - 1) + (-1,))
+    return codes.reshape(*codes.shape[:-3], -1)
+
+
+def from_ids(c: CodecConfig, ids):
+    """The inverse of `to_ids`; ids of another codebook than their place's are brought into it."""
+    codes = ids.reshape(*ids.shape[:-1], c.side, c.side, c.quantiser.depth)
+    return codes % c.quantiser.codes
+
+
+def encode_ids(codec: Codec, params, pixels):
+    """uint8 [n, h, w, 3] -> [n, tokens] int32 below `config.codes`."""
+    z = codec.encode(params, to_signal(pixels))
+    found = codec.bottleneck(
+        params, z, jnp.ones(len(z)), jax.random.split(jax.random.key(0), len(z))
+    )
+    return to_ids(codec.config, found.codes)
+
+
+def decode_ids(codec: Codec, params, ids):
+    """[n, tokens] int32 -> uint8 [n, h, w, 3]."""
+    codes = from_ids(codec.config, ids)
+    values = quantise.lookup(codec.config.quantiser, params.get("book", {}), codes)
+    return to_pixels(codec.last(params, codec.features(params, values)))
+
+
+def encode_latents(codec: Codec, params, pixels):
+    """uint8 [n, h, w, 3] -> [n, h', w', c] f32: the mean, of a KL codec."""
+    z = codec.encode(params, to_signal(pixels))
+    return jnp.split(z.astype(jnp.float32), 2, axis=-1)[0]
+
+
+def decode_latents(codec: Codec, params, latents):
+    """[n, h', w', c] -> uint8 [n, h, w, 3]."""
+    return to_pixels(codec.last(params, codec.features(params, latents)))
+
+
+def encode(codec: Codec, params, pixels):
+    """`encode_ids`, or `encode_latents` of a codec without codes."""
+    return (encode_ids if codec.config.codes else encode_latents)(codec, params, pixels)
+
+
+def decode(codec: Codec, params, made):
+    """The inverse of `encode` as far as the codec goes: -> uint8 [n, h, w, 3]."""
+    return (decode_ids if codec.config.codes else decode_latents)(codec, params, made)
+
+
+def flops(c: CodecConfig) -> float:
+    """Forward FLOPs of encoder and decoder on one picture: their convolutions, two a multiply-add.
+
+    Norms, attention in the middle and the bottleneck, a few per cent, are left out.
+    """
+
+    def level(number: int, first: int, blocks: int) -> float:
+        width, places = c.channels * c.multipliers[number], (c.image >> number) ** 2
+        skip = 0 if first == width else first * width
+        return places * (9 * first * width + skip + 9 * width * width * (2 * blocks - 1))
+
+    widths = [c.channels * m for m in c.multipliers]
+    top, last = widths[-1], len(widths) - 1
+    ends = 2 * 27 * widths[0] * c.image**2
+    middle = c.side**2 * (8 * 9 * top**2 + 2 * 9 * top * c.latent)
+    down = sum(level(i, widths[max(i - 1, 0)], c.blocks) for i in range(last + 1))
+    up = sum(level(i, widths[min(i + 1, last)], c.blocks + 1) for i in range(last + 1))
+    for i in range(last):
+        down += 9 * widths[i] ** 2 * (c.image >> (i + 1)) ** 2
+        up += 9 * widths[i + 1] ** 2 * (c.image >> i) ** 2
+    return 2.0 * (ends + middle + down + up)

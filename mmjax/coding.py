@@ -1,0 +1,137 @@
+"""`mmjax tokenize`: what a trained codec makes of a data set's pictures, written once.
+
+The pictures of a set in DIR become codes or latents in DIR.coded, a data set of its own with the
+same documents, splits and tokenizer. A kill costs what came since the last commit of `data.write`;
+the same command goes on, and the digest is that of a run never killed.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mmjax import start
+from mmjax.batch import Batch, Coded, Image
+from mmjax.codecs import autoencoder
+from mmjax.config import DataConfig
+from mmjax.data import pipeline, store
+from mmjax.data.pixels import decode_image
+from mmjax.data.record import Item, Record
+from mmjax.data.write import write
+from mmjax.error import UserError
+from mmjax.models.codec import Parts
+from mmjax.trained import Trained
+
+AHEAD = 256  # records encoded at a time
+ROWS = 64  # pictures given to the device at a time
+
+
+def encode(parts: Parts, params, batch: Batch):
+    """Pixels [b, 1, h, w, 3] of a batch -> codes [b, p] int32, or latents [b, h', w', c] f32."""
+    return autoencoder.encode(parts.codec, params["codec"], batch.pixels[:, 0])
+
+
+def in_parts(trained: Trained, function, pixels: np.ndarray) -> np.ndarray:
+    """function(parts, params, batch) over pictures [n, h, w, 3], ROWS at a time."""
+    out = []
+    for first in range(0, len(pixels), ROWS):
+        part = pixels[first : first + ROWS]
+        index = np.minimum(np.arange(ROWS), len(part) - 1)
+        flat = np.zeros((ROWS, 1), np.int32)
+        batch = Batch(flat, flat, flat, flat, flat, flat, part[index][:, None])
+        out.append(trained.call(function, batch)[: len(part)])
+    return np.concatenate(out)
+
+
+def coded(trained: Trained, pictures: Sequence[bytes], resize: str) -> list[Coded]:
+    """Encoded pictures -> what the codec makes of them."""
+    if not pictures:
+        return []
+    size = trained.run.experiment.model.image
+    pixels = np.stack([decode_image(data, size, resize) for data in pictures])
+    found = in_parts(trained, encode, pixels)
+    found = found if found.dtype == np.int32 else found.astype(np.float16)
+    return [Coded(x.tobytes(), str(x.dtype), x.shape) for x in found]
+
+
+class Block:
+    """Records that are encoded together, when the first of them is asked for."""
+
+    def __init__(self, trained: Trained, records, numbers: range, resize: str):
+        self._trained, self._records, self._resize = trained, records, resize
+        self._numbers = numbers
+        self._done: list[Record] = []
+
+    def read(self, number: int) -> Record:
+        """Record `number` of the split, its pictures coded."""
+        if not self._done:
+            self._done = self._encode()
+        return self._done[number - self._numbers.start]
+
+    def _encode(self) -> list[Record]:
+        known = [self._records[n] for n in self._numbers]
+        made = iter(coded(self._trained, [p for r in known for p in r.images], self._resize))
+        return [
+            dataclasses.replace(
+                record,
+                document=tuple(
+                    dataclasses.replace(p, data=b"", coded=next(made))
+                    if isinstance(p, Image)
+                    else p
+                    for p in record.document
+                ),
+            )
+            for record in known
+        ]
+
+
+def items(trained: Trained, path: Path, resize: str) -> Iterator[Item]:
+    """All documents of a data set, coded, split by split in order."""
+    for split in pipeline.splits(path):
+        records = pipeline.open_split(path, split)
+        for first in range(0, len(records), AHEAD):
+            numbers = range(first, min(first + AHEAD, len(records)))
+            block = Block(trained, records, numbers, resize)
+            for n in numbers:
+                yield Item(f"{split} {n}", partial(block.read, n), split)
+
+
+def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
+    """Writes the codes or latents of every source of a configuration.
+
+    Returns:
+        The directories, one a source.
+
+    Raises:
+        UserError: if the codec is none, or for pictures of another size; see also `data.write`.
+    """
+    e = trained.run.experiment
+    if e.family != "codec":
+        raise UserError(f"--workdir holds a {e.family}; give that of a codec's training")
+    if c.image != e.model.image:
+        raise UserError(
+            f"config.data.image={c.image}, but the codec was trained at {e.model.image}; give both "
+            f"one size"
+        )
+    about = {"codec": start.digest(trained.params["codec"]), "image": c.image, "resize": c.resize}
+    codec = trained.run.model.parts.codec.config
+    if codec.codes:
+        about |= {"dtype": "int32", "shape": [codec.tokens]}
+    else:
+        about |= {"dtype": "float16", "shape": [codec.side, codec.side, codec.quantiser.width]}
+    made = []
+    for source in c.sources.values():
+        src, dst = Path(source.path), Path(source.path + store.CODED)
+        known = pipeline.digest(src)
+        total = sum(len(pipeline.open_split(src, s)) for s in pipeline.splits(src))
+        origin = {"coded": about, "of": known}
+        if not (dst / store.INFO).is_file():
+            write(items(trained, src, c.resize), dst, origin, {}, total)
+        elif store.info(dst)["source"] != origin:
+            raise UserError(f"{dst} was made by another codec or of other data; remove it first")
+        shutil.copyfile(src / store.TOKENIZER, dst / store.TOKENIZER)
+        made.append(dst)
+    return made

@@ -1,0 +1,100 @@
+"""Convolutions on pictures [n, h, w, c], and the blocks image codecs are made of.
+
+The blocks are those of VQGAN (Esser et al. 2021), whose shapes Chameleon's tokenizer has.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.layers.linear import linear
+from mmjax.layers.weight import Layer, fan_in_of, ones, zeros
+
+GROUPS = 32
+GROUP_EPS = 1e-6
+SPLIT = 32  # a number of channels that is a multiple of it may be split over devices
+
+
+class Conv(Layer):
+    """A convolution with bias.
+
+    Attributes:
+        features: channels out. kernel: its side. stride: places a step.
+        pad: zeros before and behind each axis; by default those that keep the size (stride 1), or
+            one behind and none before (stride 2), as VQGAN has it.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    pad: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[n, h, w, c] -> [n, h', w', features]."""
+        k, c = self.kernel, x.shape[-1]
+        axis = "embed" if self.features % SPLIT == 0 else None
+        shape = (k, k, c, self.features)
+        w = self.weight("w", shape, (None, None, None, axis), fan_in_of(k * k * c))
+        bias = self.weight("bias", (self.features,), (axis,), zeros)
+        same = (k // 2, k // 2) if self.stride == 1 else (0, 1)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            w,
+            (self.stride, self.stride),
+            (self.pad or same,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias[None, None, None]
+
+
+def group_norm(layer: Layer, name: str, x):
+    """GroupNorm of x [n, h, w, c] with learned scale and bias of `layer`, in f32.
+
+    32 groups, or the most that c divides into.
+    """
+    n, h, w, c = x.shape
+    groups = next(g for g in range(min(GROUPS, c), 0, -1) if c % g == 0)
+    scale = layer.weight(f"{name}_scale", (c,), (None,), ones).astype(jnp.float32)
+    bias = layer.weight(f"{name}_bias", (c,), (None,), zeros).astype(jnp.float32)
+    y = x.astype(jnp.float32).reshape(n, h * w, groups, c // groups)
+    y = y - y.mean((1, 3), keepdims=True)
+    y = y * jax.lax.rsqrt((y * y).mean((1, 3), keepdims=True) + GROUP_EPS)
+    y = y.reshape(x.shape) * scale[None, None, None] + bias[None, None, None]
+    return y.astype(x.dtype)
+
+
+class Residual(Layer):
+    """Norm, SiLU, convolution, twice, beside a skip; `features` channels out."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[n, h, w, c] -> [n, h, w, features]."""
+        at = (self.rules, self.dtype, self.features)
+        y = Conv(*at, name="first")(jax.nn.silu(group_norm(self, "first_norm", x)))
+        y = Conv(*at, name="second")(jax.nn.silu(group_norm(self, "second_norm", y)))
+        if x.shape[-1] != self.features:
+            x = Conv(*at, kernel=1, name="skip")(x)
+        return x + y
+
+
+class PlaceAttention(Layer):
+    """Every place of a picture looks at every other; one head, beside a skip."""
+
+    @nn.compact
+    def __call__(self, x):
+        """[n, h, w, c] -> the same."""
+        n, h, w, c = x.shape
+        y = group_norm(self, "norm", x).reshape(n, h * w, c)
+        q, k, v = (linear(y, self.weight(name, (c, c), (None, None))) for name in "qkv")
+        scores = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        y = jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores).astype(v.dtype), v)
+        y = linear(y, self.weight("o", (c, c), (None, None)))
+        return x + y.reshape(x.shape)
+
+
+def double(x):
+    """[n, h, w, c] -> [n, 2 h, 2 w, c], each place repeated."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

@@ -1,0 +1,252 @@
+"""The interleaved engine: text and pictures in one compiled loop, each row in a state of its own.
+
+Some rows may write words while others draw. The grammar is part of the loop: behind BOI come
+exactly as many codes as a picture has, then EOI, and only then words again (Chameleon's two
+decoders and the switch between them). Guidance keeps further streams of each row, which
+hold its pictures only, or nothing but the picture being drawn, each at positions of its own.
+
+Every function is pure and row-wise: a row's result depends on nothing but its prompt and its key.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.batch import IMAGE, Batch, Vocabulary
+from mmjax.config import Choice
+from mmjax.layers.attention import KV
+from mmjax.models.chameleon import Parts
+from mmjax.sample.choose import allow, choose, contrast, guided3
+from mmjax.sample.decode import logits_of, prefill
+from mmjax.sample.flow import guided
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tokens are chosen; hashable, and compiled in.
+
+    Attributes:
+        count: most new tokens a row. words, codes: choice of text and of image codes.
+        guidance: s in u + s (c - u) for codes; 1 is none. image_guidance: with pictures in the
+            prompt, s_img of the three-way form; 0 leaves it two-way.
+        contrast: alpha of contrastive decoding (CD-K) of codes, instead of guidance; 0 is none.
+        contrast_k: its k.
+    """
+
+    count: int
+    words: Choice
+    codes: Choice
+    guidance: float = 1.0
+    image_guidance: float = 0.0
+    contrast: float = 0.0
+    contrast_k: int = 1
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What each row keeps beside itself: "image" (its pictures only), "blank" (nothing)."""
+        if self.contrast:
+            return ("full", "blank")
+        if self.image_guidance:
+            return ("full", "image", "blank")
+        return ("full",) if self.guidance == 1.0 else ("full", "blank")
+
+
+class Plan(NamedTuple):
+    """What is asked of each row; [b] int32 all, but for `ends`.
+
+    Attributes:
+        left: tokens of a picture that is open when the prompt ends, its closing one included; 0 if
+            words come next.
+        close: what closes that picture, EOI or (in a moved span) the span's end.
+        pictures: how many it may begin by itself. until: after how many closed ones it stops; 0 no
+            limit. limit: most new tokens. ends: [b, e] ids that end it.
+    """
+
+    left: jax.Array
+    close: jax.Array
+    pictures: jax.Array
+    until: jax.Array
+    limit: jax.Array
+    ends: jax.Array
+
+
+class State(NamedTuple):
+    """Where all rows stand; s streams.
+
+    Attributes:
+        cache: [n, s b, m, g, k] each. hidden: [s, b, d], outputs at each stream's last token.
+        column, position: [s, b] int32, of the next token. left, pictures, closed: [b] int32.
+        close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. tokens: [b, count] int32.
+        step: int32 scalar, tokens made.
+    """
+
+    cache: KV
+    hidden: jax.Array
+    column: jax.Array
+    position: jax.Array
+    left: jax.Array
+    pictures: jax.Array
+    closed: jax.Array
+    close: jax.Array
+    done: jax.Array
+    seen: jax.Array
+    tokens: jax.Array
+    step: jax.Array
+
+
+def compress(prompt: Batch, keep) -> Batch:
+    """Rows with only the positions `keep` [b, l] says, moved to the left, counted anew."""
+    order = jnp.argsort(~keep, axis=1, stable=True)
+    tokens, modality, image = (
+        jnp.take_along_axis(x, order, axis=1)
+        for x in (prompt.tokens, prompt.modality, prompt.image)
+    )
+    held = jnp.take_along_axis(keep, order, axis=1).astype(jnp.int32)
+    place = jnp.broadcast_to(jnp.arange(keep.shape[1], dtype=jnp.int32)[None], keep.shape) * held
+    return prompt._replace(
+        tokens=tokens * held, modality=modality * held, image=image * held, segment=held,
+        position=place,
+    )  # fmt: skip
+
+
+def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> Batch:
+    """A stream's prompt: all of it, its pictures, or BOS and what opens the picture to draw."""
+    if name == "full":
+        return prompt
+    v, held = vocabulary, prompt.segment > 0
+    index = jnp.arange(held.shape[1])[None]
+    last = index == held.sum(1, keepdims=True) - 1
+    opened = last & (plan.left > 0)[:, None]
+    if name == "blank":
+        return compress(prompt, (index == 0) | opened)
+    picture = (prompt.modality == IMAGE) | jnp.isin(prompt.tokens, jnp.array([v.bos, v.boi, v.eoi]))
+    return compress(prompt, held & (picture | opened))
+
+
+def begin(parts: Parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
+    """Reads the prompts, one a row, beginning at column 0."""
+    v, streams = parts.vocabulary, options.streams
+    b, length = prompt.tokens.shape
+    prompt = parts.coded(params, prompt)
+    # The codes stand in the tokens now: pixels have done their part.
+    prompt = prompt._replace(pixels=prompt.pixels[:, :0])
+    rows = [stream_of(name, prompt, plan, v) for name in streams]
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+    filled = prefill(parts, params, whole, options.count)
+    by_stream = (len(streams), b)
+    seen = jnp.zeros((b, v.size), bool)
+    held = prompt.segment > 0
+    row = jnp.broadcast_to(jnp.arange(b)[:, None], (b, length))
+    seen = seen.at[row, jnp.where(held, prompt.tokens, v.size)].set(True, mode="drop")
+    nothing = jnp.zeros((b,), jnp.int32)
+    return State(
+        cache=filled.cache,
+        hidden=filled.last.reshape(*by_stream, -1),
+        column=filled.length.reshape(by_stream).astype(jnp.int32),
+        position=filled.position.reshape(by_stream).astype(jnp.int32) + 1,
+        left=plan.left,
+        pictures=plan.pictures,
+        closed=nothing,
+        close=plan.close,
+        done=plan.limit <= 0,
+        seen=seen,
+        tokens=jnp.full((b, options.count), v.pad, jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def advance(parts: Parts, params, state: State, plan: Plan, keys, until, options: Options) -> State:
+    """Makes tokens until `until` (int32 scalar) of them or until every row is done."""
+
+    def more(state: State):
+        return (state.step < jnp.minimum(until, options.count)) & ~state.done.all()
+
+    def body(state: State) -> State:
+        return feed(parts, params, state, pick(parts, params, state, plan, keys, options), plan)
+
+    return jax.lax.while_loop(more, body, state)
+
+
+def word_ids(vocabulary: Vocabulary):
+    """[v] bool: ids of words, neither sentinels nor codes."""
+    v = vocabulary
+    index = jnp.arange(v.size)
+    code = (index >= v.codes) & (index < v.codes + v.code_count)
+    return ~code & ~jnp.isin(index, jnp.array(v.sentinels))
+
+
+def pick(parts: Parts, params, state: State, plan: Plan, keys, options: Options):
+    """The next token of each row, [b] int32; `pad` for rows that are done."""
+    v = parts.vocabulary
+    logits = logits_of(parts, params, state.hidden)
+    draws = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(keys)
+    # Words, an end, or BOI where a picture still fits.
+    index = jnp.arange(v.size)[None]
+    room = plan.limit - state.step >= parts.config.tokens + 2
+    may_begin = (state.pictures > 0) & room
+    allowed = word_ids(v)[None] | (index[:, None] == plan.ends[:, :, None]).any(1)
+    allowed |= may_begin[:, None] & (index == v.boi)
+    word = choose(allow(logits[0], allowed), options.words, draws[:, 0], state.seen)
+    span = slice(v.codes, v.codes + v.code_count)
+    codes = code_logits(logits[..., span], options)
+    code = choose(codes, options.codes, draws[:, 1], state.seen[:, span]) + v.codes
+    token = jnp.where(state.left == 0, word, jnp.where(state.left == 1, state.close, code))
+    return jnp.where(state.done, v.pad, token).astype(jnp.int32)
+
+
+def code_logits(logits, options: Options):
+    """Logits of all streams [s, b, v] -> [b, v], guided or contrasted."""
+    if len(options.streams) == 1:
+        return logits[0]
+    if options.contrast:
+        return contrast(logits[0], logits[1], options.contrast, options.contrast_k)
+    if options.image_guidance:
+        full, image, blank = logits[0], logits[1], logits[2]
+        return guided3(full, image, blank, options.guidance, options.image_guidance)
+    return guided(logits[0], logits[1], options.guidance)
+
+
+def feed(parts: Parts, params, state: State, token, plan: Plan) -> State:
+    """Reads the chosen tokens [b] into every stream they belong to, and moves each row on."""
+    v = parts.vocabulary
+    streams, b = state.column.shape
+    live = ~state.done
+    begins = live & (state.left == 0) & (token == v.boi)
+    closes = live & (state.left == 1)
+    drawing = begins | (live & (state.left > 0))
+    left = jnp.where(begins, parts.config.tokens + 1, jnp.maximum(state.left - 1, 0))
+    closed = state.closed + closes.astype(jnp.int32)
+    ended = (token[:, None] == plan.ends).any(1) & ~drawing
+    done = ended | (closes & (plan.until > 0) & (closed >= plan.until))
+    done |= state.step + 1 >= plan.limit
+
+    fed = jnp.stack([live & ~done] + [drawing & ~done] * (streams - 1))
+    step = fed.astype(jnp.int32)
+    column, position = state.column, state.position
+    if streams > 1:
+        # The blank stream holds nothing but BOS when a picture begins.
+        column = column.at[-1].set(jnp.where(begins, 1, column[-1]))
+        position = position.at[-1].set(jnp.where(begins, 1, position[-1]))
+    total = state.cache.keys.shape[2]
+    at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
+    mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
+    x = parts.embed(params, jnp.tile(token, streams)[:, None])
+    hidden, cache = parts.run(params, x, mask, position.reshape(-1, 1), state.cache, at)
+    hidden = hidden.reshape(streams, b, -1)
+    row = jnp.arange(b)
+    return State(
+        cache=cache,
+        hidden=jnp.where(fed[..., None], hidden, state.hidden),
+        column=column + step,
+        position=position + step,
+        left=left,
+        pictures=state.pictures - begins.astype(jnp.int32),
+        closed=closed,
+        close=jnp.where(begins, v.eoi, state.close),
+        done=state.done | done,
+        seen=state.seen.at[row, token].set(True),
+        tokens=state.tokens.at[:, state.step].set(token),
+        step=state.step + 1,
+    )

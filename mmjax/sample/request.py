@@ -1,0 +1,85 @@
+"""What a user asks for, as parts in a row: what is given, and what is to be made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmjax.batch import Document, Image, Text
+from mmjax.data.tokenizer import MASK, SEPARATOR
+from mmjax.error import UserError
+
+
+class Slot:
+    """The type of `mmjax.IMAGE` and `mmjax.TEXT`: something to be made."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"mmjax.{self._name}"
+
+
+IMAGE, TEXT = Slot("IMAGE"), Slot("TEXT")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, parsed.
+
+    Attributes:
+        document: what is given; of an infilling with its mask where the hole is and at the end.
+        draw: a picture is asked for, else text. infill: it goes into a hole, not behind the end.
+        answer: the prompt ends in the separator, as prompts of instruction-tuned models do.
+    """
+
+    document: Document
+    draw: bool
+    infill: bool
+    answer: bool
+
+
+def parse(parts) -> Request:
+    """Strings, paths, bytes, `Text`, `Image` and at most one slot -> Request.
+
+    A prompt that ends in IMAGE asks for a picture; one that ends otherwise, or in TEXT, for text. A
+    slot before other parts is a hole, which a model trained on CM3's objective can fill.
+
+    Raises:
+        UserError: for a second slot, a picture that is not there, or what is no part.
+    """
+    parts = [parts] if isinstance(parts, str | bytes | Path | Slot | Text | Image) else list(parts)
+    document = [part if isinstance(part, Slot) else as_part(part) for part in parts]
+    slots = [i for i, part in enumerate(document) if isinstance(part, Slot)]
+    if len(slots) > 1:
+        raise UserError(
+            f"a prompt may hold one slot, but parts {slots[0] + 1} and {slots[1] + 1} both are "
+            f"{document[slots[0]]!r} and {document[slots[1]]!r}; ask for one at a time, or give "
+            f"pictures=N for free interleaving"
+        )
+    draw = bool(slots) and document[slots[0]] is IMAGE
+    infill = bool(slots) and slots[0] < len(document) - 1
+    given = [Text(MASK) if isinstance(part, Slot) else part for part in document]
+    if infill:
+        given.append(Text(MASK))
+    elif slots:
+        given.pop()
+    answer = bool(given) and isinstance(given[-1], Text) and given[-1].text == SEPARATOR
+    return Request(given, draw, infill, answer)
+
+
+def as_part(part) -> Text | Image:
+    """One part of a prompt.
+
+    Raises:
+        UserError: for a picture that is not there, or what is no part.
+    """
+    if isinstance(part, Text | Image):
+        return part
+    if isinstance(part, bytes):
+        return Image(part)
+    if isinstance(part, str):
+        return Text(part)
+    if not isinstance(part, Path):
+        raise UserError(f"a prompt holds text, pictures and a slot, not {type(part).__name__}")
+    if not part.is_file():
+        raise UserError(f"picture {part} does not exist")
+    return Image(part.read_bytes())

@@ -1,0 +1,172 @@
+"""From requests to parts of text and pictures through the interleaved engine; the host's side."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.batch import Batch, Vocabulary
+from mmjax.codecs import autoencoder
+from mmjax.config import DataConfig
+from mmjax.data import tokenizer as bpe
+from mmjax.error import UserError
+from mmjax.mesh import put
+from mmjax.models.chameleon import Parts
+from mmjax.run import Run
+from mmjax.sample import engine, prompt
+from mmjax.sample.engine import Options, Plan
+from mmjax.sample.request import Request
+
+ROWS = 64  # prompts in one compiled batch, at most
+STREAMED = 8  # tokens between two calls of a streaming callback
+
+Compiled = Callable[..., Callable]  # (function, **static) -> jitted function(params, *arrays)
+Callback = Callable[[int, str], None]  # (number of the prompt, its text so far)
+
+
+class Wish(NamedTuple):
+    """Lengths of what is to be made: tokens of text, and pictures begun freely."""
+
+    text: int
+    pictures: int
+
+
+def rows_of(requests: Sequence[Request], c: DataConfig, run: Run) -> Batch:
+    """Prompts as rows; those that ask for a picture end in BOI.
+
+    Raises:
+        UserError: for one that leaves no room, or a hole this model was not trained to fill.
+    """
+    for number, request in enumerate(requests, start=1):
+        if request.infill and c.spans == 0.0:
+            raise UserError(
+                f"prompt {number} has a slot before its end, which takes a model trained with "
+                f"data.spans above 0 (CM3); put the slot last"
+            )
+    draw = [r.draw for r in requests]
+    return prompt.lay_out([r.document for r in requests], c, run.tokenizer, draw)
+
+
+def plan(requests: Sequence[Request], rows: Batch, wish: Wish, length: int, parts: Parts) -> Plan:
+    """What is asked of each row."""
+    v, codes = parts.vocabulary, parts.config.tokens
+    taken = (np.asarray(rows.segment) > 0).sum(1)
+    free = [wish.text if r.draw is False else 0 for r in requests]
+    made = [codes + 1 if r.draw else wish.pictures * (codes + 2) for r in requests]
+    ends = [[v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos] for r in requests]
+    columns = (
+        [codes + 1 if r.draw else 0 for r in requests],
+        [v.eoi] * len(requests),
+        [0 if r.draw else wish.pictures for r in requests],
+        [int(r.draw) for r in requests],
+        np.minimum(np.add(free, made), length + 1 - taken),
+        ends,
+    )
+    return Plan(*(jnp.asarray(column, jnp.int32) for column in columns))
+
+
+def talk(
+    run: Run,
+    params,
+    compiled: Compiled,
+    requests: Sequence[Request],
+    wish: Wish,
+    options: Callable[[int], Options],
+    keys,
+    stream: Callback | None = None,
+) -> list[list]:
+    """Continues every request; -> for each its new parts, strings and uint8 [h, w, 3] arrays.
+
+    Args:
+        run, params: the model. compiled: compiles a function of the engine once.
+        requests: what is asked. wish: how much. options: number of new tokens -> Options.
+        keys: [n], one a request. stream: called now and then with a row's text so far.
+    """
+    out: list[list] = []
+    for first in range(0, len(requests), ROWS):
+        some = requests[first : first + ROWS]
+        tokens = _tokens(run, params, compiled, some, wish, options, keys[first : first + ROWS],
+                         None if stream is None else _shift(stream, first))  # fmt: skip
+        out += _parts(run, params, compiled, some, tokens)
+    return out
+
+
+def _shift(stream: Callback, first: int) -> Callback:
+    return lambda number, text: stream(first + number, text)
+
+
+def _tokens(run: Run, params, compiled, requests, wish, options, keys, stream) -> np.ndarray:
+    """[n, count] int32, the new tokens of a batch of requests."""
+    c, parts = run.experiment.data, run.model.parts
+    rows = rows_of(requests, c, run)
+    asked = plan(requests, rows, wish, c.length, parts)
+    chosen = options(int(asked.limit.max()))
+    multiple = ROWS if len(requests) == ROWS else run.rules.split("batch")
+    index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)
+    rows, asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, asked))
+    rows, asked = put((rows, asked), run.rules)
+    keys = keys[index]
+    state = compiled(engine.begin, options=chosen)(params, rows, asked)
+    go = compiled(engine.advance, options=chosen)
+    step = chosen.count if stream is None else STREAMED
+    for until in range(step, chosen.count + step, step):
+        state = go(params, state, asked, keys, jnp.int32(until))
+        if stream is None:
+            break
+        known = np.asarray(state.tokens)[: len(requests)]
+        for number, row in enumerate(known):
+            stream(number, _text(run, row[:until]))
+        if bool(state.done.all()):
+            break
+    return np.asarray(state.tokens)[: len(requests)]
+
+
+def _text(run: Run, tokens) -> str:
+    """The words among tokens; a picture is shown as its place."""
+    v = run.model.parts.vocabulary
+    return " ".join(
+        "[picture]" if isinstance(part, np.ndarray) else part
+        for part in split(tokens, v, run.model.parts.config.tokens, run.tokenizer)
+    )
+
+
+def split(tokens, vocabulary: Vocabulary, size: int, tokenizer) -> list:
+    """New tokens -> strings and code arrays [p], in order; ends and padding are left out.
+
+    A picture cut short, as it may be while it is being drawn, is left out.
+    """
+    v, words, codes = vocabulary, [], []
+    found: list[str | np.ndarray] = []
+    for token in [*np.asarray(tokens).tolist(), v.eos]:
+        if v.codes <= token < v.codes + v.code_count:
+            codes.append(token - v.codes)
+        elif token not in v.sentinels:
+            words.append(token)
+        if (codes or token in v.sentinels) and words:
+            text = bpe.decode(tokenizer, words)
+            found += [text] if text else []
+            words = []
+        if len(codes) == size:
+            found.append(np.array(codes, np.int32))
+            codes = []
+    return found
+
+
+def draw_ids(parts: Parts, params, ids):
+    """[n, p] codes -> uint8 [n, h, w, 3]."""
+    return autoencoder.decode_ids(parts.codec, params["codec"], ids)
+
+
+def _parts(run: Run, params, compiled, requests, tokens) -> list[list]:
+    """Tokens -> parts, all pictures decoded in one batch."""
+    v, size = run.model.parts.vocabulary, run.model.parts.config.tokens
+    found = [split(row, v, size, run.tokenizer) for row in tokens]
+    drawn = [p for parts in found for p in parts if isinstance(p, np.ndarray)]
+    pictures = iter(())
+    if drawn:
+        index = np.minimum(np.arange(-(-len(drawn) // 16) * 16), len(drawn) - 1)
+        ids = np.stack(drawn)[index]
+        pictures = iter(np.asarray(compiled(draw_ids)(params, ids))[: len(drawn)])
+    return [[next(pictures) if isinstance(p, np.ndarray) else p for p in parts] for parts in found]

@@ -1,0 +1,105 @@
+"""What a run begins with: parts of the weights of other runs (`config.start`)."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mmjax import config
+from mmjax.config import Experiment
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.data.store import TOKENIZER
+from mmjax.error import UserError
+from mmjax.models import Params
+from mmjax.models.family import split
+from mmjax.run import Run, read_config
+from mmjax.step import State
+from mmjax.trained import load
+
+
+def check(e: Experiment) -> None:
+    """Checks what `begin` would load, before anything is built.
+
+    Raises:
+        UserError: for a workdir that is none, or whose part was made otherwise.
+    """
+    for name, workdir in e.start.items():
+        other = read_config(workdir)
+        mine, theirs = getattr(e.model, name, None), getattr(other.model, name, None)
+        if mine is None or theirs is None:
+            continue
+        lines = config.difference(config.to_dict(theirs), config.to_dict(mine))
+        if lines:
+            raise UserError(
+                f"config.model.{name} differs from that of config.start.{name}={workdir}: "
+                f"{'; '.join(lines)}"
+            )
+
+
+def begin(run: Run, state: State) -> State:
+    """A fresh state with the parts that `config.start` names taken from other runs.
+
+    Raises:
+        UserError: naming a weight that is not there or has another shape.
+    """
+    params = flatten_dict(state.params, sep="/")
+    for name, workdir in run.experiment.start.items():
+        found = flatten_dict(load(workdir).params, sep="/")
+        wanted = [k for k in params if not name or k == name or k.startswith(f"{name}/")]
+        if not wanted:
+            raise UserError(f"config.start names {name!r}, of which this model has no weights")
+        if not name:
+            _check_tokenizer(run, workdir)
+        for key in wanted:
+            if key not in found or found[key].shape != params[key].shape:
+                what = found[key].shape if key in found else "absent"
+                raise UserError(
+                    f"config.start.{name}={workdir}: weight {key} is {what} there and of shape "
+                    f"{params[key].shape} here"
+                )
+            params[key] = jax.device_put(np.asarray(found[key]), params[key].sharding)
+    whole = unflatten_dict(params, sep="/")
+    average = state.ema
+    if average is not None:
+        average = jax.tree.map(lambda x: x.copy(), split(whole, run.model.frozen)[0])
+    return state._replace(params=whole, ema=average)
+
+
+def _check_tokenizer(run: Run, workdir: str) -> None:
+    path = Path(workdir) / TOKENIZER
+    if run.tokenizer.to_str() != bpe.load(path).to_str():
+        raise UserError(
+            f"config.start begins as {workdir}, whose tokenizer is another; give "
+            f"data.tokenizer={path}"
+        )
+
+
+def digest(codec: Params) -> str:
+    """SHA-256 of a codec's weights, by name."""
+    total = hashlib.sha256()
+    for name, x in sorted(flatten_dict(codec, sep="/").items()):
+        total.update(name.encode() + np.asarray(x).tobytes())
+    return total.hexdigest()
+
+
+def check_codes(run: Run, state: State) -> None:
+    """Checks that coded data were made by this very codec.
+
+    Raises:
+        UserError: if not.
+    """
+    data = run.experiment.data
+    if not data.coded or "codec" not in state.params:
+        return
+    mine = digest(state.params["codec"])
+    for name in data.sources:
+        theirs = pipeline.coding(data, name)["codec"]
+        if theirs != mine:
+            raise UserError(
+                f"{pipeline.path_of(data, name)} was coded by another codec ({theirs[:12]}) than "
+                f"the one this run has ({mine[:12]}); tokenize it with the workdir that "
+                f"config.start.codec names"
+            )

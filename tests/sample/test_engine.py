@@ -1,0 +1,212 @@
+"""The interleaved engine with random weights: its grammar, its caches, and that rows are alone."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_chameleon_config
+
+from mmjax import config, run
+from mmjax.batch import IMAGE, Batch, Vocabulary, causal_mask
+from mmjax.config import Choice
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models import chameleon
+from mmjax.sample.engine import Options, Plan, advance, begin, compress, stream_of
+
+V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
+C = config.resolve(tiny_chameleon_config(), run.families()).model
+MODEL = chameleon.build(C, V, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
+PARTS = MODEL.parts
+SIZE = C.tokens  # 16
+COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)
+WARM = replace(COLD, temperature=1.0)
+COUNT = 60
+
+
+def rows(*prompts, length: int = 40) -> Batch:
+    """Prompts of ids; 12 to 15 are words, codes are pictures' (between BOI and EOI)."""
+    tokens = np.full((len(prompts), length), V.pad, np.int32)
+    for row, ids in zip(tokens, prompts, strict=True):
+        row[: len(ids)] = ids
+    held = (np.arange(length)[None] < np.array([[len(p)] for p in prompts])).astype(np.int32)
+    code = ((tokens >= V.codes) & (held > 0)).astype(np.int32)
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), held.shape) * held
+    pixels = np.zeros((len(prompts), 1, 0, 0, 3), np.uint8)
+    return Batch(tokens, code, held, place, code, held.astype(np.float32), pixels)
+
+
+def plan(count: int, **columns) -> Plan:
+    base = dict(left=0, close=V.eoi, pictures=0, until=0, limit=COUNT)
+    known = {k: np.broadcast_to(np.int32(v), (count,)) for k, v in (base | columns).items()}
+    return Plan(**known, ends=np.full((count, 2), V.eos, np.int32))
+
+
+PICTURE = [V.boi, *(40 + np.arange(16) % 12).tolist(), V.eoi]
+MIXED = [
+    [V.bos, 12, 13, V.boi],  # draws at once
+    [V.bos, 14],  # writes, and may draw
+    [V.bos, *PICTURE, 15, 12],  # has seen a picture
+    [V.bos, *PICTURE, 13, V.boi],  # draws with a picture in its prompt
+]
+ASKED = plan(4, left=[SIZE + 1, 0, 0, SIZE + 1], pictures=[0, 2, 1, 0], until=[1, 0, 0, 1])
+
+
+@partial(jax.jit, static_argnames="options")
+def whole(prompt, asked, keys, options):
+    state = begin(PARTS, PARAMS, prompt, asked, options)
+    return advance(PARTS, PARAMS, state, asked, keys, jnp.int32(options.count), options)
+
+
+def keys(count: int, seed: int = 0):
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(np.arange(count))
+
+
+def eager(parts):
+    """The same weights, but BOI more likely than any word: so pictures do begin."""
+    head = PARAMS["head"]["w"]
+    return parts | {"head": {"w": head.at[:, V.boi].set(2.0 * head[:, V.boi])}}
+
+
+def written(state) -> list[list[int]]:
+    return [[t for t in row if t != V.pad] for row in np.asarray(state.tokens).tolist()]
+
+
+def runs_of_codes(ids: list[int]) -> list[tuple[int, int, int | None]]:
+    """(what stands before, length, what stands behind) of each run of codes."""
+    found, i = [], 0
+    while i < len(ids):
+        j = i
+        while j < len(ids) and ids[j] >= V.codes:
+            j += 1
+        if j > i:
+            found.append((ids[i - 1] if i else V.boi, j - i, ids[j] if j < len(ids) else None))
+        i = j + 1
+    return found
+
+
+WAYS = {
+    "alone": Options(COUNT, WARM, WARM),
+    "guided": Options(COUNT, WARM, WARM, guidance=3.0),
+    "three": Options(COUNT, WARM, WARM, guidance=3.0, image_guidance=1.2),
+    "contrast": Options(COUNT, WARM, WARM, contrast=0.1, contrast_k=2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_picture_has_exactly_its_codes_between_its_sentinels(way, seed):
+    state = whole(rows(*MIXED), ASKED, keys(4, seed), WAYS[way])
+    lines = written(state)
+    pictures = [runs_of_codes(ids) for ids in lines]
+    assert [len(p) for p in pictures[:1] + pictures[3:]] == [1, 1]
+    assert len(pictures[1]) <= 2 and len(pictures[2]) <= 1
+    for found in pictures:
+        assert all(run == (V.boi, SIZE, V.eoi) for run in found)
+    for ids in lines:
+        assert not {V.bos, V.sep, V.eoss, *V.masks} & set(ids)
+        assert ids.count(V.eos) == (ids[-1] == V.eos)
+
+
+def test_rows_that_may_draw_do():
+    """Else the grammar above would have been tested on nothing."""
+    found = []
+    for seed in range(6):
+        state = whole(rows(*MIXED), ASKED, keys(4, seed), WAYS["alone"])
+        found += [len(runs_of_codes(ids)) for ids in written(state)[1:3]]
+    assert 1 in found and max(found) <= 2
+
+
+@pytest.mark.parametrize("way", ["alone", "three"])
+def test_cached_steps_equal_recomputation(way):
+    """Over words, a picture and words again: each stream's last output, from its whole sequence."""
+    options = WAYS[way]
+    asked = plan(4, left=[SIZE + 1, 0, 0, SIZE + 1], pictures=[0, 2, 1, 0], limit=30)
+    state = whole(rows(*MIXED), asked, keys(4), replace(options, count=29))
+    for row, ids in enumerate(written(state)):
+        full = MIXED[row] + (ids[:-1] if ids[-1] == V.eos else ids)  # an end is not read
+        pictures = [t for t in full if t >= V.codes or t in (V.bos, V.boi, V.eoi)]
+        last = len(full) - full[::-1].index(V.boi) - 1 if V.boi in full else None
+        tail = [] if last is None else full[last : last + SIZE + 2]
+        # An open picture of the prompt is all the blank stream holds; else the last one begun.
+        blank = [V.bos, *tail] if V.boi in MIXED[row][-1:] + ids else [V.bos]
+        for s, sequence in enumerate([full, pictures, blank][: len(options.streams)]):
+            batch = rows(sequence, length=64)
+            x = PARTS.embed(PARAMS, jnp.asarray(batch.tokens))
+            hidden, _ = PARTS.run(PARAMS, x, causal_mask(batch), jnp.asarray(batch.position))
+            want = hidden[0, len(sequence) - 1]
+            np.testing.assert_allclose(state.hidden[s, row], want, atol=1e-5, err_msg=str((row, s)))
+    assert np.abs(np.asarray(state.hidden[0, 0] - state.hidden[0, 1])).max() > 1e-2
+
+
+def test_guidance_of_one_is_the_condition_alone():
+    base = Options(COUNT, COLD, COLD)
+    plain = np.asarray(whole(rows(*MIXED), ASKED, keys(4), base).tokens)
+    ones = replace(base, guidance=1.0, image_guidance=1.0)
+    assert len(ones.streams) == 3
+    np.testing.assert_array_equal(plain, whole(rows(*MIXED), ASKED, keys(4), ones).tokens)
+    strong = whole(rows(*MIXED), ASKED, keys(4), replace(base, guidance=5.0)).tokens
+    assert (plain != np.asarray(strong)).any()
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    options = WAYS["three"]
+    state = whole(rows(*MIXED), ASKED, keys(4), options)
+    turned = [2, 0, 3, 1]
+    other = whole(
+        rows(*(MIXED[i] for i in turned)),
+        jax.tree.map(lambda x: np.asarray(x)[turned], ASKED),
+        keys(4)[jnp.array(turned)],
+        options,
+    )
+    np.testing.assert_array_equal(np.asarray(state.tokens)[turned], other.tokens)
+    reseeded = whole(rows(*MIXED), ASKED, keys(4, seed=9), options)
+    assert (np.asarray(state.tokens) != np.asarray(reseeded.tokens)).any(1).all()
+
+
+def test_rows_stop_at_their_limit_their_end_or_their_last_picture():
+    asked = plan(3, left=[0, SIZE + 1, 0], until=[0, 1, 0], limit=[5, 50, 9])
+    asked = asked._replace(ends=np.array([[V.eos] * 2, [V.eos] * 2, [15, V.eos]], np.int32))
+    state = whole(rows([V.bos, 12], [V.bos, V.boi], [V.bos, 13]), asked, keys(3), WAYS["alone"])
+    first, second, third = written(state)
+    assert len(first) == 5 or first[-1] == V.eos
+    assert len(second) == SIZE + 1 and second[-1] == V.eoi
+    assert len(third) == 9 or third[-1] in (15, V.eos)
+    assert 15 not in third[:-1]
+    assert int(state.step) < COUNT  # the loop ends when all rows have
+
+
+def test_a_picture_is_not_begun_without_room():
+    asked = plan(2, pictures=5, limit=[SIZE + 1, SIZE + 30])
+    params = eager(PARAMS)
+    options = Options(COUNT, WARM, WARM)
+    state = begin(PARTS, params, rows([V.bos], [V.bos]), asked, options)
+    for seed in range(3):
+        done = jax.jit(advance, static_argnums=(0, 6))(
+            PARTS, params, state, asked, keys(2, seed), jnp.int32(COUNT), options
+        )
+        assert not any(t >= V.codes for t in written(done)[0])
+
+
+def test_compressed_rows_hold_what_was_kept_and_count_anew():
+    batch = rows([V.bos, 12, *PICTURE, 13])
+    kept = compress(batch, np.asarray((batch.modality == IMAGE) | (batch.tokens == V.bos)))
+    assert kept.tokens[0, :18].tolist() == [V.bos, *PICTURE[1:-1], V.pad]
+    assert kept.position[0, :18].tolist() == [*range(17), 0]
+    assert kept.segment[0].tolist() == [1] * 17 + [0] * 23
+
+
+def test_streams_hold_pictures_or_nothing():
+    prompt = rows(*MIXED)
+    image = stream_of("image", prompt, ASKED, V)
+    blank = stream_of("blank", prompt, ASKED, V)
+
+    def held(batch):
+        return [row[:n].tolist() for row, n in zip(batch.tokens, batch.segment.sum(1), strict=True)]
+
+    begun = [V.bos, V.boi]
+    assert held(image) == [begun, [V.bos], [V.bos, *PICTURE], [V.bos, *PICTURE, V.boi]]
+    assert held(blank) == [begun, [V.bos], [V.bos], begun]
