@@ -11,13 +11,11 @@ times to the reference's, with the middle 80 % of rounds.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
+import turns
 
 D, DEPTH, HEADS, HEAD, MLP, LENGTH, VOCAB, BATCH = 256, 6, 4, 64, 768, 256, 8192, 8
 
@@ -182,39 +180,6 @@ def torch_step():
     return run
 
 
-def worker(name: str) -> None:
-    """Warms up, then does one step a line of input and answers with its milliseconds."""
-    run = {"mmjax": mmjax_step, "plain": plain_step, "torch": torch_step}[name]()
-    for _ in range(3):
-        run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(1e3 * (time.perf_counter() - start), flush=True)
-
-
-def launch(name: str, python: str, allocator: str) -> subprocess.Popen:
-    """A peer in a process of its own, warmed up."""
-    from mmjax.__main__ import ALLOCATOR
-
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    chosen = ALLOCATOR if allocator == "launcher" else {}
-    process = subprocess.Popen(
-        [python, __file__, f"--worker={name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=clean | chosen, bufsize=1,
-    )  # fmt: skip
-    assert process.stdout.readline().strip() == "ready", f"{name} did not start"
-    return process
-
-
-def turn(process: subprocess.Popen) -> float:
-    """Milliseconds of one step."""
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return float(process.stdout.readline())
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -223,7 +188,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     args = parser.parse_args()
     if args.worker:
-        worker(args.worker)
+        peers = {"mmjax": mmjax_step, "plain": plain_step, "torch": torch_step}
+        turns.worker(peers[args.worker]())
         return
     peers = {
         "plain": ("plain", sys.executable, "launcher"),
@@ -232,23 +198,8 @@ def main() -> None:
     }
     if args.torch:
         peers["torch Chameleon"] = ("torch", args.torch, "launcher")
-    running = {label: launch(*peer) for label, peer in peers.items()}
-    times: dict[str, list[float]] = {label: [] for label in running}
-    for r in range(args.rounds):
-        for label in list(running)[:: 1 if r % 2 == 0 else -1]:
-            times[label].append(turn(running[label]))
-    for process in running.values():
-        process.stdin.close()
-        process.wait()
-    reference = np.array(times["plain"])
-    print(f"{'':26s} {'median ms':>10s} {'speed / plain':>14s} {'10 % ... 90 %':>18s}")
-    for label, values in times.items():
-        ratio = reference / np.array(values)
-        low, high = np.quantile(ratio, [0.1, 0.9])
-        print(
-            f"{label:26s} {np.median(values):10.0f} {np.median(ratio):14.2f} "
-            f"{low:8.2f} ... {high:.2f}"
-        )
+    running = {label: turns.launch(__file__, *peer) for label, peer in peers.items()}
+    turns.table(turns.alternate(running, args.rounds), "plain")
 
 
 if __name__ == "__main__":

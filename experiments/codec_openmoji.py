@@ -6,7 +6,7 @@ Run:  mmjax data build --src=openmoji --dst=out/data/openmoji
 
 from pathlib import Path
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from mmjax.config import load
 
@@ -14,11 +14,10 @@ from mmjax.config import load
 def get_config() -> ConfigDict:
     """The quickstart's fields, for pictures alone: rows of 16 pictures of one position each."""
     c = load(str(Path(__file__).parent / "quickstart.py"))
-    image = FieldReference(32)
     c.steps = 1500
     c.batch = 2
-    c.data.image = image
-    c.data.patch = image
+    c.data.image = 32
+    c.data.patch = 32
     c.data.length = 80
     c.data.images = 16
     c.data.caption_dropout = 1.0
@@ -26,7 +25,7 @@ def get_config() -> ConfigDict:
     c.family = "codec"
     c.model = dict(
         codec=dict(
-            image=image,
+            image=32,
             channels=32,
             multipliers=(1, 2, 2),
             blocks=1,

@@ -144,7 +144,8 @@ class OptimConfig:
 
     Attributes:
         kind: "adamw", or "muon" for the decoder's matrices and AdamW for the rest.
-        peak: learning rate after `warmup` steps. decay: "cosine", "linear" or "constant".
+        peak: learning rate after `warmup` steps. decay: "cosine", "linear", "constant"
+            or "exponential".
         floor: last learning rate as a share of the peak.
         clip: largest global gradient norm. ema: decay of the averaged weights; 0 keeps none.
     """
@@ -233,7 +234,7 @@ class Experiment:
         accumulate: microbatches an update.
         family: key of mmjax.models.MODELS. model: that family's own configuration.
         start: name of a part of the weights -> workdir of the run whose part of that name it
-            begins as; "" begins as all of that run's weights.
+            begins as; "all" stands for all of its weights.
         log_every, save_every: in steps.
     """
 

@@ -22,8 +22,13 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
         "linear": optax.linear_schedule(c.peak, c.peak * c.floor, rest),
         "constant": optax.constant_schedule(c.peak),
     }
+    if c.floor > 0:  # from peak to peak * floor by the same factor at every step
+        decays["exponential"] = optax.exponential_decay(c.peak, rest, c.floor)
     if c.decay not in decays:
-        raise UserError(f"optim.decay={c.decay!r} is unknown; have: {', '.join(decays)}")
+        raise UserError(
+            f"optim.decay={c.decay!r} with floor={c.floor} is unknown; have: {', '.join(decays)}, "
+            f"exponential (with a floor above 0)"
+        )
     # The first update uses step 0: start above zero, or it would be lost.
     warm = optax.linear_schedule(c.peak / (c.warmup + 1), c.peak, c.warmup)
     return optax.join_schedules([warm, decays[c.decay]], [c.warmup])

@@ -19,6 +19,8 @@ from mmjax.run import Run, read_config
 from mmjax.step import State
 from mmjax.trained import load
 
+ALL = "all"  # name in `config.start` that stands for all weights
+
 
 def check(e: Experiment) -> None:
     """Checks what `begin` would load, before anything is built.
@@ -48,10 +50,10 @@ def begin(run: Run, state: State) -> State:
     params = flatten_dict(state.params, sep="/")
     for name, workdir in run.experiment.start.items():
         found = flatten_dict(load(workdir).params, sep="/")
-        wanted = [k for k in params if not name or k == name or k.startswith(f"{name}/")]
+        wanted = [k for k in params if name == ALL or k == name or k.startswith(f"{name}/")]
         if not wanted:
             raise UserError(f"config.start names {name!r}, of which this model has no weights")
-        if not name:
+        if name == ALL:
             _check_tokenizer(run, workdir)
         for key in wanted:
             if key not in found or found[key].shape != params[key].shape:

@@ -9,7 +9,8 @@ from mmjax.batch import Batch, Document, Image
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pack import Shape
+from mmjax.data.pack import Piece, Shape
+from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
 
 BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever compiled
@@ -33,13 +34,14 @@ def lay_out(
         UserError: for a prompt without room for what is to come, by how many tokens.
     """
     vocab = bpe.vocabulary(tokenizer)
-    pieces = []
+    pieces: list[Piece] = []
     laid = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position, end)
     opened = [draw] * len(documents) if isinstance(draw, bool) else draw
     for document, piece, opens in zip(documents, laid, opened, strict=True):
         if opens:
             piece = _append(piece, vocab.boi)
-        piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
+        given = [p.data for p in document if isinstance(p, Image)]
+        piece["pictures"] = [_decoded(data, c, len(pieces) + 1) for data in given]
         pieces.append(piece)
         need = len(piece["tokens"]) + (c.patches if opens else 0)
         if need > c.length:
@@ -52,6 +54,14 @@ def lay_out(
     images = max([1, *(len(p["pictures"]) for p in pieces)])
     shape = Shape(length, images, c.image)
     return pipeline.begin_rows(shape, vocab, c.resize, [[p] for p in pieces])()
+
+
+def _decoded(data: bytes, c: DataConfig, number: int):
+    """A prompt's picture as pixels, here rather than by a worker, so that an error names it."""
+    try:
+        return decode_image(data, c.image, c.resize)
+    except UserError as error:
+        raise UserError(f"prompt {number}: {error}") from error
 
 
 def _append(piece, token: int):

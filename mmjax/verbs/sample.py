@@ -1,14 +1,19 @@
-"""Draws pictures from text and writes text from pictures with a trained model.
+"""Draws pictures from text, writes text from pictures, or both in turn, with a trained model.
 
     mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/made
-    mmjax sample --workdir=out/quickstart --prompt=prompts.jsonl --out=out/samples
+    mmjax sample --workdir=out/chameleon --prompt=prompts.jsonl --pictures=2 --stream
 
 A prompt is text (a picture is drawn from it), the path of a picture (a caption is written for it),
-or a JSONL file with one {"text": ...} or {"image": "path"} a line. All prompts run in one compiled
-batch a kind. Leaves NNN.png and samples.jsonl in --out, and sheet.png of all.
+or a JSONL file with one {"text": ...}, {"image": "path"} or {"parts": [...]} a line. Parts are
+{"text": ...}, {"image": "path"}, and one {"make": "image"} or {"make": "text"} where something is
+to be made: at the end, or, with models trained on CM3's objective, anywhere. With --pictures=N,
+parts that ask for no picture are answered with text and up to N pictures in any order. Prompts run
+in one compiled batch. Leaves pictures, samples.jsonl and sheet.png of all in --out.
 """
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -17,8 +22,9 @@ from absl import flags
 from mmjax.config import DataConfig
 from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
+from mmjax.sample.request import IMAGE, TEXT, Slot
 from mmjax.sheet import Cell, sheet
-from mmjax.trained import IMAGE, load
+from mmjax.trained import load
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a `mmjax train`")
 PROMPT = flags.DEFINE_multi_string(
@@ -26,41 +32,62 @@ PROMPT = flags.DEFINE_multi_string(
 )
 OUT = flags.DEFINE_string("out", "out/samples", "directory to write to")
 SEED = flags.DEFINE_integer("seed", 0, "of noise and text")
-GUIDANCE = flags.DEFINE_float("guidance", None, "guidance scale; default: the experiment's")
-STEPS = flags.DEFINE_integer(
-    "steps", None, "solver steps; default: the experiment's", lower_bound=1
-)
-TEMPERATURE = flags.DEFINE_float(
-    "temperature", None, "of text, 0 is greedy; default: the experiment's", lower_bound=0.0
-)
+INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
+STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
+STEPS = flags.DEFINE_integer("steps", None, "solver steps (flow)", lower_bound=1)
+LENGTH = flags.DEFINE_integer("text", None, "most tokens of text", lower_bound=1)
+# What overrides the experiment's `sample` group, by its name in `Trained.generate`.
+NUMBERS = {
+    "guidance": "scale of guidance by the prompt",
+    "image_guidance": "scale of guidance by the prompt's pictures alone",
+    "contrast": "alpha of contrastive decoding of image codes",
+    "temperature": "of text, 0 is greedy",
+    "top_p": "of text",
+    "min_p": "of text",
+    "repetition": "penalty of ids seen before, in text",
+    "image_temperature": "of image codes",
+    "image_top_p": "of image codes",
+    "image_min_p": "of image codes",
+}
+COUNTS = {"top_k": "of text", "image_top_k": "of image codes"}
+SCALES = {
+    name: flags.DEFINE_float(name, None, f"{what}; default: the experiment's", lower_bound=0.0)
+    for name, what in NUMBERS.items()
+} | {
+    name: flags.DEFINE_integer(name, None, f"{what}; default: the experiment's", lower_bound=0)
+    for name, what in COUNTS.items()
+}  # fmt: skip
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+MAKE = {"image": IMAGE, "text": TEXT}
+
+Prompt = list[str | Path | Slot]
 
 
-def read_prompts(given: list[str]) -> list[dict]:
-    """Flag values -> {"text": ...} or {"image": path}.
+def read_prompts(given: list[str]) -> list[Prompt]:
+    """Flag values -> prompts as `Trained.generate` takes them.
 
     Raises:
-        UserError: for a file that is absent or a line that is neither.
+        UserError: for a file that is absent or a line that is none of the forms.
     """
-    prompts: list[dict] = []
+    prompts: list[Prompt] = []
     for value in given:
         if value.endswith(".jsonl"):
             prompts += read_jsonl(Path(value))
         elif value.lower().endswith(PICTURES):
-            prompts.append({"image": value})
+            prompts.append([Path(value)])
         else:
-            prompts.append({"text": value})
-    for p in prompts:
-        if "image" in p and not Path(p["image"]).is_file():
-            raise UserError(f"picture {p['image']} does not exist")
+            prompts.append([value, IMAGE])
+    for part in (part for prompt in prompts for part in prompt):
+        if isinstance(part, Path) and not part.is_file():
+            raise UserError(f"picture {part} does not exist")
     return prompts
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path) -> list[Prompt]:
     """Prompts of a JSONL file."""
     if not path.is_file():
         raise UserError(f"prompt file {path} does not exist")
-    prompts = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
@@ -68,10 +95,31 @@ def read_jsonl(path: Path) -> list[dict]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict) or len({"text", "image"} & set(row)) != 1:
-            raise UserError(f'{path}:{number} must be {{"text": ...}} or {{"image": "path"}}')
-        prompts.append(row)
+        where = f"{path}:{number}"
+        if isinstance(row, dict) and isinstance(row.get("parts"), list):
+            prompts.append([one_part(part, where) for part in row["parts"]])
+        else:
+            part = one_part(row, where)
+            prompts.append([part, IMAGE] if isinstance(part, str) else [part])
     return prompts
+
+
+def one_part(row, where: str) -> str | Path | Slot:
+    """A part of a prompt, as JSON has it.
+
+    Raises:
+        UserError: if it has none of the forms.
+    """
+    known: dict[str, Callable] = {"text": str, "image": Path, "make": MAKE.get}
+    if isinstance(row, dict) and len(row) == 1:
+        ((name, value),) = row.items()
+        found = known[name](value) if name in known and isinstance(value, str) else None
+        if found is not None:
+            return found
+    raise UserError(
+        f'{where} must be {{"text": ...}}, {{"image": "path"}} or {{"parts": [...]}} of these and '
+        f'{{"make": "image"}} or {{"make": "text"}}, not {json.dumps(row)[:80]}'
+    )
 
 
 def main(rest: list[str]) -> int:
@@ -80,33 +128,54 @@ def main(rest: list[str]) -> int:
         raise UserError("give --workdir=DIR and at least one --prompt")
     prompts = read_prompts(PROMPT.value)
     trained = load(WORKDIR.value)
-    options: dict = {
-        "guidance": GUIDANCE.value,
-        "steps": STEPS.value,
-        "temperature": TEMPERATURE.value,
-    }
-    options = {k: v for k, v in options.items() if v is not None}
-    inputs = [[p["text"], IMAGE] if "text" in p else [Path(p["image"])] for p in prompts]
-    results = trained.generate(inputs, SEED.value, **options)
+    options: dict = {name: flag.value for name, flag in SCALES.items()}
+    options |= {"steps": STEPS.value, "text": LENGTH.value}
+    options = {name: value for name, value in options.items() if value is not None}
+    stream = show if STREAM.value else None
+    results = trained.generate(prompts, SEED.value, INTERLEAVED.value, stream, **options)
     write(prompts, results, trained.run.experiment.data)
     return 0
 
 
-def write(prompts: list[dict], results: list, c: DataConfig) -> None:
-    """Writes pictures, captions and a sheet to --out."""
+def show(number: int, text: str) -> None:
+    """Prints how far a prompt's answer has come."""
+    print(f"{number}: {text}", file=sys.stderr)
+
+
+def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
+    """Writes pictures, texts and a sheet to --out."""
     out = Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     rows, cells = [], []
-    for number, (p, result) in enumerate(zip(prompts, results, strict=True)):
-        if "text" in p:
-            name = f"{number:03d}.png"
-            PIL.Image.fromarray(result).save(out / name)
-            rows.append({"prompt": p["text"], "image": name})
-            cells.append(Cell([result], [p["text"]]))
-        else:
-            rows.append({"prompt": p["image"], "text": result})
-            given = decode_image(Path(p["image"]).read_bytes(), c.image, c.resize)
-            cells.append(Cell([given], [result]))
-        print(f"{rows[-1]['prompt']} -> {rows[-1].get('image', rows[-1].get('text'))}")
+    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+        given = [part for part in prompt if not isinstance(part, Slot)]
+        shown = [
+            decode_image(p.read_bytes(), c.image, c.resize) for p in given if isinstance(p, Path)
+        ]
+        made, words = [], []
+        for i, part in enumerate(result if isinstance(result, list) else [result]):
+            if isinstance(part, str):
+                made.append({"text": part})
+                words.append(part)
+                continue
+            name = f"{number:03d}.png" if not isinstance(result, list) else f"{number:03d}_{i}.png"
+            PIL.Image.fromarray(part).save(out / name)
+            made.append({"image": name})
+            shown.append(part)
+        asked = [str(part) for part in given]
+        rows.append({"prompt": asked[0] if len(asked) == 1 else asked} | plain(made, result))
+        texts = [part for part in given if isinstance(part, str)]
+        cells.append(Cell(shown, [" ... ".join(texts), " ... ".join(words)]))
+        print(f"{' + '.join(asked)} -> {told(made)}")
     (out / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     sheet(cells, out / "sheet.png", f"{len(cells)} samples")
+
+
+def plain(made: list[dict], result) -> dict:
+    """{"image"} or {"text"} of a single answer, {"parts"} of an interleaved one."""
+    return {"parts": made} if isinstance(result, list) else made[0]
+
+
+def told(made: list[dict]) -> str:
+    """An answer in one line."""
+    return " | ".join(str(value) for part in made for value in part.values())

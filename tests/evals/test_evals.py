@@ -64,7 +64,7 @@ def test_a_model_of_text_alone_trains_and_has_nothing_to_evaluate(tmp_path, caps
 
 
 def test_unknown_evaluation(workdir):
-    with pytest.raises(UserError, match=r"fid.*have: likelihood"):
+    with pytest.raises(UserError, match=r"fid.*has: likelihood"):
         evaluate(workdir, ["fid"])
 
 
