@@ -3,8 +3,8 @@
     python benchmarks/quantisers.py --out=out/quantisers [--seeds=3] [--steps=400]
 
 OpenMoji at 32 x 32, 64 places a picture, a small network. Every run is one of
-`experiments/codec_openmoji.py` with the changes below, evaluated on held-out combinations, and stays
-in --out; those that are there already are not run again. Needs out/data/openmoji.
+`experiments/codec_openmoji.py` with the changes below, evaluated on held-out combinations, and
+stays in --out; those that are there already are not run again. Needs out/data/openmoji.
 """
 
 import argparse

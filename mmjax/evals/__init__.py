@@ -1,15 +1,17 @@
 """Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
-from mmjax.evals import caption, drawing, likelihood, reconstruction, scenes
+from mmjax.evals import answers, caption, drawing, likelihood, reconstruction, scenes
 
 _READS_AND_DRAWS = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
     "drawing": drawing.evaluate,
+    "scenes": scenes.evaluate,
+    "answers": answers.evaluate,
 }
 
 EVALS = {
-    "transfusion": _READS_AND_DRAWS | {"scenes": scenes.evaluate},
-    "chameleon": _READS_AND_DRAWS | {"scenes": scenes.evaluate},
+    "transfusion": _READS_AND_DRAWS,
+    "chameleon": _READS_AND_DRAWS,
     "codec": {"reconstruction": reconstruction.evaluate},
 }

@@ -27,10 +27,7 @@ KEYS = jax.random.split(jax.random.key(3), B)
 
 
 def random_logits(seed: int) -> np.ndarray:
-    """Rows that are smooth, tied in halves, flat, extreme, mostly impossible, and with both zeros.
-
-    Ties and flat rows have probabilities that add up exactly, whatever p they are held against.
-    """
+    """Rows that are smooth, tied, flat, extreme, mostly impossible, and with both zeros."""
     rng = np.random.default_rng(seed)
     x = rng.normal(scale=3, size=(B, V))
     x[1] = np.round(x[1])
@@ -85,7 +82,7 @@ def test_top_k_keeps_the_k_likeliest(k):
         assert_kept(cut(x), x, [kept_top_k(row, k) for row in x])
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("p", [1e-6, 0.3, 2 / 3, 0.9, 1.0])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
     for seed in range(15):
         x = random_logits(seed)
@@ -94,15 +91,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
 
 def test_top_p_stops_at_the_very_id_that_reaches_p():
     half = np.log(np.float32([[0.125, 0.5, 0.125, 0.25]]))
-    for p, want in ((0.5, {1}), (0.51, {1, 3}), (0.75, {1, 3}), (0.8, {0, 1, 3})):
+    for p, want in ((0.5, {1}), (0.51, {1, 3}), (0.75, {1, 3})):
         assert_kept(TOP_P(half, p), half, [want])
-    flat = np.zeros((1, 8), np.float32)
-    assert_kept(TOP_P(flat, 0.25), flat, [{0, 1}])
-    assert_kept(TOP_P(flat, 0.26), flat, [{0, 1, 2}])
+    # Twelfths, rounded, add up to less than 2 / 3 after eight of them.
+    flat = np.zeros((B, V), np.float32)
+    assert_kept(TOP_P(flat, 2 / 3), flat, [set(range(8))] * B)
 
 
 def test_top_p_just_below_one_keeps_what_rounding_cannot_tell():
-    flat = jnp.zeros((1, 3001))
+    flat = np.zeros((1, 3001), np.float32)
     assert np.isfinite(TOP_P(flat, 1 - 1e-9)).all()
     assert np.isfinite(TOP_P(flat, 0.5)).sum() == 1501
 
@@ -245,12 +242,11 @@ def test_the_penalty_comes_before_the_temperature():
 
 def test_small_and_large_temperatures_stay_finite():
     x = random_logits(2)
+    x[5, 3], x[5, 7] = 1e10, 2e10  # divided by 1e-30, both are beyond f32
     hot = np.asarray(CHOOSE(x, replace(ALL, temperature=1e30), KEYS))
     cold = np.asarray(CHOOSE(x, replace(ALL, temperature=1e-30, top_k=1), KEYS))
     np.testing.assert_array_equal(cold, x.argmax(-1))
     assert (x[np.arange(B), hot] > -np.inf).all() and (hot != cold).any()
-    large = np.float32([[1e10, 2e10, 0.0]])
-    assert CHOOSE(large, replace(OFF, temperature=1e-30), KEYS[:1])[0] == 1
     tied = np.broadcast_to(np.float32([0.0, 3e38, 3e38]), (64, 3))
     ids = CHOOSE(tied, replace(OFF, temperature=0.5), jax.random.split(jax.random.key(0), 64))
     assert set(ids.tolist()) == {1, 2}
