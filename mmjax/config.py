@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import math
 import runpy
 import types
 import typing
@@ -183,15 +182,17 @@ class Choice:
     def __post_init__(self):
         """Checks ranges."""
         for name, low, high in (
-            ("temperature", 0, math.inf),
-            ("top_k", 0, math.inf),
+            ("temperature", 0, 1e30),
+            ("top_k", 0, 10**9),
             ("top_p", 1e-6, 1),
             ("min_p", 0, 1),
-            ("repetition", 1e-6, math.inf),
+            ("repetition", 1e-6, 1e6),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name}={value} must lie between {low} and {high}")
+        if not isinstance(self.top_k, int):
+            raise UserError(f"top_k={self.top_k} must be a whole number")
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ def ssim(a, b, span: float = 2.0):
     """Structural similarity of [n, h, w, 3] pictures, [n] at most 1 (Wang et al. 2004).
 
     Means, variances and covariance under an 11 x 11 Gaussian window, K1 = 0.01, K2 = 0.03, over
-    the places where the window fits, channel by channel. Pictures under 11 pixels are refused by
-    the convolution.
+    the places where the window fits, channel by channel. On pictures under 11 pixels the window is
+    as large as they are.
     """
-    at = jnp.arange(WINDOW, dtype=jnp.float32) - WINDOW // 2
+    size = min(WINDOW, *a.shape[1:3])
+    at = jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2
     bell = jnp.exp(-(at**2) / (2 * SIGMA**2))
     bell = bell / bell.sum()
 
