@@ -48,13 +48,17 @@ def tiny_codec(image: int = 8, **quantiser) -> dict:
     return base | small | {"quantiser": how}
 
 
-def tiny_chameleon_config(data: Path | str = "unused", **changes):
-    """chameleon_scenes.py shrunk, encoding its pictures on the way."""
+def tiny_codec_config(data: Path | str = "unused", **changes):
+    """codec_openmoji.py shrunk: three steps on rows of four pictures of 8 pixels."""
     c = tiny_config(data)
-    big = config.load(str(ROOT / "experiments" / "chameleon_scenes.py"))
-    c.family, c.data.patch, c.data.shared_position = "chameleon", 2, False
-    small = c.model.decoder.to_dict()
-    c.model = big.model.to_dict() | {"decoder": small, "codec": tiny_codec()}
+    big = config.load(str(ROOT / "experiments" / "codec_openmoji.py"))
+    c.family, c.model, c.optim = "codec", big.model.to_dict() | {"codec": tiny_codec()}, big.optim
+    c.steps, c.data.patch, c.data.images, c.data.caption_dropout = 3, 8, 4, 1.0
+    return changed(c, changes)
+
+
+def changed(c, changes: dict):
+    """A configuration with dotted names, `__` for the dot, put to other values."""
     for name, value in changes.items():
         group, _, field = name.replace("__", ".").rpartition(".")
         target = c
@@ -62,6 +66,16 @@ def tiny_chameleon_config(data: Path | str = "unused", **changes):
             target = target[part]
         target[field] = value
     return c
+
+
+def tiny_chameleon_config(data: Path | str = "unused", **changes):
+    """chameleon_scenes.py shrunk, encoding its pictures on the way."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / "chameleon_scenes.py"))
+    c.family, c.data.patch, c.data.shared_position = "chameleon", 2, False
+    small = c.model.decoder.to_dict()
+    c.model = big.model.to_dict() | {"decoder": small, "codec": tiny_codec()}
+    return changed(c, changes)
 
 
 def tiny(data: Path | str = "unused", **changes):

@@ -187,7 +187,7 @@ def _view(storage: np.ndarray, offset: int, size, stride) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
 
 
-_TYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+_TYPES: dict[str, np.dtype[Any]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,0 +1,222 @@
+"""Evaluation on scenes: captions read back, what they say held against the truth, baselines."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mmjax.data.scenes import draw, oracle, say
+from mmjax.data.scenes.items import items
+from mmjax.data.scenes.scene import COLOURS, MOST, SHAPES, Scene, Thing, sample
+from mmjax.evals import scenes as evals
+from mmjax.evals.scenes import nearest_pictures, nearest_words, placed, said
+
+PAIRS = [(s, c) for s in SHAPES for c in COLOURS]
+
+
+def drawn(count: int, seed: int = 3) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [sample(rng, range(1, MOST + 1), PAIRS, 0.0) for _ in range(count)]
+
+
+SCENES = drawn(300)
+TWO = (
+    Thing("circle", "red", "small", 0.2, 0.5),
+    Thing("star", "orange", "large", 0.7, 0.55),
+)
+CAPTION = "a small red circle and a large orange star to the right of it, on a grey background"
+
+
+def told(scene: Scene, level: int) -> list[say.Told]:
+    """What a caption of a scene says, from the scene."""
+    before = [None, *scene.things[:-1]]
+    return [
+        say.Told(
+            t.shape,
+            t.colour,
+            t.size if level == 3 else "",
+            say.relation(t, b) if level == 3 and b is not None else None,
+        )
+        for b, t in zip(before, scene.things, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_caption_is_read_as_what_it_was_written_from(level):
+    for scene in SCENES:
+        assert say.read(say.caption(scene, level)) == told(scene, level)
+    assert {len(s.things) for s in SCENES} == {1, 2, 3, 4, 5}
+    assert {s.background for s in SCENES} == {"white", "grey", "black", "fading"}
+    sides = {one.where for s in SCENES for one in told(s, 3)}
+    assert sides == {None, *say.SIDES}
+    assert say.read(say.caption(SCENES[0], level)) != told(SCENES[1], level)
+
+
+def test_what_is_no_caption_is_not_read():
+    assert say.read(CAPTION) == told(Scene(TWO, "grey"), 3)
+    assert say.read(f"  {CAPTION} ") == told(Scene(TWO, "grey"), 3)  # spaces around do no harm
+    for text in (
+        "",
+        "two shapes",
+        "a red",
+        "red circle",
+        "a red circle and",
+        "a red circle and a dog",
+        "a crimson circle",
+        "a huge red circle",
+        "a circle red",
+        "a red circle a blue star",
+        "a red circle, on the moon",
+        "a red circle behind it",
+        CAPTION.replace("circle", "circles"),
+        CAPTION + " and more",
+        "what colour is the circle?",
+    ):
+        assert say.read(text) is None, text
+
+
+def test_true_captions_are_right_in_all_they_say():
+    for scene in SCENES:
+        for level in (2, 3):
+            found = said(say.caption(scene, level), scene.things)
+            assert found == {"pairs": True, "objects": True, "all": True}, scene
+
+
+def test_captions_of_other_scenes_are_wrong():
+    right = 0
+    for scene, other in itertools.pairwise(SCENES):
+        found = said(say.caption(other, 3), scene.things)
+        same = sorted((t.colour, t.shape) for t in scene.things) == sorted(
+            (t.colour, t.shape) for t in other.things
+        )
+        assert found["pairs"] == same
+        right += found["pairs"] + found["objects"] + found["all"]
+    assert right < 10
+    nothing = {"pairs": False, "objects": False, "all": False}
+    assert said("a dog", TWO) == said("", TWO) == said("two shapes", TWO) == nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        (("right", "left"), (True, True, False)),
+        (("to the right of", "above"), (True, True, False)),
+        (("to the right of", "below"), (True, True, True)),  # by its centre it is
+        (("large", "medium"), (True, False, False)),
+        (("orange", "yellow"), (False, False, False)),
+        (("star", "ring"), (False, False, False)),
+        (("a small red circle and ", ""), (False, False, False)),
+        ((" to the right of it", ""), (True, True, True)),  # says less, and that is true
+        (("grey", "black"), (True, True, True)),  # the background is not asked for
+    ],
+)
+def test_each_false_word_is_counted_where_it_belongs(change, want):
+    assert said(CAPTION, TWO) == {"pairs": True, "objects": True, "all": True}
+    found = said(CAPTION.replace(*change), TWO)
+    assert tuple(found[name] for name in ("pairs", "objects", "all")) == want
+
+
+def test_a_swapped_relation_is_seen_in_any_scene():
+    opposite = {"to the left of": "to the right of", "above": "below"}
+    opposite |= {b: a for a, b in opposite.items()}
+    seen = set()
+    for scene in SCENES:
+        names = [(t.colour, t.shape) for t in scene.things]
+        if len(set(names)) < len(names):
+            continue
+        ones = told(scene, 3)
+        for i, one in enumerate(ones):
+            if one.where:
+                turned = [*ones[:i], one._replace(where=opposite[one.where]), *ones[i + 1 :]]
+                assert placed(ones, scene.things) and not placed(turned, scene.things)
+                seen.add(one.where)
+                text = say.caption(scene, 3)
+                if len(scene.things) == 2:
+                    swapped = said(text.replace(one.where, opposite[one.where]), scene.things)
+                    assert swapped == {"pairs": True, "objects": True, "all": False}
+    assert seen == set(say.SIDES)
+
+
+def test_a_relation_holds_if_any_objects_of_those_names_stand_so():
+    twins = (*TWO, Thing("circle", "red", "medium", 0.9, 0.1))
+    text = "a small red circle and a large orange star to the {} of it and a medium red circle"
+    assert said(text.format("right"), twins)["all"]
+    assert said(text.format("left"), twins)["all"]  # of the other red circle
+    assert not said(text.format("left"), (*TWO, replace(twins[2], x=0.3)))["all"]
+    # A thing does not stand beside itself.
+    one = "a small red circle and a medium red circle to the left of it"
+    assert not said(one, (TWO[0], replace(TWO[0], size="medium")))["all"]
+
+
+def seen_as(*things: Thing) -> list[oracle.Found]:
+    return [oracle.Found(t, 1.0) for t in things]
+
+
+def test_only_told_relations_count_when_asked_for_those():
+    """a, b and c in a row; captions tell b of a and c of b, but not c of a."""
+    a = Thing("circle", "red", "small", 0.5, 0.2)
+    b = Thing("star", "blue", "small", 0.5, 0.5)  # below a
+    c = Thing("ring", "green", "small", 0.9, 0.45)  # right of b; right of a, too
+    truth = (a, b, c)
+    assert say.relation(b, a) == "below" and say.relation(c, b) == "to the right of"
+    assert say.relation(c, a) == "to the right of"
+    # c moves left of a, but stays right of b: only the untold relation breaks.
+    moved = seen_as(replace(a, x=0.8), replace(b, x=0.4), replace(c, x=0.6))
+    every, told_ones = (oracle.agreement(truth, moved, told=t) for t in (False, True))
+    assert not every["relations"] and told_ones["relations"]
+    assert not every["all"] and told_ones["all"]
+    # A told one breaks: then neither holds.
+    for broken in (
+        seen_as(a, replace(b, y=0.1), c),
+        seen_as(a, b, replace(c, x=0.1)),
+    ):
+        assert not oracle.agreement(truth, broken, told=True)["relations"]
+        assert not oracle.agreement(truth, broken)["relations"]
+    assert oracle.agreement(truth, seen_as(*truth), told=True)["all"]
+    missing = oracle.agreement(truth, seen_as(a, b), told=True)
+    assert not missing["relations"] and not missing["count"]
+
+
+def test_agreement_with_the_truth_itself_and_with_another_scene():
+    for scene, other in itertools.pairwise(SCENES[:100]):
+        # Of twins neither is meant by a relation, so the scene itself always agrees.
+        assert all(oracle.agreement(scene.things, seen_as(*scene.things), told=True).values())
+        whole = oracle.agreement(scene.things, seen_as(*scene.things))
+        assert whole == oracle.agreement(scene.things, seen_as(*scene.things[::-1]))
+        wrong = oracle.agreement(scene.things, seen_as(*other.things), told=True)
+        assert not wrong["all"]
+
+
+def test_a_drawn_scene_shows_what_its_facts_say():
+    records = [item.read() for item in items(count=12, level=3)]
+    pixels = [draw.picture(Scene(tuple(evals.things(r.facts)), "white"), 64) for r in records]
+    rows = evals.table(pixels, records)
+    assert set(rows) == {"count", "colours", "shapes", "pairs", "objects", "relations", "all"}
+    assert sum(rows["all"]) >= 10 and len(rows["all"]) == 12
+    rolled = evals.table(pixels[1:] + pixels[:1], records)
+    assert sum(rolled["all"]) <= 1
+    for record in records:
+        assert said(record.caption, evals.things(record.facts))["all"]
+    assert evals.things(records[0].facts)[0].x == records[0].facts["objects"][0]["x"]
+
+
+def test_nearest_words_finds_the_same_caption():
+    captions = list(dict.fromkeys(say.caption(s, 3) for s in SCENES))
+    order = np.random.default_rng(0).permutation(len(captions))
+    shuffled = [captions[i] for i in order]
+    np.testing.assert_array_equal(nearest_words(shuffled, captions), order)
+    near = nearest_words(["a red circle on the moon"], ["a blue star", "a red circle", "a ring"])
+    assert near.tolist() == [1]
+
+
+def test_nearest_pictures_finds_the_same_picture():
+    base = np.stack([draw.picture(s, 16) for s in SCENES[:60]])
+    order = np.random.default_rng(1).permutation(60)[:20]
+    np.testing.assert_array_equal(nearest_pictures(base[order], base), order)
+    noisy = base[order].astype(int) + np.random.default_rng(2).integers(-6, 7, base[order].shape)
+    noisy = noisy.clip(0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(nearest_pictures(noisy, base), order)
+    others = np.stack([draw.picture(s, 16) for s in drawn(20, seed=9)])
+    by_loop = [((o.astype(float) - base) ** 2).sum((1, 2, 3)).argmin() for o in others]
+    np.testing.assert_array_equal(nearest_pictures(others, base), by_loop)

@@ -1,0 +1,390 @@
+"""Data sets coded by a trained codec, and runs that begin with its weights."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import ROOT, changed, tiny_chameleon_config, tiny_codec, tiny_codec_config
+
+import mmjax
+from mmjax import coding, config, run, start
+from mmjax.batch import IMAGE, Image
+from mmjax.codecs import autoencoder
+from mmjax.data import build, pipeline, store, write
+from mmjax.data import tokenizer as bpe
+from mmjax.data.pixels import decode_image
+from mmjax.error import UserError
+from mmjax.run import directory, prepare
+from mmjax.train import train
+from mmjax.trained import Trained
+
+ONE = jax.devices()[:1]
+COUNT = 80  # pictures, more than go to the device at a time
+
+
+def experiment(c):
+    return config.resolve(c, run.families())
+
+
+def chameleon(data, **changes):
+    """Two steps on the coded set; `start` is as in the configuration."""
+    small = {"steps": 2, "save_every": 1, "data__coded": True}
+    return experiment(tiny_chameleon_config(data, **small | changes))
+
+
+def same(a, b) -> bool:
+    """Whether two trees hold the same numbers, bit for bit."""
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+
+
+def records(path) -> dict[str, list]:
+    return {
+        s: [r[i] for i in range(len(r))]
+        for s in pipeline.splits(path)
+        for r in [pipeline.open_split(path, s)]
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """`scenes`, and `codec` trained on it."""
+    path = tmp_path_factory.mktemp("home")
+    build.build("scenes", path / "scenes", options={"count": COUNT, "size": 16, "level": 2})
+    assert train(experiment(tiny_codec_config(path / "scenes")), path / "codec", ONE) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def codec(home):
+    return mmjax.load(home / "codec", devices=ONE)
+
+
+@pytest.fixture(scope="module")
+def coded(home, codec) -> Path:
+    """The coded set."""
+    (made,) = coding.tokenize(chameleon(home / "scenes").data, codec)
+    assert made == home / "scenes.coded"
+    return made
+
+
+@pytest.fixture(scope="module")
+def talker(home, coded) -> Path:
+    """A Chameleon trained on the coded set with the codec's weights."""
+    e = chameleon(home / "scenes", start={"codec": str(home / "codec")})
+    assert train(e, home / "chameleon", ONE) == 0
+    return home / "chameleon"
+
+
+@pytest.fixture(scope="module")
+def fresh(home, coded):
+    """The state such a run would begin with, were it not for `start`."""
+    return prepare(chameleon(home / "scenes"), ONE).init()
+
+
+def codes_on_the_fly(trained, pictures) -> np.ndarray:
+    pixels = np.stack([decode_image(data, 8, "pil_box") for data in pictures])
+    parts = trained.run.model.parts
+    return np.asarray(
+        jax.jit(lambda p: autoencoder.encode_ids(parts.codec, trained.params["codec"], p))(pixels)
+    )
+
+
+def test_codes_are_those_of_encoding_on_the_fly(home, coded, codec):
+    before, after = (
+        [r for part in records(p).values() for r in part] for p in (home / "scenes", coded)
+    )
+    want = codes_on_the_fly(codec, [r.images[0] for r in before])
+    found = np.stack([r.document[1].coded.array() for r in after])
+    assert found.shape == (COUNT, 16) and found.dtype == np.int32
+    np.testing.assert_array_equal(found, want)
+    assert len(np.unique(found, axis=0)) > COUNT // 2 and len(np.unique(found)) > 3
+    assert (np.roll(found, 1, axis=0) != want).any(1).mean() > 0.5
+
+
+def test_splits_texts_facts_and_order_are_kept(home, coded):
+    before, after = records(home / "scenes"), records(coded)
+    assert list(before) == list(after) and len(before) >= 4
+    for split, part in before.items():
+        assert [(r.id, r.caption, r.facts) for r in part] == [
+            (r.id, r.caption, r.facts) for r in after[split]
+        ]
+        for old, new in zip(part, after[split], strict=True):
+            assert [type(p) for p in old.document] == [type(p) for p in new.document]
+            assert all(p.data == b"" for p in new.document if isinstance(p, Image))
+    assert (coded / "tokenizer.json").read_text() == (home / "scenes/tokenizer.json").read_text()
+    about = store.info(coded)["source"]
+    assert about["of"] == store.info(home / "scenes")["digest"]
+    assert (about["coded"]["shape"], about["coded"]["image"]) == ([16], 8)
+
+
+def test_batches_of_codes_are_those_of_pictures_encoded_on_the_way(home, talker):
+    """Same order, same rows: only where the codes come from differs."""
+    trained = mmjax.load(talker, devices=ONE)
+    tokenizer, parts = trained.run.tokenizer, trained.run.model.parts
+    batches = []
+    for is_coded in (True, False):
+        c = chameleon(home / "scenes", data__coded=is_coded).data
+        stream = pipeline.train_batches(c, tokenizer, 8, 2, 0)
+        batches.append(next(stream))
+        stream.close()
+    offline, fly = batches
+    assert offline.pixels.shape == (8, 2, 0, 0, 3) and fly.pixels.shape == (8, 2, 8, 8, 3)
+    patches = (fly.modality == IMAGE) & (fly.segment > 0)
+    assert patches.any() and (offline.tokens[patches] >= parts.vocabulary.codes).all()
+    assert (fly.tokens[patches] == parts.vocabulary.pad).all()
+    for name in ("modality", "segment", "position", "image", "weight"):
+        np.testing.assert_array_equal(getattr(fly, name), getattr(offline, name))
+    made = jax.jit(parts.coded)(trained.params, fly).tokens
+    np.testing.assert_array_equal(made, offline.tokens)
+
+
+def watched(monkeypatch) -> list[range]:
+    """The ranges of records that are encoded from now on."""
+    seen, encode = [], coding.Block._encode
+
+    def spy(self):
+        seen.append(self._numbers)
+        return encode(self)
+
+    monkeypatch.setattr(coding.Block, "_encode", spy)
+    return seen
+
+
+def test_a_second_call_does_nothing(home, coded, codec, monkeypatch):
+    seen = watched(monkeypatch)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in coded.glob("*record*")}
+    assert coding.tokenize(chameleon(home / "scenes").data, codec) == [coded]
+    assert before == {
+        p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in coded.glob("*record*")
+    }
+    assert not seen and before
+
+
+def test_interrupted_it_goes_on_and_ends_the_same(home, coded, codec, tmp_path, monkeypatch):
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    data = chameleon(tmp_path / "scenes").data
+    monkeypatch.setattr(write, "ITEMS", 10)
+    monkeypatch.setattr(coding, "AHEAD", 8)
+    seen, items = watched(monkeypatch), coding.items
+
+    def broken(*args):
+        for number, item in enumerate(items(*args)):
+            if number == 25:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(coding, "items", broken)
+    with pytest.raises(KeyboardInterrupt):
+        coding.tokenize(data, codec)
+    assert seen == [range(0, 8), range(8, 16), range(16, 24), range(24, 32)]
+    assert not (tmp_path / "scenes.coded" / "dataset.json").exists()
+    with pytest.raises(UserError, match="holds no data set"):
+        pipeline.train_batches(data, codec.run.tokenizer, 8, 2, 0)
+    monkeypatch.setattr(coding, "items", items)
+    seen.clear()
+    coding.tokenize(data, codec)
+    assert seen[0] == range(16, 24)  # the block of item 20, the first that was not committed
+    mine, whole = (store.info(p) for p in (tmp_path / "scenes.coded", coded))
+    assert mine["digest"] == whole["digest"] and mine["splits"] != whole["splits"]
+    assert records(tmp_path / "scenes.coded") == records(coded)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import jax
+jax.config.update("jax_platforms", "cpu")
+import mmjax
+from mmjax import coding
+from mmjax.data import write
+from test_coding import chameleon
+write.ITEMS, coding.AHEAD = 10, 8
+items = coding.items
+def slow(*args):
+    for number, item in enumerate(items(*args)):
+        print(number, flush=True)
+        time.sleep(0.02)
+        yield item
+coding.items = slow
+coding.tokenize(chameleon(sys.argv[2]).data, mmjax.load(sys.argv[1], devices=jax.devices()[:1]))
+"""
+
+
+def test_killed_it_goes_on_by_the_command_and_ends_the_same(home, coded, tmp_path):
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    code = KILLED.format(tests=str(ROOT / "tests"))
+    args = [sys.executable, "-c", code, str(home / "codec"), str(tmp_path / "scenes")]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 33:
+                break
+        process.kill()
+    assert process.returncode == -9
+    draft = tmp_path / "scenes.coded" / "progress.json"
+    assert 30 <= json.loads(draft.read_text())["items"] < COUNT
+    done = [command(tmp_path, f"--workdir={home / 'codec'}"), command(tmp_path)]
+    out, said = done[0].communicate(timeout=120)
+    assert (done[0].returncode, out) == (
+        0, f"{tmp_path}/scenes.coded: ready; train with data.coded=True\n",
+    ), said  # fmt: skip
+    assert store.info(draft.parent)["digest"] == store.info(coded)["digest"]
+    out, said = done[1].communicate(timeout=120)
+    assert (done[1].returncode, out) == (2, "") and said.count("\n") == 1
+    assert "--workdir=DIR of a trained codec" in said
+
+
+def command(path: Path, *args: str) -> subprocess.Popen:
+    """`mmjax tokenize` of the scenes in a directory."""
+    file = path / "experiment.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        f"from tiny import tiny_chameleon_config\n\n"
+        f"def get_config():\n    return tiny_chameleon_config({str(path / 'scenes')!r})\n"
+    )
+    argv = [sys.executable, "-m", "mmjax", "tokenize", f"--config={file}", *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=os.environ)
+
+
+def test_a_talker_keeps_the_codecs_weights_bit_for_bit(talker, codec, fresh):
+    found = mmjax.load(talker, devices=ONE)
+    assert found.step == 2 and same(found.params["codec"], codec.params["codec"])
+    assert not same(fresh.params["codec"], codec.params["codec"])
+    assert not same(fresh.params["embed"], found.params["embed"])
+
+
+def test_after_a_resume_it_still_does(home, talker, codec, tmp_path):
+    shutil.copytree(talker, tmp_path / "run")
+    shutil.rmtree(directory(tmp_path / "run") / "2")
+    assert mmjax.load(tmp_path / "run", devices=ONE).step == 1
+    # What the codec's run has become since does not matter: the weights are the checkpoint's.
+    e = chameleon(home / "scenes", start={"codec": str(home / "codec")})
+    assert train(e, tmp_path / "run", ONE) == 0
+    found, whole = (mmjax.load(p, devices=ONE) for p in (tmp_path / "run", talker))
+    assert found.step == 2 and same(found.params, whole.params)
+    assert same(found.params["codec"], codec.params["codec"])
+
+
+def untrained(e) -> Trained:
+    """A model as it begins."""
+    begun = prepare(e, ONE)
+    return Trained(begun, begun.init().params, 0)
+
+
+def refused(e, path, match: str) -> None:
+    """`mmjax train` says so in one line, and trains nothing."""
+    with pytest.raises(UserError, match=match) as error:
+        train(e, path / "run", ONE)
+    assert "\n" not in str(error.value)
+    assert not (path / "run" / "checkpoints").exists() or not os.listdir(directory(path / "run"))
+
+
+def test_codes_of_another_codec_are_refused(home, coded, tmp_path):
+    other = untrained(experiment(tiny_codec_config(home / "scenes", seed=1)))
+    with pytest.raises(UserError, match=r"scenes.coded was made by another codec.*remove it first"):
+        coding.tokenize(chameleon(home / "scenes").data, other)
+    # Without `start` the codec is a random one.
+    match = r"scenes.coded was coded by another codec \(\w{12}\) than the one this run has \(\w{12}"
+    refused(chameleon(home / "scenes"), tmp_path, match)
+
+
+def test_codes_of_another_size_are_refused(home, coded, codec, tmp_path):
+    larger = {"data__image": 16, "data__patch": 4}
+    third = {"multipliers": (1, 2, 2)}  # a level more: as many codes of a larger picture
+    e = chameleon(home / "scenes", **larger, model__codec=tiny_codec(16) | third)
+    refused(e, tmp_path, r"made with data.image=8 and data.resize='pil_box', not 16.*elsewhere")
+    refused(chameleon(home / "scenes", data__resize="nearest"), tmp_path, r"not 8 and 'nearest'")
+    with pytest.raises(UserError, match=r"data.image=16, but the codec was trained at 8"):
+        coding.tokenize(e.data, codec)
+
+
+def test_only_a_codec_tokenizes(home, talker):
+    with pytest.raises(UserError, match=r"holds a chameleon; give that of a codec's training"):
+        coding.tokenize(chameleon(home / "scenes").data, mmjax.load(talker, devices=ONE))
+
+
+def test_data_that_were_not_coded_name_the_command(home, tmp_path):
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    refused(chameleon(tmp_path / "scenes"), tmp_path, r"no .*scenes.coded; make it with `mmjax tok")
+
+
+def test_a_start_of_another_configuration_is_refused_by_name(home, coded, tmp_path):
+    codec = tiny_codec() | {"channels": 16}
+    e = chameleon(home / "scenes", start={"codec": str(home / "codec")}, model__codec=codec)
+    refused(e, tmp_path, r"config.model.codec differs from that of .*: channels: 8 -> 16$")
+    assert not (tmp_path / "run").exists()
+    e = chameleon(home / "scenes", start={"codec": str(tmp_path / "none")})
+    refused(e, tmp_path, r"none/config.json does not exist")
+
+
+def test_a_start_of_a_part_that_is_not_there_is_refused_by_name(home, coded, tmp_path):
+    e = chameleon(home / "scenes", start={"codex": str(home / "codec")})
+    refused(e, tmp_path, r"config.start names 'codex', of which this model has no weights")
+    begun = prepare(chameleon(home / "scenes", start={"embed": str(home / "codec")}), ONE)
+    with pytest.raises(UserError, match=r"start.embed=.*: weight embed/table is absent there and"):
+        start.begin(begun, begun.abstract)  # shapes are all it needs to complain
+
+
+def test_a_start_of_another_shape_is_refused_by_the_weights_name(home, talker):
+    e = chameleon(home / "scenes", start={"all": str(talker)}, model__decoder__mlp=32)
+    begun = prepare(e, ONE)
+    with pytest.raises(UserError, match=r"weight decoder/blocks/mlp/\w+ is \(2, .* there and of"):
+        start.begin(begun, begun.abstract)
+
+
+def test_a_start_of_all_begins_where_another_run_ended(home, talker, fresh, tmp_path):
+    there = mmjax.load(talker, devices=ONE)
+    begun = prepare(chameleon(home / "scenes", start={"all": str(talker)}), ONE)
+    state = start.begin(begun, fresh)
+    assert same(state.params, there.params)
+    assert same(state.ema, {k: v for k, v in there.params.items() if k != "codec"})
+    assert int(state.step) == 0
+    lone = prepare(chameleon(home / "scenes", start={"head": str(talker)}), ONE)
+    part = start.begin(lone, fresh).params
+    assert same(part["head"], there.params["head"])
+    assert same(part["embed"], fresh.params["embed"])
+    assert not same(part["embed"], there.params["embed"])
+    # Ids of another tokenizer would mean other words.
+    build.save(bpe.train(["other words"], 400), tmp_path / "other.json")
+    words = {"data__tokenizer": str(tmp_path / "other.json")}
+    foreign = prepare(chameleon(home / "scenes", start={"all": str(talker)}, **words), ONE)
+    with pytest.raises(UserError, match=r"tokenizer is another; give data.tokenizer=.*chameleon"):
+        start.begin(foreign, foreign.abstract)
+
+
+def test_a_codec_of_latents_writes_float16_and_batches_carry_them(home, tmp_path):
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    kl = tiny_codec_config(tmp_path / "scenes", model__codec=tiny_codec(kind="kl", codes=0))
+    trained = untrained(experiment(kl))
+    # As a family of latents would read them: 16 positions a picture.
+    c = experiment(changed(kl, {"data__patch": 2})).data
+    (made,) = coding.tokenize(c, trained)
+    before, after = records(tmp_path / "scenes")["train"], records(made)["train"]
+    found = np.stack([r.document[1].coded.array() for r in after])
+    assert (found.dtype, found.shape[1:]) == (np.float16, (4, 4, 4))
+    pixels = np.stack([decode_image(r.images[0], 8, "pil_box") for r in before])
+    parts = trained.run.model.parts
+    want = autoencoder.encode_latents(parts.codec, trained.params["codec"], pixels)
+    np.testing.assert_allclose(found, want, atol=2e-3, rtol=2e-3)
+    assert np.abs(found - np.roll(found, 1, axis=0)).max() > 2e-2
+    known = {x.tobytes() for x in found}
+    c = dataclasses.replace(c, coded=True, caption_dropout=0.0)
+    stream = pipeline.train_batches(c, trained.run.tokenizer, 8, 1, 0)
+    batch = next(stream)
+    stream.close()
+    assert (batch.pixels.dtype, batch.pixels.shape) == (np.float16, (8, 4, 4, 4, 4))
+    used = batch.image.max(1)
+    assert used.max() >= 1
+    for row, count in zip(batch.pixels, used, strict=True):
+        assert all(x.tobytes() in known for x in row[:count])
+        assert not row[count:].any()
+    patches = batch.tokens[batch.modality == IMAGE]
+    assert len(patches) and (patches == parts.vocabulary.pad).all()

@@ -1,0 +1,190 @@
+"""Prompts of `mmjax sample`: forms of a flag and of a JSONL line, mistakes by file and line."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from mmjax.error import UserError
+from mmjax.sample.request import IMAGE, TEXT, parse
+
+NAME = "mmjax.verbs.sample"
+TEXT_ALONE = '"a"'  # a line as it stands
+
+
+@pytest.fixture(scope="module")
+def verb():
+    """The module; its flags are taken back after, as another verb defines some of them too."""
+    before = {*flags.FLAGS}
+    yield importlib.import_module(NAME)
+    for name in {*flags.FLAGS} - before:
+        delattr(flags.FLAGS, name)
+    sys.modules.pop(NAME, None)
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Writes rows, or lines as they are, into a file of prompts."""
+
+    def write(*rows) -> str:
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "Photo.PNG"
+    path.write_bytes(b"only its name is looked at")
+    return path
+
+
+def test_text_asks_for_a_picture_and_a_picture_for_text(verb, photo):
+    given = ["a red apple", str(photo), "png", "3 > 2. "]
+    assert verb.read_prompts(given) == [
+        ["a red apple", IMAGE], [photo], ["png", IMAGE], ["3 > 2. ", IMAGE],
+    ]  # fmt: skip
+    assert verb.read_prompts([]) == []
+    assert [parse(p).draw for p in verb.read_prompts(given)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".JPG"])
+def test_a_picture_is_known_by_its_ending_and_must_be_there(verb, tmp_path, ending):
+    path = tmp_path / f"a b{ending}"
+    with pytest.raises(UserError, match=f"^picture .*a b{ending} does not exist$"):
+        verb.read_prompts(["text", str(path)])
+    path.touch()
+    assert verb.read_prompts([str(path)]) == [[path]]
+    assert verb.read_prompts(["a drawing of a png"]) == [["a drawing of a png", IMAGE]]
+
+
+def test_a_file_of_prompts_has_three_forms(verb, lines, photo):
+    file = lines(
+        {"text": "a red apple"},
+        {"image": str(photo)},
+        "",
+        "   ",
+        {"parts": [{"text": "before"}, {"image": str(photo)}, {"make": "image"}]},
+        {"parts": [{"make": "text"}, {"image": str(photo)}]},
+        {"parts": [{"text": "only text"}]},
+        {"parts": []},
+        {"text": "ünï\ncode"},
+    )
+    want = [
+        ["a red apple", IMAGE],
+        [photo],
+        ["before", photo, IMAGE],
+        [TEXT, photo],
+        ["only text"],
+        [],
+        ["ünï\ncode", IMAGE],
+    ]
+    assert verb.read_jsonl(Path(file)) == want
+    # Among other prompts it stands for its lines, in their place.
+    assert verb.read_prompts(["first", file, "last"]) == [["first", IMAGE], *want, ["last", IMAGE]]
+
+
+def test_prompts_in_parts_ask_for_what_they_make(verb, lines, photo):
+    found = verb.read_prompts([lines(
+        {"parts": [{"text": "a"}, {"make": "image"}]},
+        {"parts": [{"text": "a"}, {"make": "image"}, {"text": "b"}]},
+        {"parts": [{"make": "text"}, {"image": str(photo)}]},
+        {"parts": [{"text": "a"}]},
+    )])  # fmt: skip
+    assert [(r.draw, r.infill) for r in map(parse, found)] == [
+        (True, False), (True, True), (False, True), (False, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"txt": "a"},
+        {},
+        {"text": "a", "image": "b.png"},
+        {"text": 3},
+        {"text": None},
+        {"image": ["b.png"]},
+        {"make": "video"},
+        {"make": True},
+        {"parts": "a"},
+        {"parts": [{"text": "a"}, "b"]},
+        {"parts": [{"parts": [{"text": "a"}]}]},
+        {"parts": [{"text": "fine"}, {"make": "Image"}]},
+        ["a"],
+        3,
+        None,
+        TEXT_ALONE,
+    ],
+)
+def test_a_line_of_no_form_is_named_by_file_and_line(verb, lines, row):
+    file = lines({"text": "fine"}, "", row, {"text": "fine"})
+    with pytest.raises(UserError) as error:
+        verb.read_prompts([file])
+    said = str(error.value)
+    assert said.startswith(f'{file}:3 must be {{"text": ...}}, {{"image": "path"}} or ')
+    assert "\n" not in said and len(said) < len(file) + 250
+    parts = row.get("parts") if isinstance(row, dict) else None
+    wrong = parts[-1] if isinstance(parts, list) else row  # of parts the one that is wrong
+    assert said.endswith(f"not {wrong if row == TEXT_ALONE else json.dumps(wrong)}")
+
+
+def test_a_long_wrong_line_is_cut_short(verb, lines):
+    with pytest.raises(UserError) as error:
+        verb.read_prompts([lines({"caption": "x" * 5000})])
+    assert len(str(error.value)) < 500 and str(error.value).endswith("x" * 20)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", '{"text": "a"} {"text": "b"}', "a red apple", "{'text': 'a'}"]
+)
+def test_a_line_that_is_no_json_is_named_by_file_and_line(verb, lines, line):
+    file = lines({"text": "fine"}, line)
+    with pytest.raises(UserError, match=r"prompts.jsonl:2 is not JSON: ") as error:
+        verb.read_prompts([file])
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there_are_named(verb, lines, tmp_path):
+    with pytest.raises(UserError, match=r"^prompt file none.jsonl does not exist$"):
+        verb.read_prompts(["none.jsonl"])
+    with pytest.raises(UserError, match=r"^prompt file .* does not exist$"):
+        verb.read_prompts([str(tmp_path / "folder.jsonl")])
+    with pytest.raises(UserError, match=r"^picture none.png does not exist$"):
+        verb.read_prompts([lines({"parts": [{"text": "a"}, {"image": "none.png"}]})])
+    with pytest.raises(UserError, match=r"^picture none.txt does not exist$"):
+        verb.read_prompts([lines({"image": "none.txt"})])
+
+
+def test_only_a_line_feed_ends_a_line(verb, tmp_path):
+    # BUG: str.splitlines also cuts at U+2028, U+0085 and others, which JSON allows in a string.
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"text": "one\u2028two"}, {"text": "three\x85four"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    assert verb.read_prompts([str(path)]) == [[row["text"], IMAGE] for row in rows]
+    path.write_bytes(b'{"text": "a"}\r\n{"text": "b"}')  # as Windows ends them; none at the end
+    assert verb.read_prompts([str(path)]) == [["a", IMAGE], ["b", IMAGE]]
+
+
+def test_a_file_of_prompts_that_is_no_text_is_one_line(verb, tmp_path):
+    # BUG: UnicodeDecodeError comes through.
+    path = tmp_path / "photo.jsonl"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match=r"photo.jsonl") as error:
+        verb.read_prompts([str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_one_part_is_text_a_path_or_a_slot(verb):
+    assert verb.one_part({"text": ""}, "here") == ""
+    assert verb.one_part({"image": "a.png"}, "here") == Path("a.png")
+    assert verb.one_part({"make": "image"}, "here") is IMAGE
+    assert verb.one_part({"make": "text"}, "here") is TEXT
+    with pytest.raises(UserError, match=r"^here must be "):
+        verb.one_part({"make": "sound"}, "here")
