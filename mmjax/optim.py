@@ -26,8 +26,8 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
         decays["exponential"] = optax.exponential_decay(c.peak, rest, c.floor)
     if c.decay not in decays:
         raise UserError(
-            f"optim.decay={c.decay!r} with floor={c.floor} is unknown; have: {', '.join(decays)}, "
-            f"exponential (with a floor above 0)"
+            f"optim.decay={c.decay!r} is unknown; have: cosine, linear, constant, and, with "
+            f"optim.floor above 0 (it is {c.floor}), exponential"
         )
     # The first update uses step 0: start above zero, or it would be lost.
     warm = optax.linear_schedule(c.peak / (c.warmup + 1), c.peak, c.warmup)

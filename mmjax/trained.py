@@ -157,11 +157,6 @@ class Trained:
             for base, p in ((sample.words, ""), (sample.codes, "image_"))
         )
         scales = {name: float(options.get(name, getattr(sample, name))) for name in known}
-        seeds = [seed] * len(asked) if isinstance(seed, int) else list(seed)
-        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-            np.array(seeds, np.uint32),
-            np.arange(len(asked)) if isinstance(seed, int) else np.zeros(len(asked), int),
-        )
         made = talk.talk(
             self.run,
             self.params,
@@ -169,7 +164,7 @@ class Trained:
             asked,
             talk.Wish(int(options.get("text", sample.text)), pictures),
             partial(engine.Options, words=words, codes=codes, **scales),  # type: ignore[arg-type]
-            keys,
+            row_keys(seed, len(asked)),
             stream,
         )
         if pictures:
@@ -213,3 +208,20 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     if averaged and run.model.frozen:
         params = merge(params, split(found.state["params"], run.model.frozen)[1])
     return Trained(run, params, found.step)
+
+
+def row_keys(seed: int | Sequence[int], count: int) -> jax.Array:
+    """[count] keys: of each row's own seed, or of one seed and the row's place.
+
+    Raises:
+        UserError: for a number of seeds that is not `count`, or one outside 0 ... 2**32 - 1.
+    """
+    one = np.ndim(seed) == 0  # type: ignore[arg-type]
+    seeds = [int(s) for s in np.atleast_1d(np.asarray(seed, object))]
+    if not one and len(seeds) != count:
+        raise UserError(f"{len(seeds)} seeds for {count} prompts: give one, or one a prompt")
+    if wrong := [s for s in seeds if not 0 <= s < 2**32]:
+        raise UserError(f"seed={wrong[0]} must lie between 0 and {2**32 - 1}")
+    places = np.arange(count) if one else np.zeros(count, int)
+    spread = np.array(seeds * count if one else seeds, np.uint32)
+    return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(spread, places)

@@ -19,7 +19,7 @@ EXPERIMENT = tiny()
 CONFIG = EXPERIMENT.optim
 
 
-@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant", "exponential"])
 def test_schedule(decay):
     c = dataclasses.replace(CONFIG, peak=1.0, warmup=10, floor=0.1, decay=decay)
     rate = optim.schedule(c, 110)
@@ -28,6 +28,7 @@ def test_schedule(decay):
         "cosine": [0.1 + 0.9 * 0.5, 0.1],
         "linear": [0.55, 0.1],
         "constant": [1.0, 1.0],
+        "exponential": [0.1**0.5, 0.1],
     }[decay]
     np.testing.assert_allclose(got, [1 / 11, 1 / 11 + 0.5 * 10 / 11, 1.0, *late], rtol=1e-5)
 
@@ -36,6 +37,11 @@ def test_schedule(decay):
 def test_unknown_names_are_refused(field, value):
     with pytest.raises(UserError, match=f"optim.{field}='{value}' is unknown; have: "):
         optim.optimizer(dataclasses.replace(CONFIG, **{field: value}), 10)
+
+
+def test_exponential_decay_needs_a_floor():
+    with pytest.raises(UserError, match=r"with optim\.floor above 0"):
+        optim.schedule(dataclasses.replace(CONFIG, decay="exponential", floor=0.0), 10)
 
 
 def params():

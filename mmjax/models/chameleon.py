@@ -119,7 +119,7 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     weight = next_weight(batch)
     written = batch.modality[:, 1:]
     scale = jnp.array([c.text_weight, c.image_weight])
-    groups = jnp.stack([weight * (written == kind) for kind in (TEXT, IMAGE)], -1)
+    groups = jnp.stack([jnp.where(written == kind, weight, 0.0) for kind in (TEXT, IMAGE)], -1)
     terms = token_terms(
         "tokens", ("text", "image"), hidden, parts.head(params), batch,
         groups * scale[None, None], c.z_weight,

@@ -18,5 +18,7 @@ def main(rest: list[str]) -> int:
     """Evaluates the workdir."""
     if WORKDIR.value is None or rest:
         raise UserError("give --workdir=DIR of a `mmjax train`")
+    if unknown := sorted(set(NAMES.value or ()) - set(ALL)):
+        raise UserError(f"--evals={unknown[0]} is unknown; have: {', '.join(ALL)}")
     evaluate(WORKDIR.value, NAMES.value)
     return 0

@@ -87,8 +87,13 @@ def read_jsonl(path: Path) -> list[Prompt]:
     """Prompts of a JSONL file."""
     if not path.is_file():
         raise UserError(f"prompt file {path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt file {path} is not UTF-8: {error}") from error
     prompts: list[Prompt] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    # Not splitlines: JSON allows further separators of lines inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -351,9 +351,9 @@ def test_a_wrong_option_is_named(model, options, words):
 
 
 def test_seeds_must_be_as_many_as_prompts(model, prompts):
-    # BUG: jax's ValueError of several lines comes through.
     for seeds in ([1], [1, 2, 3]):
-        assert "seed" in refusal(model, prompts[0], prompts[2], seed=seeds)
+        assert "seeds for 2 prompts" in refusal(model, prompts[0], prompts[2], seed=seeds)
+    assert "seed=-1 must lie between" in refusal(model, prompts[0], seed=-1)
 
 
 def test_nothing_asked_gives_nothing(model):

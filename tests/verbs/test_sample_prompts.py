@@ -162,7 +162,6 @@ def test_files_that_are_not_there_are_named(verb, lines, tmp_path):
 
 
 def test_only_a_line_feed_ends_a_line(verb, tmp_path):
-    # BUG: str.splitlines also cuts at U+2028, U+0085 and others, which JSON allows in a string.
     path = tmp_path / "prompts.jsonl"
     rows = [{"text": "one\u2028two"}, {"text": "three\x85four"}]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -173,7 +172,6 @@ def test_only_a_line_feed_ends_a_line(verb, tmp_path):
 
 
 def test_a_file_of_prompts_that_is_no_text_is_one_line(verb, tmp_path):
-    # BUG: UnicodeDecodeError comes through.
     path = tmp_path / "photo.jsonl"
     path.write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match=r"photo.jsonl") as error:
