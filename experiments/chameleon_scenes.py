@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     """The quickstart's fields with Chameleon's model and objective."""
     c = load(str(HERE / "quickstart.py"))
     codec = load(str(HERE / "codec_scenes.py"))
-    c.steps = 4000
+    c.steps = 8000
     c.save_every = 500
     c.data.sources = codec.data.sources
     c.data.image = codec.model.codec.image
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     )
     c.start = dict(codec="out/codec_scenes")
 
+    c.optim.peak = 1.2e-2
     c.optim.warmup = 100
     c.optim.ema = 0.99
     c.sample.guidance = 2.0

@@ -15,7 +15,11 @@ LOWEST = -1e30  # finite: a row that may look nowhere must not become NaN
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer [b, m, g, k], or of all layers [n, b, m, g, k]."""
+    """Keys and values of one layer [b, g, m, k], or of all layers [n, b, g, m, k].
+
+    Heads come before positions, as the products of attention want them: to turn a cache around at
+    every token costs more than the products.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -34,34 +38,42 @@ def attend(q, k, v, mask):
     Returns:
         [b, l, h, k]; the softmax is taken in f32.
     """
-    return weigh(q, k, v, mask)[0]
+    return weigh(q, heads_first(k), heads_first(v), mask)[0]
+
+
+def heads_first(x):
+    """[b, m, g, k] -> [b, g, m, k], and back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def weigh(q, k, v, mask):
-    """The same, and the largest of all scores q k^T / sqrt(head_dim), a scalar, for the log."""
+    """The same of k and v [b, g, m, k], and the largest score q k^T / sqrt(head_dim), a scalar."""
     h, width = q.shape[2:]
-    if k.shape[2] != h:
-        k, v = (jnp.repeat(x, h // k.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=jnp.float32)
+    if k.shape[1] != h:
+        k, v = (jnp.repeat(x, h // k.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("blhk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * width**-0.5, LOWEST)
     # The division comes last, on [l, k] instead of [l, m] numbers: a third less time on CPU.
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
     y = jnp.einsum(
-        "bhlm,bmhk->blhk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bhlm,bhmk->blhk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     y = (y / jnp.swapaxes(weights.sum(-1, keepdims=True), 1, 2)).astype(v.dtype)
     return y, top.max()
 
 
 def write(cache: KV, new: KV, columns) -> KV:
-    """Puts new keys and values [b, l, g, k] into the cache at each row's columns [b, l].
+    """Puts new keys and values [b, g, l, k] into a layer's cache at each row's columns [b, l].
 
     A column beyond the cache is dropped: that is how rows of a batch sit a step out.
     """
     row = jnp.arange(columns.shape[0])[:, None]
     return KV(
-        *(old.at[row, columns].set(x, mode="drop") for old, x in zip(cache, new, strict=True))
+        *(
+            old.at[row, :, columns].set(heads_first(x), mode="drop")
+            for old, x in zip(cache, new, strict=True)
+        )
     )
 
 
@@ -82,10 +94,12 @@ class Attention(Layer):
 
     @nn.compact
     def __call__(self, x, mask, angles, cache: KV | None = None, columns=None):
-        """x [b, l, d] -> ([b, l, d], cache, largest score).
+        """x [b, l, d] -> ([b, l, d], its keys and values [b, g, l, k], largest score).
 
-        With a cache, the new keys and values are written at `columns` [b, l] first and the mask is
-        [b, l, m] over the cache's m columns.
+        With a cache, it is read as if they stood at `columns` [b, l] in it, under a mask [b, l, m]
+        over its m columns. To write them for good is the caller's, who does it for all layers at
+        once: in a loop over tokens that happens in place, while a cache that goes through every
+        layer is copied there.
         """
         d = x.shape[-1]
 
@@ -99,10 +113,9 @@ class Attention(Layer):
         v = project("v", self.kv_heads, "heads")
         if self.qk_norm:
             q, k = head_norm(self, "q_norm", q), head_norm(self, "k_norm", k)
-        kv = KV(rotate(k, angles), v)
-        if cache is not None:
-            kv = cache = write(cache, kv, columns)
+        new = KV(heads_first(rotate(k, angles)), heads_first(v))
+        kv = new if cache is None else write(cache, new, columns)
         y, peak = weigh(rotate(q, angles), kv.keys, kv.values, mask)
         shape = (self.heads, self.head_dim, d)
         o = self.weight("o", shape, ("heads", None, "embed"), fan_in_of(self.heads * self.head_dim))
-        return linear(y, o, 2), cache, peak
+        return linear(y, o, 2), new, peak

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.error import UserError
-from mmjax.layers.attention import KV, Attention
+from mmjax.layers.attention import KV, Attention, write
 from mmjax.layers.dropout import dropout
 from mmjax.layers.mlp import SwiGLU
 from mmjax.layers.norm import rms
@@ -72,7 +72,7 @@ class Block(Layer):
 
     @nn.compact
     def __call__(self, x, cache, layer, mask, angles, columns, keys):
-        """x [b, l, d], this layer's cache or None, its number -> (x, (cache, largest score))."""
+        """x [b, l, d], a layer's cache or None, its number -> (x, (new to it, largest score))."""
         c = self.c
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer)))(keys)
@@ -91,7 +91,7 @@ class Block(Layer):
 
         def attend(y):
             y, new, peak = attention(y, mask, angles, cache, columns)
-            return y, (new, peak)
+            return y, (new if cache is not None else None, peak)
 
         x, kept = branch("attention", x, attend, 0)
         x, _ = branch("mlp", x, lambda y: (mlp(y), None), 1)
@@ -132,7 +132,7 @@ class Decoder(Layer):
             x: [b, l, d] embedded inputs.
             mask: [b or 1, l, m] bool; m = l without a cache.
             position: [b, l] int32 for RoPE.
-            cache: keys and values of all layers, [n, b, m, g, k] each, or None.
+            cache: keys and values of all layers, [n, b, g, m, k] each, or None.
             columns: [b, l] int32, where in the cache these positions are written.
             keys: [b] one dropout key a row, or None to drop nothing.
             watch: return a `Watch` too.
@@ -155,7 +155,12 @@ class Decoder(Layer):
             metadata_params={nn.PARTITION_NAME: self.rules.layers},
         )
         layers = stack(self.rules, self.dtype, c, name="blocks")
-        x, (cache, peak) = layers(x, cache, jnp.arange(c.depth), mask, angles, columns, keys)
+        x, (new, peak) = layers(x, cache, jnp.arange(c.depth), mask, angles, columns, keys)
+        if cache is not None:
+            # XLA writes in place what is provably read no more, so the columns are made to depend
+            # on the output: what gave no number is not kept. Without it the cache is copied twice.
+            columns = jnp.where(jnp.isnan(x[:, :, 0]), cache.keys.shape[3], columns)
+            cache = jax.vmap(write, (0, 0, None))(cache, new, columns)
         y = rms(self, "final_norm", x)
         if not watch:
             return y, cache
@@ -165,5 +170,5 @@ class Decoder(Layer):
 
 def empty_cache(c: DecoderConfig, batch: int, columns: int) -> KV:
     """A cache of zeros for `batch` rows of `columns` positions."""
-    shape = (c.depth, batch, columns, c.kv_heads, c.head_dim)
+    shape = (c.depth, batch, c.kv_heads, columns, c.head_dim)
     return KV(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))

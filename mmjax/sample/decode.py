@@ -69,7 +69,7 @@ def draw(parts: Parts, params, prompt: Batch, keys, shared: bool, steps: int, gu
     count = jnp.arange(c.patches)[None]
     columns = filled.length[:, None] + count
     position = filled.position[:, None] + 1 + (jnp.zeros_like(count) if shared else count)
-    total = filled.cache.keys.shape[2]
+    total = filled.cache.keys.shape[3]
     mask = (jnp.arange(total)[None] < filled.length[:, None] + c.patches)[:, None]
     mask = jnp.broadcast_to(mask, (mask.shape[0], c.patches, total))
 
@@ -118,7 +118,7 @@ def write(parts: Reader, params, prompt: Batch, keys, count: int, temperature: f
     """
     v = parts.vocabulary
     filled = prefill(parts, params, prompt, count)
-    total = filled.cache.keys.shape[2]
+    total = filled.cache.keys.shape[3]
     banned = jnp.array([v.pad, v.bos, v.boi, v.eoi])
 
     def pick(hidden, step):

@@ -76,7 +76,7 @@ class State(NamedTuple):
     """Where all rows stand; s streams.
 
     Attributes:
-        cache: [n, s b, m, g, k] each. hidden: [s, b, d], outputs at each stream's last token.
+        cache: [n, s b, g, m, k] each. hidden: [s, b, d], outputs at each stream's last token.
         column, position: [s, b] int32, of the next token. left, pictures, closed: [b] int32.
         close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. tokens: [b, count] int32.
         step: int32 scalar, tokens made.
@@ -229,7 +229,7 @@ def feed(parts: Parts, params, state: State, token, plan: Plan) -> State:
         # The blank stream holds nothing but BOS when a picture begins.
         column = column.at[-1].set(jnp.where(begins, 1, column[-1]))
         position = position.at[-1].set(jnp.where(begins, 1, position[-1]))
-    total = state.cache.keys.shape[2]
+    total = state.cache.keys.shape[3]
     at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
     mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
     x = parts.embed(params, jnp.tile(token, streams)[:, None])

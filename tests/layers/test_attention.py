@@ -1,5 +1,8 @@
 """Attention against a loop in f64, the cache, and cached decoding against doing it all again."""
 
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,15 +95,15 @@ def test_the_softmax_is_taken_in_f32():
 
 def test_write_puts_every_row_at_its_own_columns_and_drops_the_rest():
     rng = np.random.default_rng(0)
-    cache = KV(*rng.normal(size=(2, 3, 4, 1, 2)).astype(np.float32))
-    new = KV(*rng.normal(size=(2, 3, 2, 1, 2)).astype(np.float32))
+    cache = KV(*rng.normal(size=(2, 3, 3, 4, 2)).astype(np.float32))
+    new = KV(*rng.normal(size=(2, 3, 3, 2, 2)).astype(np.float32))
     columns = np.array([[0, 1], [3, 4], [9, 2]])
     want = [x.copy() for x in cache]
     for r in range(3):
         for i in range(2):
             if columns[r, i] < 4:
                 for part in (0, 1):
-                    want[part][r, columns[r, i]] = new[part][r, i]
+                    want[part][r, :, columns[r, i]] = new[part][r, :, i]
     got = jax.jit(write)(cache, new, columns)
     np.testing.assert_array_equal(got, want)
     assert (np.asarray(got.keys) != cache.keys).any(axis=(1, 2, 3)).all()
@@ -161,3 +164,27 @@ def test_a_row_whose_column_lies_beyond_the_cache_sits_the_step_out(decoder):
     _, cache = apply(x[:, :1], np.ones((1, 1, ROOM), bool), np.zeros((3, 1), int), cache, columns)
     written = np.abs(np.asarray(cache.keys)).max(axis=(0, 2, 3, 4)) > 0
     np.testing.assert_array_equal(written, [True, False, True])
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_a_loop_over_tokens_writes_the_cache_in_place(decoder, unroll):
+    """No copy of all layers' keys or values in the compiled loop, which would double it."""
+    c = replace(decoder[0], unroll=unroll)
+    module = Decoder(Rules(make_mesh(1, 1, 1, jax.devices()[:1])), "float32", c)
+    cache = empty_cache(c, 3, ROOM)
+    column, x = jnp.zeros((3, 1), int), jnp.zeros((3, 1, 32))
+    params = jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones((1, 1, 1), bool), column)
+
+    def loop(params, cache, x):
+        def step(i, carry):
+            cache, x = carry
+            mask = (jnp.arange(ROOM) <= i)[None, None]
+            x, cache = module.apply(params, x, mask, column + i, cache, column + i)
+            return cache, x
+
+        return jax.lax.fori_loop(0, ROOM, step, (cache, x))
+
+    compiled = jax.jit(loop, donate_argnums=1).lower(params, cache, x).compile().as_text()
+    whole = re.escape(f"f32[{','.join(map(str, cache.keys.shape))}]")
+    assert re.search(rf"= {whole}\S* (fusion|scatter)\(", compiled)
+    assert not re.search(rf"= {whole}\S* (copy|concatenate)\(", compiled)
