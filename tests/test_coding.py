@@ -217,6 +217,7 @@ coding.tokenize(chameleon(sys.argv[2]).data, mmjax.load(sys.argv[1], devices=jax
 """
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_by_the_command_and_ends_the_same(home, coded, tmp_path):
     shutil.copytree(home / "scenes", tmp_path / "scenes")
     code = KILLED.format(tests=str(ROOT / "tests"))
