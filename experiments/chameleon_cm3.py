@@ -1,4 +1,4 @@
-"""The small Chameleon on CM3's objective: spans move to the end, and holes can be filled.
+"""The small Chameleon trained on with CM3's objective: spans move to the end, holes can be filled.
 
 Aghajanyan et al. 2022 (arXiv 2201.07520). On average one span a document, of text or a whole
 picture.
@@ -15,7 +15,10 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The small Chameleon with moved spans."""
+    """The small Chameleon, begun as it was trained, with moved spans."""
     c = load(str(Path(__file__).parent / "chameleon_scenes.py"))
+    c.steps = 1500
+    c.start = dict(all="out/chameleon_scenes")
+    c.optim.peak = 4e-3
     c.data.spans = 1.0
     return c
