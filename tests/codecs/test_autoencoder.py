@@ -1,0 +1,189 @@
+"""The codec's network: Chameleon's shapes, its padding, its ids, its cost."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from tiny import ROOT, tiny_codec
+
+from mmjax import config, run
+from mmjax.codecs import autoencoder
+from mmjax.codecs.autoencoder import CodecConfig
+from mmjax.codecs.quantise import QuantiserConfig
+from mmjax.error import UserError
+from mmjax.layers.conv import Conv, double
+from mmjax.mesh import Rules, make_mesh
+
+RULES = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+
+
+def tiny(**quantiser) -> CodecConfig:
+    c = tiny_codec(**quantiser)
+    return CodecConfig(**c | {"quantiser": QuantiserConfig(**c["quantiser"]), "attend": ()})
+
+
+def weights(c: CodecConfig):
+    """Random parameters, with codes as far apart as what the encoder gives."""
+    layers = autoencoder.modules(c, RULES)
+    boxed = autoencoder.boxed_init(jax.random.key(0), c, layers)
+    params = jax.tree.map(
+        lambda x: getattr(x, "value", x), boxed, is_leaf=lambda x: hasattr(x, "value")
+    )
+    if "book" in params:
+        params["book"]["codes"] *= c.quantiser.codes
+    return autoencoder.build(c, RULES), params
+
+
+def chameleon() -> CodecConfig:
+    c = config.load(str(ROOT / "experiments" / "codec_chameleon.py"))
+    return config.resolve(c, run.families()).model.codec
+
+
+def test_chameleons_shapes():
+    c = chameleon()
+    assert (c.factor, c.side, c.tokens, c.codes) == (16, 32, 1024, 8192)
+    codec = autoencoder.build(c, RULES)
+    params = jax.eval_shape(lambda: weights(c)[1])
+    pixels = jax.ShapeDtypeStruct((2, 512, 512, 3), jnp.uint8)
+    ids = jax.eval_shape(lambda p, x: autoencoder.encode_ids(codec, p, x), params, pixels)
+    assert (ids.shape, ids.dtype) == ((2, 1024), jnp.int32)
+    made = jax.eval_shape(lambda p, x: autoencoder.decode_ids(codec, p, x), params, ids)
+    assert (made.shape, made.dtype) == (pixels.shape, pixels.dtype)
+    assert params["book"]["codes"].shape == (1, 8192, 256)
+    z = jax.eval_shape(codec.encode, params, jax.ShapeDtypeStruct((2, 512, 512, 3), jnp.float32))
+    assert z.shape == (2, 32, 32, 256)
+
+
+def test_chameleons_network_has_as_many_weights_as_its_table():
+    """Layer by layer, as the released tokenizer's listing has them."""
+
+    def conv(first, last, side=3):
+        return side * side * first * last + last
+
+    def residual(first, last):
+        skip = conv(first, last, 1) if first != last else 0
+        return 2 * first + conv(first, last) + 2 * last + conv(last, last) + skip
+
+    attention = 2 * 512 + 4 * 512 * 512  # no biases here; the released one has them
+    middle = 2 * residual(512, 512) + attention
+    levels = [(128, 128), (128, 128), (128, 256), (256, 256), (256, 512)]
+    encoder = conv(3, 128) + middle + 2 * 512 + conv(512, 256) + conv(256, 256, 1)
+    encoder += sum(residual(a, b) + residual(b, b) for a, b in levels)
+    encoder += sum(conv(b, b) for _, b in levels[:-1])
+    widths = [(512, 512), (512, 256), (256, 256), (256, 128), (128, 128)]
+    decoder = conv(256, 256, 1) + conv(256, 512) + middle + 2 * 128
+    decoder += sum(residual(a, b) + 2 * residual(b, b) for a, b in widths)
+    decoder += sum(conv(b, b) for _, b in widths[:-1])
+    params = jax.eval_shape(lambda: weights(chameleon())[1])
+
+    def count(name):
+        return sum(x.size for x in jax.tree.leaves(params[name]))
+
+    assert count("encoder") == encoder
+    assert count("decoder") == decoder
+    assert count("last") == conv(128, 3)
+
+
+def test_a_step_of_two_pads_behind_and_below_alone():
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 2)).astype(np.float32)
+    layer = Conv(RULES, "float32", 3, stride=2)
+    params = jax.tree.map(
+        lambda b: b.value if hasattr(b, "value") else b,
+        layer.init(jax.random.key(0), x), is_leaf=lambda b: hasattr(b, "value"),
+    )  # fmt: skip
+    w, found = np.asarray(params["params"]["w"]), layer.apply(params, x)
+
+    def by_loop(before):
+        wide = np.pad(x[0], ((before, 1), (before, 1), (0, 0)))
+        places = [(i, j) for i in range(3) for j in range(3)]
+        return np.array(
+            [np.tensordot(wide[2 * i : 2 * i + 3, 2 * j : 2 * j + 3], w, 3) for i, j in places]
+        ).reshape(1, 3, 3, 3)
+
+    np.testing.assert_allclose(found, by_loop(0), atol=1e-5)
+    assert abs(np.asarray(found) - by_loop(1)).max() > 0.1
+
+
+def test_doubling_repeats_each_place():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    want = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    np.testing.assert_array_equal(double(x)[0, :, :, 0], want)
+
+
+@pytest.mark.parametrize(
+    "quantiser",
+    [
+        {},
+        {"kind": "rvq", "depth": 2},
+        {"kind": "fsq", "codes": 60, "width": 3, "levels": (5, 4, 3)},
+    ],
+)
+def test_ids_go_to_codes_and_back(quantiser):
+    c = tiny(**quantiser)
+    ids = np.random.default_rng(0).integers(0, c.quantiser.codes, (3, c.side**2, c.quantiser.depth))
+    ids = (ids + np.arange(c.quantiser.depth) * c.quantiser.codes).reshape(3, c.tokens)
+    codes = autoencoder.from_ids(c, jnp.asarray(ids, jnp.int32))
+    assert codes.shape == (3, c.side, c.side, c.quantiser.depth)
+    assert int(codes.max()) < c.quantiser.codes
+    np.testing.assert_array_equal(autoencoder.to_ids(c, codes), ids)
+    # Raster order: the second id of a picture is the place to the right, or the second level.
+    second = codes[:, 0, 0, 1] if c.quantiser.depth > 1 else codes[:, 0, 1, 0]
+    np.testing.assert_array_equal(second, ids[:, 1] % c.quantiser.codes)
+
+
+@pytest.mark.parametrize("quantiser", [{}, {"kind": "rvq", "depth": 2}])
+def test_pictures_become_ids_and_pictures(quantiser):
+    c = tiny(**quantiser)
+    codec, params = weights(c)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    ids = jax.jit(lambda p, x: autoencoder.encode(codec, p, x))(params, pixels)
+    assert ids.shape == (3, 16 * c.quantiser.depth) and ids.dtype == jnp.int32
+    assert len(np.unique(ids)) > 3 and 0 <= int(ids.min()) and int(ids.max()) < c.codes
+    made = jax.jit(lambda p, i: autoencoder.decode(codec, p, i))(params, ids)
+    assert made.shape == pixels.shape and made.dtype == jnp.uint8
+    other = jax.jit(lambda p, i: autoencoder.decode(codec, p, i))(params, ids[::-1])
+    assert (np.asarray(made) != np.asarray(other)).any()
+
+
+def test_latents_are_the_mean_of_a_kl_codec():
+    c = tiny(kind="kl", codes=0)
+    codec, params = weights(c)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    z = codec.encode(params, autoencoder.to_signal(pixels))
+    latents = autoencoder.encode_latents(codec, params, pixels)
+    assert z.shape == (3, 4, 4, 8) and latents.shape == (3, 4, 4, 4)
+    np.testing.assert_array_equal(latents, z[..., :4])
+    made = autoencoder.decode_latents(codec, params, latents)
+    assert made.shape == pixels.shape and made.dtype == jnp.uint8
+
+
+def test_flops_are_those_of_the_convolutions_that_run():
+    c = replace(tiny(), image=16, channels=16, multipliers=(1, 2, 2), blocks=2)
+    codec = autoencoder.build(c, RULES)
+    params = jax.eval_shape(lambda: weights(c)[1])
+
+    def whole(params, x):
+        z = codec.encode(params, x)
+        return codec.last(params, codec.features(params, z))
+
+    jaxpr = jax.make_jaxpr(whole)(params, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+
+    def convolutions(jaxpr):
+        for e in jaxpr.eqns:
+            if e.primitive.name == "conv_general_dilated":
+                kernel = e.invars[1].aval.shape
+                yield 2.0 * np.prod(e.outvars[0].aval.shape) * np.prod(kernel[:3])
+            for sub in jaxprs_in_params(e.params):
+                yield from convolutions(sub)
+
+    counted = sum(convolutions(jaxpr.jaxpr))
+    assert autoencoder.flops(c) == pytest.approx(counted, rel=0.03)
+    assert autoencoder.flops(replace(c, blocks=1)) < 0.8 * counted
+
+
+def test_a_picture_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"^codec\.image=10 must be divisible by 4"):
+        replace(tiny(), image=10, multipliers=(1, 1, 1))
