@@ -145,7 +145,9 @@ class Book(Layer):
         codes = self.weight("codes", shape, (None,) * 3, start)
         # Where codes may restart, all do so in the first step, at vectors of its batch.
         counts = self.weight("counts", shape[:2], (None,) * 2, zeros if c.restart else ones)
-        return {"codes": codes, "counts": counts, "sums": self.weight("sums", shape, (None,) * 3)}
+        # As if each code had been used once: the first averages then lie where the codes began.
+        sums = self.weight("sums", shape, (None,) * 3, lambda *_: codes)
+        return {"codes": codes, "counts": counts, "sums": sums}
 
 
 class Codec(NamedTuple):

@@ -37,6 +37,8 @@ def ssim(a, b):
             x = jax.lax.conv_general_dilated(
                 x, one, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=x.shape[-1],
+                # In bf16, which is what TPUs take by default, variances would be lost.
+                precision=jax.lax.Precision.HIGHEST,
             )  # fmt: skip
         return x
 

@@ -323,7 +323,7 @@ def _lfq(c: QuantiserConfig, flat, share):
     logit = 400.0 * flat
     sure = jax.nn.sigmoid(logit) * jax.nn.softplus(-logit)
     sure = sure + jax.nn.sigmoid(-logit) * jax.nn.softplus(logit)
-    step = max(len(flat) // SAMPLE, 1)
+    step = max(len(flat) // SAMPLE, 1) | 1  # odd: an even one would stay in some columns
     some, used = logit[::step], share[::step]
     joint = jnp.zeros((len(some), 1))
     for i in range(c.width):

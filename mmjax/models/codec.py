@@ -139,7 +139,9 @@ def adversarial(c: Config, parts: Parts, params, features, pictures, nll, mean) 
 def usage(c: CodecConfig, params, found: quantise.Quantised) -> Terms:
     """How the codes of this batch were used: perplexity, share in use; and how many are dead.
 
-    Dead is a code whose average number of uses a step is below 0.01.
+    Dead is a code whose average number of uses a step falls below `restart` in this one (it then
+    starts anew), or below 0.01 where codes do not restart; averages forget slowly, so without
+    restarts it takes some 500 steps until any code can be dead.
     """
     if "counts" not in found.stats:
         return {}
@@ -150,7 +152,9 @@ def usage(c: CodecConfig, params, found: quantise.Quantised) -> Terms:
         "codes_used": Term((counts > 0).mean(), one),
     }
     if "book" in params:
-        dead = (params["book"]["counts"] < 0.01).sum().astype(jnp.float32)
+        g = c.quantiser.memory
+        average = g * params["book"]["counts"] + (1 - g) * counts
+        dead = (average < (c.quantiser.restart or 0.01)).sum().astype(jnp.float32)
         terms["codes_dead"] = Term(jax.lax.stop_gradient(dead), one)
     return terms
 

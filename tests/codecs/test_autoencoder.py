@@ -14,7 +14,7 @@ from mmjax.codecs import autoencoder
 from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.codecs.quantise import QuantiserConfig
 from mmjax.error import UserError
-from mmjax.layers.conv import Conv, double
+from mmjax.layers.conv import Conv, PlaceAttention, double
 from mmjax.mesh import Rules, make_mesh
 
 RULES = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
@@ -107,6 +107,32 @@ def test_a_step_of_two_pads_behind_and_below_alone():
     assert abs(np.asarray(found) - by_loop(1)).max() > 0.1
 
 
+def test_places_look_at_each_other_after_a_norm_of_32_groups():
+    rng = np.random.default_rng(0)
+    x = (2.0 + 3.0 * rng.normal(size=(2, 2, 3, 64))).astype(np.float32)
+    layer = PlaceAttention(RULES, "float32")
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x))["params"]
+    shapes = {k: getattr(v, "value", v).shape for k, v in shapes.items()}
+    p = {k: (0.2 * rng.normal(size=s)).astype(np.float32) for k, s in shapes.items()}
+    found = np.asarray(layer.apply({"params": p}, x))
+
+    def plain(groups, power=-0.5):
+        want = np.empty(x.shape)
+        for i, picture in enumerate(x.astype(np.float64)):
+            y = picture.reshape(6, groups, -1)
+            y = (y - y.mean((0, 2), keepdims=True)) / np.sqrt(y.var((0, 2), keepdims=True) + 1e-6)
+            y = y.reshape(6, 64) * p["norm_scale"] + p["norm_bias"]
+            q, k, v = (y @ p[name] for name in "qkv")
+            score = np.exp(q @ k.T * 64**power)
+            y = score / score.sum(1, keepdims=True) @ v @ p["o"]
+            want[i] = picture + y.reshape(picture.shape)
+        return want
+
+    np.testing.assert_allclose(found, plain(32), atol=1e-4)
+    for other in (plain(16), plain(32, power=-1)):
+        assert abs(found - other).max() > 0.01
+
+
 def test_doubling_repeats_each_place():
     x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     want = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
@@ -182,6 +208,11 @@ def test_flops_are_those_of_the_convolutions_that_run():
     counted = sum(convolutions(jaxpr.jaxpr))
     assert autoencoder.flops(c) == pytest.approx(counted, rel=0.03)
     assert autoencoder.flops(replace(c, blocks=1)) < 0.8 * counted
+
+
+def test_a_codec_of_no_levels_is_refused():
+    with pytest.raises(UserError, match=r"codec\.multipliers"):
+        replace(tiny(), multipliers=())
 
 
 def test_a_picture_that_does_not_divide_is_refused():

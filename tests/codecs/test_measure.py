@@ -78,6 +78,17 @@ def test_ssim_sees_what_the_mean_square_does_not():
 
 @pytest.mark.parametrize("size", [8, 10])
 def test_pictures_smaller_than_the_window_get_a_smaller_one(size):
+    """One window over all of it: means and variances weighted by the bell."""
     a, b = A[:, :size, :size], B[:, :size, :size]
+    bell = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * 1.5**2))
+    bell = np.outer(bell, bell)[None, :, :, None] / bell.sum() ** 2
+    x, y = (127.5 * (z.astype(np.float64) + 1) for z in (a, b))
+    mx, my = ((bell * z).sum((1, 2), keepdims=True) for z in (x, y))
+    vx, vy, cov = (
+        (bell * z).sum((1, 2)) for z in ((x - mx) ** 2, (y - my) ** 2, (x - mx) * (y - my))
+    )
+    mx, my, c1, c2 = mx[:, 0, 0], my[:, 0, 0], (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    want = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    np.testing.assert_allclose(measure.ssim(a, b), want.mean(1), atol=1e-4)
     np.testing.assert_allclose(measure.ssim(a, a), 1.0, atol=1e-5)
     assert (np.asarray(measure.ssim(a, b)) < 0.99).all()

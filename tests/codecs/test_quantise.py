@@ -280,3 +280,18 @@ def test_perplexity_counts_codes_in_equal_use():
 def test_what_does_not_fit_together_is_refused(change, word):
     with pytest.raises(UserError, match=word):
         replace(VQ, **change)
+
+
+def test_the_entropy_of_lfq_is_taken_over_all_columns():
+    """Pictures of a power of two places a row, more of them than are looked at: 64 x 8 x 8."""
+    z = RNG.normal(size=(64, 8, 8, 5)).astype(np.float32)
+    ones = jnp.ones(64)
+
+    def entropy(z):
+        term = q.quantise(LFQ, {}, z, ones, jax.random.split(KEYS[0], 64))[2]["entropy"]
+        return term.sum / term.count
+
+    constant = z.copy()
+    constant[:, :, 0] = 1.0  # one column of eight tells nothing: the others still use all codes
+    found = [float(entropy(jnp.asarray(x))) for x in (z, constant, np.ones_like(z))]
+    assert found[1] < 0.5 * found[0] < 0 and abs(found[2]) < 0.01

@@ -61,6 +61,7 @@ def trained(model, steps, batch=None, rate=1e-2, accumulate=1):
 
 KINDS = {
     "vq": quantiser(),
+    "vq by gradient": quantiser(decay=0.0),
     "fsq": quantiser(kind="fsq", codes=60, width=3, levels=(5, 4, 3)),
     "kl": quantiser(kind="kl", codes=0, commit=1e-4),
 }
@@ -90,6 +91,22 @@ def test_the_codebook_follows_its_averages_and_not_the_optimizer():
         "book"
     ]
     assert abs(np.asarray(by_gradient["codes"]) - np.asarray(new["codes"])).max() > 1e-3
+
+
+def test_codes_have_a_gradient_only_where_they_are_no_average():
+    def gradient(**changes):
+        model, batch = built(**quantiser(**changes)), pictures()
+        params = initial(model)
+        book = params["codec"]["book"]
+
+        def total(codes):
+            own = params["codec"] | {"book": book | {"codes": codes}}
+            return losses.total(model.loss(params | {"codec": own}, batch, KEYS), model.weights)
+
+        return jax.jit(jax.grad(total))(book["codes"])
+
+    assert size(gradient(decay=0.0)) > 1e-4
+    assert size(gradient()) == 0
 
 
 def test_empty_slots_change_nothing():
@@ -204,3 +221,12 @@ def test_the_balance_is_that_of_both_gradients_at_the_last_kernel(gan):
 def test_a_discriminator_larger_than_the_picture_is_refused():
     with pytest.raises(UserError, match=r"model\.critic_depth=3 needs pictures of"):
         built(**GAN | {"critic_depth": 3})
+
+
+def test_averages_begin_at_the_first_codes():
+    """Codes that nothing chose in the first step lie where they lay."""
+    model = built(**quantiser(restart=0.0, codes=64, width=4))
+    first, after, _ = trained(model, 1)
+    old, new = (np.asarray(s.params["codec"]["book"]["codes"]) for s in (first, after))
+    moved = np.abs(new - old).max(-1) > 1e-3
+    assert 0 < moved.sum() < 60
