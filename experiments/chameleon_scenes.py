@@ -48,6 +48,6 @@ def get_config() -> ConfigDict:
     c.optim.peak = 1.2e-2
     c.optim.warmup = 100
     c.optim.ema = 0.99
-    c.sample.guidance = 2.0
+    c.sample.guidance = 4.0
     c.sample.text = 80
     return c

@@ -46,13 +46,11 @@ def in_parts(trained: Trained, function, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def coded(trained: Trained, pictures: Sequence[bytes], resize: str) -> list[Coded]:
-    """Encoded pictures -> what the codec makes of them."""
+def coded(trained: Trained, pictures: Sequence[np.ndarray]) -> list[Coded]:
+    """Pictures, uint8 [h, w, 3] of the codec's size -> what the codec makes of them."""
     if not pictures:
         return []
-    size = trained.run.experiment.model.image
-    pixels = np.stack([decode_image(data, size, resize) for data in pictures])
-    found = in_parts(trained, encode, pixels)
+    found = in_parts(trained, encode, np.stack(pictures))
     found = found if found.dtype == np.int32 else found.astype(np.float16)
     return [Coded(x.tobytes(), str(x.dtype), x.shape) for x in found]
 
@@ -63,29 +61,42 @@ class Block:
     def __init__(self, trained: Trained, records, numbers: range, resize: str):
         self._trained, self._records, self._resize = trained, records, resize
         self._numbers = numbers
-        self._done: list[Record] = []
+        self._done: list[Record | UserError] = []
 
     def read(self, number: int) -> Record:
-        """Record `number` of the split, its pictures coded."""
+        """Record `number` of the split, its pictures coded.
+
+        Raises:
+            UserError: if it, and not another of the block, is damaged.
+        """
         if not self._done:
             self._done = self._encode()
-        return self._done[number - self._numbers.start]
+        found = self._done[number - self._numbers.start]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
-    def _encode(self) -> list[Record]:
-        known = [self._records[n] for n in self._numbers]
-        made = iter(coded(self._trained, [p for r in known for p in r.images], self._resize))
-        return [
-            dataclasses.replace(
-                record,
-                document=tuple(
-                    dataclasses.replace(p, data=b"", coded=next(made))
-                    if isinstance(p, Image)
-                    else p
-                    for p in record.document
-                ),
-            )
-            for record in known
-        ]
+    def _encode(self) -> list[Record | UserError]:
+        size = self._trained.run.experiment.model.image
+        read: list[tuple[Record, list[np.ndarray]] | UserError] = []
+        for n in self._numbers:
+            try:
+                record = self._records[n]
+                read.append((record, [decode_image(p, size, self._resize) for p in record.images]))
+            except UserError as error:
+                read.append(error)
+        whole = [one for one in read if not isinstance(one, UserError)]
+        made = iter(coded(self._trained, [p for _, pictures in whole for p in pictures]))
+        return [one if isinstance(one, UserError) else with_codes(one[0], made) for one in read]
+
+
+def with_codes(record: Record, made: Iterator[Coded]) -> Record:
+    """A record whose pictures are their codes, the next of `made`."""
+    document = tuple(
+        dataclasses.replace(p, data=b"", coded=next(made)) if isinstance(p, Image) else p
+        for p in record.document
+    )
+    return dataclasses.replace(record, document=document)
 
 
 def items(trained: Trained, path: Path, resize: str) -> Iterator[Item]:

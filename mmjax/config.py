@@ -216,6 +216,14 @@ class SampleConfig:
     words: Choice
     codes: Choice
 
+    def __post_init__(self):
+        """Checks ranges."""
+        for name, least in (("steps", 1), ("text", 1), ("guidance", 0), ("image_guidance", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not 0.0 <= self.contrast <= 1.0:
+            raise UserError(f"contrast={self.contrast} must lie between 0 and 1")
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -340,11 +348,17 @@ def check(e: Experiment) -> None:
                 f"config.model.{name}={getattr(e.model, name)} differs from "
                 f"config.data.{name}={getattr(e.data, name)}; give both one value"
             )
+    if getattr(e.model, "codes", 0) and e.data.shared_position:
+        raise UserError(
+            f"config.data.shared_position=True is for patches that are denoised together; a "
+            f"{e.family} writes codes one by one: give False"
+        )
     tokens = getattr(e.model, "tokens", e.data.patches)
     if tokens != e.data.patches:
         raise UserError(
             f"the codec makes {tokens} codes of a picture, but config.data.image={e.data.image} "
-            f"and data.patch={e.data.patch} leave room for {e.data.patches}; change data.patch"
+            f"and data.patch={e.data.patch} leave room for {e.data.patches}; change data.patch or "
+            f"the codec"
         )
 
 

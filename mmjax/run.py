@@ -86,7 +86,6 @@ def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> R
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
-    config.check_devices(e, rules.split("batch"))
     vocabulary = bpe.vocabulary(tokenizer, getattr(e.model, "codes", 0))
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps)

@@ -88,14 +88,21 @@ def digest(codec: Params) -> str:
 
 
 def check_codes(run: Run, state: State) -> None:
-    """Checks that coded data were made by this very codec.
+    """Checks that coded data are what the family reads, and made by this very codec.
 
     Raises:
         UserError: if not.
     """
-    data = run.experiment.data
-    if not data.coded or "codec" not in state.params:
+    e, data = run.experiment, run.experiment.data
+    if not data.coded:
         return
+    kinds = {pipeline.coding(data, name)["dtype"] for name in data.sources}
+    if not getattr(e.model, "codes", 0) or kinds != {"int32"}:
+        held = "codes" if kinds == {"int32"} else "latents"
+        raise UserError(
+            f"config.data.coded=True, but a {e.family} does not read the {held} that the sources "
+            f"hold; give False"
+        )
     mine = digest(state.params["codec"])
     for name in data.sources:
         theirs = pipeline.coding(data, name)["codec"]

@@ -172,6 +172,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     if found is None:
         start.check(e)
     run = prepare(e, devices)
+    config.check_devices(e, run.rules.split("batch"))
     about = identity(run)
     if found is not None:
         check_same_data(found["identity"], about, found["step"])

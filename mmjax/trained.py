@@ -20,6 +20,8 @@ from mmjax.run import Run, directory, on_this_machine, prepare, read_config
 from mmjax.sample import decode, engine, prompt, request, talk
 from mmjax.sample.request import IMAGE
 
+SCALES = ("guidance", "image_guidance", "contrast")  # options that are numbers of their own
+
 
 @dataclass
 class Trained:
@@ -62,6 +64,7 @@ class Trained:
         """Draws a picture behind each document; -> [n, h, w, 3] uint8. Options as in `generate`."""
         if self.writes_codes:
             return np.stack(self.generate([[*d, IMAGE] for d in documents], seed, **options))
+        self.check_options(options)
         e = self.run.experiment
         rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=True)
         return self.call(
@@ -77,6 +80,7 @@ class Trained:
         """Writes text behind each document, until it ends or `text` tokens; as in `generate`."""
         if self.writes_codes:
             return self.generate(documents, seed, **options)
+        self.check_options(options)
         e = self.run.experiment
         rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=False)
         tokens = self.call(
@@ -94,7 +98,26 @@ class Trained:
     @property
     def writes_codes(self) -> bool:
         """Whether pictures are written as tokens, by the interleaved engine."""
-        return hasattr(self.run.model.parts, "codec")
+        return self.run.model.parts.vocabulary.code_count > 0
+
+    def check_options(self, options) -> None:
+        """Checks that the model generates, and knows the options of `generate`.
+
+        Raises:
+            UserError: naming the one that is unknown or out of range.
+        """
+        e = self.run.experiment
+        if e.family == "codec":
+            raise UserError("a codec neither reads, writes nor draws; load a model that does")
+        named = {"text", "temperature", "guidance", "steps"}
+        if self.writes_codes:
+            choices = [f.name for f in fields(Choice)]
+            named |= {*SCALES, *choices, *(f"image_{n}" for n in choices)}
+        if unknown := set(options) - named:
+            raise UserError(
+                f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
+            )
+        replace(e.sample, **{n: options[n] for n in ("text", "steps", *SCALES) if n in options})
 
     def generate(
         self,
@@ -125,6 +148,7 @@ class Trained:
         Raises:
             UserError: for a prompt that cannot be continued, or an unknown option.
         """
+        self.check_options(options)
         asked = [request.parse(p) for p in prompts]
         if self.writes_codes:
             return self._interleave(asked, seed, pictures, stream, options)
@@ -147,16 +171,12 @@ class Trained:
 
     def _interleave(self, asked, seed, pictures, stream, options) -> list:
         sample = self.run.experiment.sample
-        known = {"guidance", "image_guidance", "contrast"}
         choices = [f.name for f in fields(Choice)]
-        named = known | {"text", "steps"} | set(choices) | {f"image_{n}" for n in choices}
-        if unknown := set(options) - named:
-            raise UserError(f"{unknown.pop()} is no option; have: {', '.join(sorted(named))}")
         words, codes = (
             replace(base, **{n: options[p + n] for n in choices if p + n in options})
             for base, p in ((sample.words, ""), (sample.codes, "image_"))
         )
-        scales = {name: float(options.get(name, getattr(sample, name))) for name in known}
+        scales = {name: float(options.get(name, getattr(sample, name))) for name in SCALES}
         made = talk.talk(
             self.run,
             self.params,
@@ -175,6 +195,7 @@ class Trained:
 
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
+        self.check_options({})
         laid = [request.parse(d).document for d in documents]
         c = self.run.experiment.data
         return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)

@@ -389,3 +389,39 @@ def test_a_codec_of_latents_writes_float16_and_batches_carry_them(home, tmp_path
         assert not row[count:].any()
     patches = batch.tokens[batch.modality == IMAGE]
     assert len(patches) and (patches == parts.vocabulary.pad).all()
+
+
+def test_one_damaged_picture_costs_one_document(home, codec, tmp_path, monkeypatch):
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    decode, seen = coding.decode_image, []
+
+    def one_is_damaged(data, size, resize):
+        seen.append(data)
+        return decode(b"no picture" if len(seen) == 7 else data, size, resize)
+
+    monkeypatch.setattr(coding, "decode_image", one_is_damaged)
+    (made,) = coding.tokenize(chameleon(tmp_path / "scenes").data, codec)
+    assert store.info(made)["rejected"] == 1
+    (line,) = (made / store.REJECTS).read_text().splitlines()
+    assert "cannot be decoded" in json.loads(line)["reason"]
+    assert (
+        sum(map(len, records(made).values()))
+        == sum(map(len, records(home / "scenes").values())) - 1
+    )
+
+
+def test_codes_are_for_families_that_read_them(home, coded, codec):
+    e = experiment(tiny_codec_config(home / "scenes", data__coded=True))
+    with pytest.raises(UserError, match="a codec does not read the codes"):
+        start.check_codes(prepare(e, ONE), None)
+
+
+def test_a_codec_is_no_model_to_talk_to(codec):
+    for ask in (codec.generate, codec.score, codec.embed):
+        with pytest.raises(UserError, match="a codec neither reads, writes nor draws"):
+            ask([["a"]])
+
+
+def test_codes_have_positions_of_their_own(home):
+    with pytest.raises(UserError, match="shared_position=True is for patches"):
+        chameleon(home / "scenes", data__shared_position=True)

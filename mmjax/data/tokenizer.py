@@ -87,9 +87,18 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Texts -> ids; many at a time are faster than one by one."""
+    """Texts -> ids; many at a time are faster than one by one.
+
+    Raises:
+        UserError: for a text that is no Unicode, such as half of a surrogate pair.
+    """
     # Set at every call because neither a tokenizer.json nor a pickle keeps it.
     tokenizer.encode_special_tokens = True
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text {text[:40]!r} cannot be encoded: {error.reason}") from error
     found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [one.ids for one in found]
 

@@ -52,7 +52,7 @@ def answers(trained: Trained, records, asked, seed: int) -> list[str]:
         [Image(r.image), Text(q["question"]), Text(SEPARATOR)]
         for r, q in zip(records, asked, strict=True)
     ]
-    return trained.write(prompts, seed)
+    return trained.write(prompts, seed, temperature=0.0)
 
 
 def majority(records) -> dict[str, str]:

@@ -28,14 +28,17 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     at least once over at least 2,000 training pictures, `perplexity` of their use.
     """
     e = trained.run.experiment
-    train = pictures(trained, heldout.draw(trained, "train", max(e.evals.documents, 2000), seed))
+    known = heldout.draw(trained, "train", max(e.evals.documents, 2000), seed)
+    if not known:  # no pictures with a text of their own
+        return {}
+    train = pictures(trained, known)
     values = usage(trained, train, seed)
-    blank = np.broadcast_to(train.astype(np.float32).mean(0).round().astype(np.uint8), train.shape)
+    blank = train.astype(np.float32).mean(0).round().astype(np.uint8)
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, e.evals.documents, seed)
         true = pictures(trained, records)
         made = reconstruct(trained, true)
-        for ending, other in (("", made), ("_mean_picture", blank[: len(true)])):
+        for ending, other in (("", made), ("_mean_picture", np.broadcast_to(blank, true.shape))):
             found = distances(to_signal(true), to_signal(other))
             for name, each in zip(MEASURES, found, strict=True):
                 values[f"{name}{ending}{suffix}"] = ratio(each, np.ones(len(each)), seed)

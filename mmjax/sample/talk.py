@@ -103,7 +103,7 @@ def _tokens(run: Run, params, compiled, requests, wish, options, keys, stream) -
     rows = rows_of(requests, c, run)
     asked = plan(requests, rows, wish, c.length, parts)
     chosen = options(int(asked.limit.max()))
-    multiple = ROWS if len(requests) == ROWS else run.rules.split("batch")
+    multiple = run.rules.split("batch")
     index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)
     rows, asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, asked))
     rows, asked = put((rows, asked), run.rules)

@@ -106,6 +106,8 @@ def read_jsonl(path: Path) -> list[Prompt]:
         else:
             part = one_part(row, where)
             prompts.append([part, IMAGE] if isinstance(part, str) else [part])
+    if not prompts:
+        raise UserError(f"prompt file {path} holds no prompt")
     return prompts
 
 
@@ -132,6 +134,9 @@ def main(rest: list[str]) -> int:
     if WORKDIR.value is None or not PROMPT.value or rest:
         raise UserError("give --workdir=DIR and at least one --prompt")
     prompts = read_prompts(PROMPT.value)
+    out = Path(OUT.value)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; name a directory")
     trained = load(WORKDIR.value)
     options: dict = {name: flag.value for name, flag in SCALES.items()}
     options |= {"steps": STEPS.value, "text": LENGTH.value}

@@ -336,7 +336,10 @@ def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, word
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temprature": 1.0}, ["temprature is no option; have: ", "image_temperature", "top_p"]),
+        (
+            {"temprature": 1.0},
+            ["temprature is no option of a chameleon; have: ", "image_temperature", "top_p"],
+        ),
         ({"image_contrast": 1.0}, ["image_contrast is no option"]),
         ({"temperature": -1.0}, ["temperature=-1.0 must lie between 0 and"]),
         ({"image_top_p": 0.0}, ["top_p=0.0 must lie between"]),
@@ -378,3 +381,21 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
     first = request.parse([mmjax.IMAGE, "b"])
     assert (first.draw, first.infill) == (True, True) and first.document[0] == Text("<mask:0>")
     assert repr(mmjax.IMAGE) == "mmjax.IMAGE" and repr(mmjax.TEXT) == "mmjax.TEXT"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"contrast": 2.0}, "contrast=2.0 must lie between 0 and 1"),
+        ({"contrast": -1.0}, "contrast=-1.0 must lie between 0 and 1"),
+        ({"text": 0}, "text=0 must be at least 1"),
+        ({"steps": -3}, "steps=-3 must be at least 1"),
+        ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
+    ],
+)
+def test_a_scale_out_of_range_is_named(model, options, words):
+    assert words in refusal(model, ["a", mmjax.IMAGE], **options)
+
+
+def test_half_a_character_is_refused(model):
+    assert "cannot be encoded" in refusal(model, ["\ud800", mmjax.IMAGE])

@@ -186,3 +186,10 @@ def test_one_part_is_text_a_path_or_a_slot(verb):
     assert verb.one_part({"make": "text"}, "here") is TEXT
     with pytest.raises(UserError, match=r"^here must be "):
         verb.one_part({"make": "sound"}, "here")
+
+
+def test_a_file_without_a_prompt_is_refused(verb, tmp_path):
+    path = tmp_path / "none.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(UserError, match=r"^prompt file .*none.jsonl holds no prompt$"):
+        verb.read_prompts([str(path)])
