@@ -1,6 +1,6 @@
 """Trains Chameleon at high rates with parts of its stability kit left out; a table and a figure.
 
-    python benchmarks/stability.py --out=out/stability [--seeds=3] [--rates=1e-2,3e-2]
+    python benchmarks/stability.py --out=out/stability [--seeds=3] [--rates=1e-2,3e-2] [--steps=300]
 
 Each run is an ordinary one of `experiments/chameleon_stability.py` and stays in --out; those that
 are there already are not run again. Needs what that experiment needs.
@@ -28,7 +28,7 @@ PANELS = ("loss", "attention_peak", "image/last_norm", "image/log_z")
 TAIL = 10  # logged steps whose mean is a run's last loss
 
 
-def run(kit: str, rate: float, seed: int, out: Path) -> list[dict]:
+def run(kit: str, rate: float, seed: int, steps: int, out: Path) -> list[dict]:
     """One run's metrics; a run that stopped at a loss that is no number has fewer."""
     workdir = out / f"{kit.replace(',', '_')}_{rate:g}_{seed}"
     log = workdir.parent / f"{workdir.name}.log"  # the rate's point is no suffix
@@ -37,7 +37,7 @@ def run(kit: str, rate: float, seed: int, out: Path) -> list[dict]:
             "import runpy; from mmjax import config; from mmjax.run import families;"
             "from mmjax.train import train;"
             f"c = runpy.run_path('experiments/chameleon_stability.py')['get_config']({kit!r});"
-            f"c.seed = {seed}; c.optim.peak = {rate};"
+            f"c.seed = {seed}; c.optim.peak = {rate}; c.steps = c.save_every = {steps};"
             f"train(config.resolve(c, families()), {str(workdir)!r})"
         )
         done = subprocess.run(
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/stability"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", default="1e-2,3e-2")
+    parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rates = [float(x) for x in given.rates.split(",")]
@@ -106,9 +107,11 @@ def main() -> None:
     print("| kit | rate | finished | last loss | spikes | attention peak | last norm | log Z |")
     print("|---|---|---|---|---|---|---|---|")
     for rate, kit in itertools.product(rates, KITS):
-        runs = [run(kit, rate, seed, given.out.resolve()) for seed in range(given.seeds)]
+        runs = [
+            run(kit, rate, seed, given.steps, given.out.resolve()) for seed in range(given.seeds)
+        ]
         found[kit, rate] = runs
-        print(row(kit, rate, runs, 300), flush=True)
+        print(row(kit, rate, runs, given.steps), flush=True)
     figure(found, given.out / "stability.png")
 
 

@@ -41,6 +41,12 @@ def info(path: str | Path) -> dict:
         raise UserError(f"{file} is damaged ({error}); remove {path}, build it again") from error
 
 
+def left_out(path: str | Path) -> str:
+    """A line on the documents that were damaged, behind what is said before it, or nothing."""
+    count = info(path).get("rejected")
+    return f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}" if count else ""
+
+
 @dataclass(frozen=True)
 class Source:
     """Records of one split by number; picklable, and opens its files when first asked.

@@ -12,7 +12,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mmjax.data import build
+from mmjax.data import build, store
 from mmjax.error import UserError
 
 SRC = flags.DEFINE_string("src", None, "what to build from; or directory of a data set")
@@ -68,10 +68,8 @@ def build_one(src: str, dst: str) -> None:
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise UserError(f"--validation and --test are {shares}; they must leave some for training")
     options = {flag.name: flag.value for flag in (*OPTIONS, COUNT) if flag.value is not None}
-    found = build.build(src, dst, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options)
-    print(f"data set in {dst}")
-    if found.get("rejected"):
-        print(f"damaged and left out: {found['rejected']:,}, named in {dst}/rejects.jsonl")
+    build.build(src, dst, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options)
+    print(f"data set in {dst}{store.left_out(dst)}")
     table(build.describe(dst))
 
 

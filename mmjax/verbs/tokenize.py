@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from mmjax import config
 from mmjax.coding import tokenize
+from mmjax.data import store
 from mmjax.error import UserError
 from mmjax.run import families
 from mmjax.trained import load
@@ -30,5 +31,5 @@ def main(rest: list[str]) -> int:
         raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     data = config.resolve(CONFIG.value, families()).data
     for path in tokenize(data, load(WORKDIR.value)):
-        print(f"{path}: ready; train with data.coded=True")
+        print(f"{path}: ready; train with data.coded=True{store.left_out(path)}")
     return 0
