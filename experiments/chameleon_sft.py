@@ -1,8 +1,8 @@
 """Instruction tuning of the small Chameleon on questions about scenes.
 
 Chameleon, section 3: the loss is on answers alone (template "sep"), kinds of tasks are balanced,
-the rate decays from 1e-5 by a cosine, dropout is 0.05 and z-loss stays. Here the rate is ten times
-that, as the model is a thousandth of the size.
+the rate decays from 1e-5 by a cosine, dropout is 0.05 and z-loss stays. Here the rate is a hundred
+times that, as the model is a thousandth of the size.
 
 Run:  mmjax train --config=experiments/chameleon_sft.py --workdir=out/chameleon_sft
 """
@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     c.data.sources.scenes.balance = True
     c.model.decoder.dropout = 0.05
     c.optim.kind = "adamw"
-    c.optim.peak = 1e-4
+    c.optim.peak = 1e-3
     c.optim.weight_decay = 0.1
     return c
