@@ -88,8 +88,8 @@ def figure(found: dict, path: Path) -> None:
             axis.set_title(f"{panel}, rate {rate:g}", fontsize=10)
             axis.set_xlabel("step")
             axis.set_yscale("linear" if panel == "loss" else "log")
-    axes[0][0].set_ylim(2.0, 8.0)
-    axes[0][0].legend(fontsize=7)
+    axes[0][0].set_ylim(3.5, 8.0)
+    axes[0][0].legend(fontsize=7, loc="upper right")
     plot.tight_layout()
     plot.savefig(path, dpi=90)
 
