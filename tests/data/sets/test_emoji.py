@@ -47,7 +47,8 @@ def packages() -> Path:
             pytest.skip(f"npm pack {package} failed: {done.stderr.decode()[-200:]}")
         file = KEPT / done.stdout.decode().split()[-1]
         with tarfile.open(file) as tar:
-            tar.extractall(folder.with_suffix(".part"), filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # CPython 3.11.4
+            tar.extractall(folder.with_suffix(".part"))
         folder.with_suffix(".part").rename(folder)
         file.unlink()
     return KEPT
