@@ -1,11 +1,7 @@
 """Experiment file -> frozen dataclasses, once, at the door. Nothing below reads a ConfigDict."""
 
 import dataclasses
-import difflib
-import json
 import runpy
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmjax.error import UserError
+from mmjax.values import build
 
 
 @dataclass(frozen=True)
@@ -195,21 +192,32 @@ class Choice:
             raise UserError(f"top_k={self.top_k} must be a whole number")
 
 
+SOLVERS = ("euler", "heun", "ddim")
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """How pictures are drawn and captions written by default.
 
     Attributes:
-        steps: Euler steps (flow).
+        solver, steps: of pictures that are denoised: "euler", "heun" or "ddim", and its steps.
+        shift: how much of them lie near noise, see `diffusion.shifted`; 1 spaces them evenly.
         guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
+        guidance_start, guidance_stop: times between which pictures that are denoised are guided.
+        guidance_least: see `sample.flow.Solver`; 1 leaves guided velocities as they are.
         image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
             three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
             codes, instead of guidance; 0 is none.
         text: most tokens of a text. words, codes: how text tokens and image codes are chosen.
     """
 
+    solver: str
     steps: int
+    shift: float
     guidance: float
+    guidance_start: float
+    guidance_stop: float
+    guidance_least: float
     image_guidance: float
     contrast: float
     text: int
@@ -221,8 +229,13 @@ class SampleConfig:
         for name, least in (("steps", 1), ("text", 1), ("guidance", 0), ("image_guidance", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not 0.0 <= self.contrast <= 1.0:
-            raise UserError(f"contrast={self.contrast} must lie between 0 and 1")
+        for name in ("contrast", "guidance_start", "guidance_stop", "guidance_least"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+        if self.solver not in SOLVERS:
+            raise UserError(f"solver={self.solver!r} is unknown; have: {', '.join(SOLVERS)}")
+        if self.shift <= 0:
+            raise UserError(f"shift={self.shift} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -261,55 +274,6 @@ class Experiment:
     evals: EvalConfig
     log_every: int
     save_every: int
-
-
-def _named(kind: type) -> str:
-    return getattr(kind, "__name__", str(kind))
-
-
-def _value(kind, value, path: str):
-    """One field's value, checked against its annotation."""
-    origin = typing.get_origin(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return build(kind, value, path)
-    if origin in (Mapping, dict) or kind in (Mapping, dict):
-        inner = typing.get_args(kind)[1]
-        if not isinstance(value, Mapping | ConfigDict):
-            raise UserError(f"{path}={value!r} must be a group: name -> {_named(inner)}")
-        return types.MappingProxyType(
-            {k: _value(inner, v, f"{path}.{k}") for k, v in dict(value).items()}
-        )
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise UserError(f"{path}={value!r} must be a list, as (1, 2)")
-        inner = typing.get_args(kind)[0]
-        return tuple(_value(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is Any or type(value) is kind:
-        return value
-    raise UserError(f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}")
-
-
-def build(kind: type, values, path: str = "config"):
-    """Mapping -> dataclass `kind`, recursively.
-
-    Raises:
-        UserError: for an unknown field (with the nearest name), a missing one, or a wrong type.
-    """
-    if not isinstance(values, Mapping | ConfigDict):
-        raise UserError(f"{path}={values!r} must be a group of fields ({_named(kind)})")
-    values = dict(values)
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(hints)}"
-            raise UserError(f"{path} has no field {name!r}; {hint}")
-    for name, hint in hints.items():
-        if name not in values:
-            raise UserError(f"{path}.{name} is missing; give it a value of type {_named(hint)}")
-    return kind(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in hints})
 
 
 def resolve(values, families: Mapping[str, type]) -> Experiment:
@@ -395,29 +359,3 @@ def load(path: str) -> ConfigDict:
     if "get_config" not in module:
         raise UserError(f"experiment file {path} does not define get_config()")
     return module["get_config"]()
-
-
-def to_dict(e) -> Any:
-    """Experiment -> plain nested dict, as stored in config.json."""
-    if dataclasses.is_dataclass(e):
-        return {f.name: to_dict(getattr(e, f.name)) for f in dataclasses.fields(e)}
-    if isinstance(e, Mapping):
-        return {k: to_dict(v) for k, v in e.items()}
-    return list(e) if isinstance(e, tuple) else e  # as JSON gives it back
-
-
-def to_json(e: Experiment) -> str:
-    """Experiment -> JSON text."""
-    return json.dumps(to_dict(e), indent=1)
-
-
-def difference(old: Mapping, new: Mapping, path: str = "") -> list[str]:
-    """Lines 'name: old -> new' for every leaf that differs between two nested dicts."""
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b, name = old.get(key), new.get(key), f"{path}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += difference(a, b, f"{name}.")
-        elif a != b:
-            lines.append(f"{name}: {a!r} -> {b!r}")
-    return lines

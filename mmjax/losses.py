@@ -140,13 +140,12 @@ def _token_loss_backward(z_weight, chunks, saved, cotangent):
 token_loss.defvjp(_token_loss_forward, _token_loss_backward)
 
 
-def flow_loss(velocity, target, weight) -> Term:
-    """Mean squared error of each image's velocity, averaged over images (Transfusion, section 3.3).
+def flow_loss(found, target, weight) -> Term:
+    """Mean squared error of each image, averaged over images (Transfusion, section 3.3).
 
     Args:
-        velocity: [b, i, p, c] predicted.
-        target: [b, i, p, c], x_1 - noise.
+        found, target: [b, i, h, w, c], what is predicted (velocity, noise or data) and should be.
         weight: [b, i]; 0 for empty slots.
     """
-    error = jnp.mean((velocity.astype(jnp.float32) - target) ** 2, axis=(2, 3))
+    error = jnp.mean((found.astype(jnp.float32) - target) ** 2, axis=(2, 3, 4))
     return Term(jnp.sum(weight * error), jnp.sum(weight))

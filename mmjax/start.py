@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmjax import config
+from mmjax import values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
@@ -33,7 +33,7 @@ def check(e: Experiment) -> None:
         mine, theirs = getattr(e.model, name, None), getattr(other.model, name, None)
         if mine is None or theirs is None:
             continue
-        lines = config.difference(config.to_dict(theirs), config.to_dict(mine))
+        lines = values.difference(values.to_dict(theirs), values.to_dict(mine))
         if lines:
             raise UserError(
                 f"config.model.{name} differs from that of config.start.{name}={workdir}: "

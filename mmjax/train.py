@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from mmjax import checkpoint, config, flops, start
+from mmjax import checkpoint, config, flops, start, values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data.store import TOKENIZER
@@ -34,7 +34,7 @@ def check_unchanged(old: dict, new: dict, step: int) -> None:
     Raises:
         UserError: listing every field that differs.
     """
-    lines = [d for d in config.difference(old, new) if not d.startswith(FREE)]
+    lines = [d for d in values.difference(old, new) if not d.startswith(FREE)]
     if lines:
         raise UserError(
             f"the experiment changed since the checkpoint of step {step}: {'; '.join(lines)}; "
@@ -55,7 +55,7 @@ def check_same_data(old: dict, new: dict, step: int) -> None:
     Raises:
         UserError: listing everything that differs.
     """
-    lines = config.difference(old, new)
+    lines = values.difference(old, new)
     if lines:
         raise UserError(
             f"the data changed since the checkpoint of step {step}: {'; '.join(lines)}; use "
@@ -168,7 +168,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     workdir = Path(workdir)
     found = checkpoint.read_meta(directory(workdir), warn=lambda line: None)
     if found is not None:
-        check_unchanged(found["config"], config.to_dict(e), found["step"])
+        check_unchanged(found["config"], values.to_dict(e), found["step"])
     if found is None:
         start.check(e)
     run = prepare(e, devices)
@@ -184,10 +184,10 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
         state, done = restore_or_init(run, workdir, batches, bar.say)
         start.check_codes(run, state)
         with checkpoint.open_checkpoints(directory(workdir), done) as store:
-            write_json(workdir / CONFIG, config.to_dict(e))
+            write_json(workdir / CONFIG, values.to_dict(e))
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
             rewind(workdir, done or 0)
-            meta = {"config": config.to_dict(e), "identity": about}
+            meta = {"config": values.to_dict(e), "identity": about}
             loop(run, workdir, state, done or 0, batches, store, meta, signals, bar)
     return signals.received or 0
 

@@ -10,17 +10,18 @@ import numpy as np
 
 from mmjax import checkpoint
 from mmjax.batch import Batch, Document
-from mmjax.config import Choice
-from mmjax.data import tokenizer as bpe
+from mmjax.config import Choice, SampleConfig
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, on_this_machine, prepare, read_config
 from mmjax.sample import decode, engine, prompt, request, talk
+from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
-SCALES = ("guidance", "image_guidance", "contrast")  # options that are numbers of their own
+# Options of pictures that are denoised.
+SOLVING = ("solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least")
 
 
 @dataclass
@@ -62,42 +63,15 @@ class Trained:
 
     def draw(self, documents: Sequence[Document], seed: int = 0, **options) -> np.ndarray:
         """Draws a picture behind each document; -> [n, h, w, 3] uint8. Options as in `generate`."""
-        if self.writes_codes:
-            return np.stack(self.generate([[*d, IMAGE] for d in documents], seed, **options))
-        self.check_options(options)
-        e = self.run.experiment
-        rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=True)
-        return self.call(
-            decode.draw,
-            rows,
-            jax.random.key(seed),
-            shared=e.data.shared_position,
-            steps=options.get("steps", e.sample.steps),
-            guidance=options.get("guidance", e.sample.guidance),
-        )
+        return np.stack(self.generate([[*d, IMAGE] for d in documents], seed, **options))
 
     def write(self, documents: Sequence[Document], seed: int = 0, **options) -> list[str]:
         """Writes text behind each document, until it ends or `text` tokens; as in `generate`."""
-        if self.writes_codes:
-            return self.generate(documents, seed, **options)
-        self.check_options(options)
-        e = self.run.experiment
-        rows = prompt.lay_out(documents, e.data, self.run.tokenizer, draw=False)
-        tokens = self.call(
-            decode.write,
-            rows,
-            jax.random.key(seed),
-            count=options.get("text", e.sample.text),
-            temperature=options.get("temperature", e.sample.words.temperature),
-        )
-        eos = self.run.model.parts.vocabulary.eos
-        ends = [np.flatnonzero(row == eos) for row in tokens]
-        cut = [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends, strict=True)]
-        return [bpe.decode(self.run.tokenizer, row) for row in cut]
+        return self.generate(documents, seed, **options)
 
     @property
     def writes_codes(self) -> bool:
-        """Whether pictures are written as tokens, by the interleaved engine."""
+        """Whether pictures are written as tokens, rather than denoised."""
         return self.run.model.parts.vocabulary.code_count > 0
 
     def check_options(self, options) -> None:
@@ -109,15 +83,31 @@ class Trained:
         e = self.run.experiment
         if e.family == "codec":
             raise UserError("a codec neither reads, writes nor draws; load a model that does")
-        named = {"text", "temperature", "guidance", "steps"}
+        choices = [f.name for f in fields(Choice)]
+        named = {"text", "guidance", *choices}
         if self.writes_codes:
-            choices = [f.name for f in fields(Choice)]
-            named |= {*SCALES, *choices, *(f"image_{n}" for n in choices)}
+            named |= {"image_guidance", "contrast", *(f"image_{n}" for n in choices)}
+        else:
+            named |= set(SOLVING)
         if unknown := set(options) - named:
             raise UserError(
                 f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
             )
-        replace(e.sample, **{n: options[n] for n in ("text", "steps", *SCALES) if n in options})
+        self.sample_config(options)
+
+    def sample_config(self, options) -> SampleConfig:
+        """The experiment's `sample` group with options in place of its values, checked."""
+        sample = self.run.experiment.sample
+        plain = {f.name for f in fields(SampleConfig)} - {"words", "codes"}
+        named = {n: options[n] for n in plain if n in options}
+        hints = {f.name: f.type for f in fields(SampleConfig)}
+        named = {n: float(x) if hints[n] is float else x for n, x in named.items()}
+        choices = [f.name for f in fields(Choice)]
+        words, codes = (
+            replace(base, **{n: options[p + n] for n in choices if p + n in options})
+            for base, p in ((sample.words, ""), (sample.codes, "image_"))
+        )
+        return replace(sample, words=words, codes=codes, **named)
 
     def generate(
         self,
@@ -137,9 +127,10 @@ class Trained:
                 seed and place alone, not on its neighbours.
             pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
             stream: called now and then with a prompt's number and its text so far.
-            options: override the experiment's `sample` group: steps, guidance, image_guidance,
-                contrast, text (most tokens); temperature, top_k, top_p, min_p, repetition (of
-                text), and the same with `image_` before them (of image codes).
+            options: override the experiment's `sample` group: text (most tokens), guidance;
+                temperature, top_k, top_p, min_p, repetition (of text); of families with image
+                codes the same five with `image_` before them, image_guidance and contrast; of those
+                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -150,40 +141,24 @@ class Trained:
         """
         self.check_options(options)
         asked = [request.parse(p) for p in prompts]
+        c = self.sample_config(options)
+        how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance)
         if self.writes_codes:
-            return self._interleave(asked, seed, pictures, stream, options)
-        family = self.run.experiment.family
-        if any(r.infill for r in asked):
-            raise UserError(f"mmjax.IMAGE must be the last part of a prompt to a {family} model")
-        if pictures or stream:
-            raise UserError(f"a {family} model neither interleaves freely nor streams")
-        if not isinstance(seed, int):
-            raise UserError(f"seed={seed} must be one number for this family")
-        out: list = [None] * len(asked)
-        for draw in (True, False):
-            index = [i for i, r in enumerate(asked) if r.draw is draw]
-            if index:
-                do = self.draw if draw else self.write
-                made = do([asked[i].document for i in index], seed, **options)
-                for i, result in zip(index, made, strict=False):
-                    out[i] = result
-        return out
-
-    def _interleave(self, asked, seed, pictures, stream, options) -> list:
-        sample = self.run.experiment.sample
-        choices = [f.name for f in fields(Choice)]
-        words, codes = (
-            replace(base, **{n: options[p + n] for n in choices if p + n in options})
-            for base, p in ((sample.words, ""), (sample.codes, "image_"))
-        )
-        scales = {name: float(options.get(name, getattr(sample, name))) for name in SCALES}
+            how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
+        else:
+            span = c.guidance_start, c.guidance_stop, c.guidance_least
+            how = replace(
+                how,
+                solver=Solver(c.solver, c.steps, c.shift, c.guidance, *span),
+                shared=self.run.experiment.data.shared_position,
+            )
         made = talk.talk(
             self.run,
             self.params,
             self.compiled,
             asked,
-            talk.Wish(int(options.get("text", sample.text)), pictures),
-            partial(engine.Options, words=words, codes=codes, **scales),  # type: ignore[arg-type]
+            talk.Wish(c.text, pictures),
+            how,
             row_keys(seed, len(asked)),
             stream,
         )

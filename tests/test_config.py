@@ -9,13 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import ROOT, tiny, tiny_config
 
-from mmjax import config
+from mmjax import config, values
 from mmjax.error import UserError
 from mmjax.models.decoder import DecoderConfig
 from mmjax.run import families
 
 FAMILIES = families()
-PLAIN = config.to_dict(tiny())
+PLAIN = values.to_dict(tiny())
 
 
 def changed(**changes) -> dict:
@@ -43,7 +43,7 @@ def refusal(**changes) -> str:
 def test_the_base_resolves():
     e = config.resolve(changed(), FAMILIES)
     assert e == tiny() and e.optim.warmup == 2
-    assert e.data.patches == e.model.patches == (8 // PLAIN["data"]["patch"]) ** 2
+    assert e.data.patches == e.model.tokens == (8 // PLAIN["data"]["patch"]) ** 2
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_fields_that_contradict_each_other():
     assert "weight=0.0" in refusal(data__sources__openmoji__weight=0.0)
     assert "weight=-1" in refusal(data__sources__openmoji__weight=-1)
     e = config.resolve(changed(data__patch=2, model__patch=2), FAMILIES)
-    assert e.data.patches == e.model.patches == 16
+    assert e.data.patches == e.model.tokens == 16
 
 
 def test_a_row_too_short_for_a_picture_names_one_that_is_not():
@@ -166,7 +166,7 @@ def test_a_family_nobody_knows():
 
 
 def test_a_decoder_that_cannot_be_built():
-    values = config.to_dict(tiny())["model"]["decoder"]
+    shape = values.to_dict(tiny())["model"]["decoder"]
     for changes, words in (
         ({"width": 30}, "decoder.width=30"),
         ({"width": 36, "heads": 12}, "decoder.width=36"),  # heads of odd width cannot turn
@@ -174,16 +174,16 @@ def test_a_decoder_that_cannot_be_built():
         ({"norm": "both"}, "decoder.norm='both' is unknown; have: pre, post"),
     ):
         with pytest.raises(UserError, match=re.escape(words)) as error:
-            DecoderConfig(**values | changes)
+            DecoderConfig(**shape | changes)
         if better := re.search(r"try width=(\d+)", str(error.value)):
-            DecoderConfig(**values | changes | {"width": int(better[1])})
+            DecoderConfig(**shape | changes | {"width": int(better[1])})
 
 
 def test_the_way_to_json_and_back():
     for e in (tiny(), tiny(seed=5, optim__ema=0.0)):
-        assert config.resolve(json.loads(config.to_json(e)), FAMILIES) == e
+        assert config.resolve(json.loads(values.to_json(e)), FAMILIES) == e
     assert tiny(seed=5) != tiny()
-    back = config.resolve(json.loads(config.to_json(tiny(optim__peak=0.125))), FAMILIES)
+    back = config.resolve(json.loads(values.to_json(tiny(optim__peak=0.125))), FAMILIES)
     assert back != tiny() and back.optim.peak == 0.125
 
 
@@ -207,14 +207,14 @@ def test_a_config_dict_and_a_plain_dict_are_one_experiment():
 def test_difference_lists_leaves():
     old = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "gone": 4}
     new = {"a": 1, "b": {"c": 9, "d": {"e": "x"}}, "came": {"f": 5}}
-    assert config.difference(old, new) == [
+    assert values.difference(old, new) == [
         "b.c: 2 -> 9",
         "b.d.e: 3 -> 'x'",
         "came: None -> {'f': 5}",
         "gone: 4 -> None",
     ]
-    assert config.difference(old, copy.deepcopy(old)) == []
-    assert config.difference(PLAIN, changed(optim__peak=0.5, seed=7)) == [
+    assert values.difference(old, copy.deepcopy(old)) == []
+    assert values.difference(PLAIN, changed(optim__peak=0.5, seed=7)) == [
         f"optim.peak: {PLAIN['optim']['peak']} -> 0.5",
         "seed: 0 -> 7",
     ]

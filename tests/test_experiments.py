@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import ROOT
 
-from mmjax import config, run
+from mmjax import config, run, values
 from mmjax.batch import Vocabulary
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS
@@ -26,7 +26,7 @@ def snapshot(path) -> str:
     vocabulary = Vocabulary(1024 + codes, codes=1024, code_count=codes)
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    lines = [json.dumps(config.to_dict(e), indent=1), ""]
+    lines = [json.dumps(values.to_dict(e), indent=1), ""]
     total = 0
     specs = jax.tree.leaves(
         model.specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)

@@ -11,9 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
-    "error", "config", "mesh", "batch", "flops", "sheet", "log", "data", "layers", "losses",
-    "codecs", "models", "optim", "step", "checkpoint", "run", "sample", "trained", "start",
-    "coding", "evals", "evaluate", "train", "verbs", "__main__",
+    "error", "values", "config", "mesh", "batch", "flops", "sheet", "log", "data", "layers",
+    "losses", "diffusion", "codecs", "models", "optim", "step", "checkpoint", "run", "sample",
+    "trained", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

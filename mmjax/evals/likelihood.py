@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.batch import IMAGE, Batch, Image, mixed_mask
+from mmjax import diffusion
+from mmjax.batch import IMAGE, Batch, Image
+from mmjax.coding import in_parts
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
-from mmjax.layers.patch import collect
-from mmjax.models.transfusion import Parts, inputs, noise_level, to_patches
+from mmjax.models.transfusion import Parts, denoise, noise_level, pick, wide
 from mmjax.sample import prompt
 from mmjax.sample.decode import text_log_likelihood, word_weight
 from mmjax.trained import Trained
@@ -80,10 +81,10 @@ def text_values(trained: Trained, records, train, seed: int) -> dict[str, Value]
 
 def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value]:
     """The picture entries; see `evaluate`."""
-    data, c = trained.run.experiment.data, trained.run.model.parts.config
+    data = trained.run.experiment.data
     rows = _rows(trained, heldout.captioned(records, text_first=True))
     pixels = np.stack([decode_image(r.image, data.image, data.resize) for r in train])
-    clean = np.asarray(to_patches(c, pixels))
+    clean = in_parts(trained, signals, pixels)
     mean, variance = clean.mean(0), clean.var(0)
     errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}
     for draw in range(DRAWS):
@@ -130,30 +131,38 @@ def coded_tokens(parts, params, batch: Batch):
     return parts.coded(params, batch).tokens
 
 
+def signals(parts: Parts, params, batch: Batch):
+    """[b, h, w, c] f32: the batch's pictures, one a row, as the model denoises them."""
+    return parts.signal(params, batch)[:, 0]
+
+
 def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
-    """Mean squared error of the velocity of each row's one picture: the model's and baselines'.
+    """Mean squared error of what the loss compares, on each row's one picture.
 
     The baselines know the noisy picture and its noise level t, and of pictures only the training
-    mean mu and variance s^2 of every number in a patch (mean, variance [p, c]):
-    mean: v = mu. zero: v = 0. linear: the best affine function of x_t, number by number,
-    v = mu + (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2) (x_t - t mu).
+    mean mu and variance s^2 of every number (mean, variance [h, w, c]):
+    mean: what a picture that is mu would give without its noise (of the velocity on the flow path,
+    mu). zero: 0. linear: the best affine function of x_t, number by number.
 
     Returns:
         [b, 4]: model, mean, zero, linear.
     """
     c = parts.config
     draws = jax.vmap(jax.random.split)(keys)
-    clean = to_patches(c, batch.pixels)
+    clean = parts.signal(params, batch)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
     t = noise_level(c, draws[:, 1], jnp.zeros(clean.shape[:2], bool))
-    s = t[:, :, None, None]
-    noisy = s * clean + (1 - s) * noise
-    x = inputs(parts, params, batch, noisy, t)
-    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position)
-    found = collect(hidden, batch.image, clean.shape[1], c.patches)
-    velocity = parts.velocity(params, found, noisy, t)
+    at = wide(t)
+    noisy = diffusion.mix(c.path, clean, noise, at)
+    _, found = denoise(parts, params, batch, noisy, t)
     mu, var = mean[None, None], variance[None, None]
-    slope = (s * var - (1 - s)) / (s**2 * var + (1 - s) ** 2)
-    guesses = (velocity, mu, jnp.zeros_like(mu), mu + slope * (noisy - s * mu))
-    errors = [((g - (clean - noise)) ** 2).mean(axis=(1, 2, 3)) for g in guesses]
+    a, s, *_ = diffusion.coefficients(c.path, at)
+    # Velocity and noise follow from the best guess of the data, as both are affine in it.
+    best = mu + a * var / (a**2 * var + s**2) * (noisy - a * mu)
+    linear = diffusion.estimate(c.path, "data", best, noisy, at)
+    blind = diffusion.truth(c.path, mu, jnp.zeros_like(mu), at)
+    true = pick(diffusion.truth(c.path, clean, noise, at), c.target)
+    guesses = [pick(e, c.target) for e in (found, blind, linear)]
+    guesses.insert(2, jnp.zeros_like(true))
+    errors = [((g - true) ** 2).mean(axis=(1, 2, 3, 4)) for g in guesses]
     return jnp.stack(errors, axis=1)

@@ -46,6 +46,10 @@ class Reader(Protocol):
     """What sampling and scoring need of a family's parts, whatever else it has."""
 
     @property
+    def config(self) -> Any:
+        """The family's configuration; has `tokens`, positions a picture takes."""
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The id space."""
 

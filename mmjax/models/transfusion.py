@@ -1,10 +1,12 @@
-"""Transfusion: next-token prediction on text and flow matching on image patches, in one decoder.
+"""Transfusion: next-token prediction on text and diffusion on image patches, in one decoder.
 
-Zhou et al. 2024 (arXiv 2408.11039), in its flow-matching form with linear patches:
-    x_t = t x_1 + (1 - t) noise,   the target is v = x_1 - noise,   t = 0 noise, t = 1 data,
-    loss = text cross-entropy + lambda * mean over images of |v_theta(x_t, t, context) - v|^2.
+Zhou et al. 2024 (arXiv 2408.11039). On a path x_t from noise at t = 0 to the picture at t = 1
+(`mmjax.diffusion`: flow matching, or the paper's DDPM with the cosine schedule)
+    loss = text cross-entropy + lambda * mean over images of |f_theta(x_t, t, context) - target|^2.
 Text positions are causal; the patches of one picture see each other both ways; every picture has
-one noise level of its own, and later positions see the picture at that noise level.
+one noise level of its own, and later positions see the picture at that noise level, or (with
+`context="clean"`) as it is. Pictures are pixels or the latents of a KL codec; patches are made by
+one matrix, or by the halves of a U-Net.
 """
 
 from collections.abc import Callable
@@ -12,34 +14,35 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import flops
+from mmjax import diffusion, flops
 from mmjax.batch import (
     IMAGE,
     Batch,
     Vocabulary,
+    causal_mask,
     mixed_mask,
     precedes_text,
+    slot_columns,
     slot_weight,
     target_weight,
 )
+from mmjax.codecs import autoencoder
+from mmjax.codecs.autoencoder import Codec, CodecConfig
+from mmjax.diffusion import Estimate
 from mmjax.error import UserError
-from mmjax.layers.linear import linear
-from mmjax.layers.mlp import TwoLayer
-from mmjax.layers.patch import collect, patchify, spread, to_pixels, to_signal, unpatchify
-from mmjax.layers.position import time_features
-from mmjax.layers.weight import Layer, normal, specs_of, unboxed, zeros
+from mmjax.layers import unet
+from mmjax.layers.patch import collect, spread, to_pixels, to_signal
+from mmjax.layers.weight import Layer, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.family import Model
+from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import Embed, Head, token_terms
-
-TIME_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -48,76 +51,89 @@ class Config:
 
     Attributes:
         decoder: the decoder's shape.
-        image: height and width of a picture in pixels. patch: side of a patch; divides image.
-        image_weight: lambda, weight of the flow loss. z_weight: coefficient of (log Z)^2.
-        time_mean, time_std: t = sigmoid(time_mean + time_std * normal).
+        image: height and width of a picture in pixels. patch: side of a patch in pixels.
+        codec: KL codec whose latents are denoised instead of pixels; None for pixels.
+            `config.start` names the run its weights come from.
+        unet: channels of the U-Net around the decoder; 0 makes patches by one matrix.
+        picture_mask: "both" lets the patches of a picture see each other, "causal" only backwards.
+        path, prediction, target: see `mmjax.diffusion`: the path; what the output layer gives; what
+            the loss compares. (flow, velocity, velocity) is plain flow matching, (cosine, noise,
+            noise) the paper's DDPM.
+        image_weight: lambda, weight of the image loss. z_weight: coefficient of (log Z)^2.
+        time_mean, time_std: t = sigmoid(time_mean + time_std * normal); time_std = 0 draws t
+            uniformly. time_shift: moves t towards noise, see `diffusion.shifted`; 1 does not.
+        context: what later positions see of a picture, "noisy" (as it is denoised) or "clean".
         context_time: lowest t of a picture that text follows ("noise limit", Table 8: 0.5).
-        prediction: what the output layer gives, "velocity" or "data" (see `velocity_of`).
-        signal_mean, signal_std: of the training pixels in [-1, 1]; patches are standardised by
-            them, so that noise and data have one scale.
+        signal_mean, signal_std: of the training pixels in [-1, 1] or the latents, which are
+            standardised by them, so that noise and data have one scale.
     """
 
     decoder: DecoderConfig
     image: int
     patch: int
+    codec: CodecConfig | None
+    unet: int
+    picture_mask: str
+    path: str
+    prediction: str
+    target: str
     image_weight: float
     z_weight: float
     time_mean: float
     time_std: float
+    time_shift: float
+    context: str
     context_time: float
-    prediction: str
     signal_mean: float
     signal_std: float
 
     def __post_init__(self):
         """Checks fields against each other."""
-        if self.prediction not in ("velocity", "data"):
-            raise UserError(
-                f"model.prediction={self.prediction!r} is unknown; have: velocity, data"
-            )
+        diffusion.check_names(self.path, self.prediction, self.target)
+        for name, known in (("picture_mask", ("both", "causal")), ("context", ("noisy", "clean"))):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
+                )
         if self.image % self.patch:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
+        if self.codec is not None:
+            self._check_codec(self.codec)
+        if self.unet and (self.cells & (self.cells - 1) or self.cells < 2):
+            raise UserError(
+                f"model.unet={self.unet} needs patches of 2, 4, 8, ... places a side, not "
+                f"{self.cells}; change model.patch or give model.unet=0"
+            )
+
+    def _check_codec(self, codec: CodecConfig) -> None:
+        if codec.codes:
+            raise UserError(
+                f"model.codec.quantiser.kind={codec.quantiser.kind!r} makes codes; Transfusion "
+                f"denoises latents: use kl, or codec=None for pixels"
+            )
+        if codec.image != self.image or self.patch % codec.factor:
+            raise UserError(
+                f"model.codec makes one latent of {codec.factor} pixels a side of pictures of "
+                f"{codec.image}; model.image={self.image} must be that and model.patch="
+                f"{self.patch} a multiple of {codec.factor}"
+            )
 
     @property
-    def patches(self) -> int:
-        """Patches of a picture, p."""
+    def cells(self) -> int:
+        """Side of a patch in numbers of the signal: pixels, or latents."""
+        return self.patch // (self.codec.factor if self.codec else 1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the signal that is denoised."""
+        if self.codec is None:
+            return (self.image, self.image, 3)
+        return (self.codec.side, self.codec.side, self.codec.quantiser.width)
+
+    @property
+    def tokens(self) -> int:
+        """Positions a picture takes, p."""
         return (self.image // self.patch) ** 2
-
-    @property
-    def channels(self) -> int:
-        """Numbers in a patch, c."""
-        return 3 * self.patch**2
-
-
-class PatchIn(Layer):
-    """Noisy patches and their noise level -> inputs of the decoder."""
-
-    width: int
-    patches: int
-
-    @nn.compact
-    def __call__(self, x, t):
-        """x [b, i, p, c], t [b, i] -> [b, i, p, d]."""
-        x = x.astype(self.dtype)
-        w = self.weight("patch", (x.shape[-1], self.width), (None, "embed"))
-        place = self.weight(
-            "place", (self.patches, self.width), (None, "embed"), partial(normal, scale=0.5)
-        )
-        time = TwoLayer(self.rules, self.dtype, self.width, name="time")
-        t = time(time_features(t, TIME_FEATURES))
-        return linear(x, w) + place[None, None] + t[:, :, None]
-
-
-class PatchOut(Layer):
-    """Decoder output at patches -> numbers of a patch; starts at zero."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, x):
-        """[..., d] -> [..., c] f32."""
-        w = self.weight("patch", (x.shape[-1], self.channels), ("embed", None), zeros)
-        return linear(x, w, 1, "float32")
 
 
 class Parts(NamedTuple):
@@ -125,10 +141,13 @@ class Parts(NamedTuple):
 
     Attributes:
         config, vocabulary: what the model was built with. decoder: its decoder's configuration.
+        codec: functions of params["codec"], or None.
         embed: (params, tokens [b, l]) -> [b, l, d].
-        patch_in: (params, patches [b, i, p, c], t [b, i]) -> [b, i, p, d].
+        signal: (params, batch) -> [b, i, h, w, c] f32, its pictures as they are denoised.
+        picture: (params, signal [n, h, w, c]) -> uint8 [n, h, w, 3].
+        patch_in: (params, noisy [b, i, h, w, c], t [b, i]) -> ([b, i, p, d], kept).
+        patch_out: (params, hidden [b, i, p, d], kept) -> [b, i, h, w, c] f32.
         run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
-        velocity: (params, hidden [b, i, p, d], noisy [b, i, p, c], t [b, i]) -> [b, i, p, c] f32.
         head: params -> [d, v], what maps decoder outputs to logits.
         coded: (params, batch) -> the batch: there are no codes.
         clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
@@ -138,10 +157,13 @@ class Parts(NamedTuple):
     config: Config
     vocabulary: Vocabulary
     decoder: DecoderConfig
+    codec: Codec | None
     embed: Callable
+    signal: Callable
+    picture: Callable
     patch_in: Callable
+    patch_out: Callable
     run: Callable
-    velocity: Callable
     head: Callable
     coded: Callable
     clean: Callable
@@ -150,97 +172,165 @@ class Parts(NamedTuple):
 
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
     """The family's submodules by the name of their subtree of the parameters."""
-    d, at = c.decoder.width, (rules, c.decoder.dtype)
+    at = (rules, c.decoder.dtype)
     return {
-        "embed": Embed(*at, vocabulary.size, d),
-        "patch_in": PatchIn(*at, d, c.patches),
+        "embed": Embed(*at, vocabulary.size, c.decoder.width),
+        "patch_in": PatchIn(*at, c.unet, c.cells, c.tokens, c.decoder.width),
         "decoder": Decoder(*at, c.decoder),
-        "patch_out": PatchOut(*at, c.channels),
-        "head": Head(*at, d, vocabulary.size),
+        "patch_out": PatchOut(*at, c.unet, c.cells, c.shape),
+        "head": Head(*at, c.decoder.width, vocabulary.size),
     }
 
 
-def boxed_init(key, c: Config, layers: dict[str, Layer], rows: int):
+def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int):
     """All parameters, each with its place on the mesh; `rows` of dummy input fit the mesh."""
     token = jnp.zeros((rows, 1), jnp.int32)
     x = jnp.zeros((rows, 1, c.decoder.width), c.decoder.dtype)
-    inputs = {
-        "embed": (token,),
-        "patch_in": (jnp.zeros((rows, 1, c.patches, c.channels)), jnp.zeros((rows, 1))),
-        "decoder": (x, jnp.ones((1, 1, 1), bool), token),
-        "patch_out": (x,),
-        "head": (),
-    }
-    keys = jax.random.split(key, len(layers))
-    return {
-        name: layer.init(k, *inputs[name])["params"]
-        for k, (name, layer) in zip(keys, layers.items(), strict=True)
-    }
+    keys = dict(zip((*layers, "codec"), jax.random.split(key, len(layers) + 1), strict=True))
+    params = {}
+
+    def make(name, *inputs):
+        found, grown = layers[name].init_with_output(keys[name], *inputs)
+        params[name] = grown["params"]
+        return found
+
+    make("embed", token)
+    noisy, level = jnp.zeros((rows, 1, *c.shape)), jnp.zeros((rows, 1))
+    patches, kept = make("patch_in", noisy, level)
+    make("decoder", x, jnp.ones((1, 1, 1), bool), token)
+    make("patch_out", patches, kept)
+    make("head")
+    if c.codec is not None:
+        params["codec"] = autoencoder.boxed_init(keys["codec"], c.codec, codec_layers)
+    return params
 
 
 def noise_level(c: Config, keys, before_text):
-    """Draws t for every slot: logit-normal, and at least `context_time` where text follows.
+    """Draws t for every slot, and at least `context_time` where text follows a noisy picture.
 
     keys [b], before_text [b, i] bool -> [b, i] f32 in (0, 1).
     """
-    draw = jax.vmap(lambda key: jax.random.normal(key, before_text.shape[1:]))(keys)
-    t = jax.nn.sigmoid(c.time_mean + c.time_std * draw)
+    shape = before_text.shape[1:]
+    if c.time_std == 0.0:
+        t = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    else:
+        draw = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        t = jax.nn.sigmoid(c.time_mean + c.time_std * draw)
+    t = diffusion.shifted(t, c.time_shift)
+    if c.context == "clean":
+        return t
     return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
 
 
-def velocity_of(c: Config, output, noisy, t):
-    """The output layer's prediction as a velocity; [b, i, p, c], [b, i, p, c], [b, i].
+def wide(t):
+    """Times [b, i] -> [b, i, 1, 1, 1], as they meet signals."""
+    return t[:, :, None, None, None]
 
-    A network that predicts data need not carry the noise through its width: from an estimate of
-    x_1 follows v = (x_1 - x_t) / (1 - t) (Li and He 2025, arXiv 2511.13720, who also bound 1 - t
-    from below by 0.05).
+
+def to_signal_of(c: Config, codec: Codec | None, params, batch: Batch):
+    """A batch's pictures as they are denoised, standardised; [b, i, h, w, c] f32.
+
+    With a codec they are its latents: made here from pixels, or read where the data hold them.
     """
-    if c.prediction == "velocity":
-        return output
-    return (output - noisy) / jnp.maximum(1.0 - t, 0.05)[:, :, None, None]
+    x = batch.pixels
+    if codec is None:
+        x = to_signal(x)
+    elif x.dtype == jnp.uint8:
+        flat = x.reshape(-1, *x.shape[2:])
+        made = autoencoder.encode_latents(codec, params["codec"], flat)
+        x = made.reshape(*x.shape[:2], *made.shape[1:])
+    return (x.astype(jnp.float32) - c.signal_mean) / c.signal_std
 
 
-def to_patches(c: Config, pixels):
-    """uint8 pixels [..., h, w, 3] -> standardised patches [..., p, c]."""
-    return patchify((to_signal(pixels) - c.signal_mean) / c.signal_std, c.patch)
+def to_picture(c: Config, codec: Codec | None, params, signal):
+    """Standardised signals [n, h, w, c] -> uint8 pixels [n, h, w, 3]."""
+    x = signal * c.signal_std + c.signal_mean
+    return to_pixels(x) if codec is None else autoencoder.decode_latents(codec, params["codec"], x)
 
 
-def to_picture(c: Config, patches):
-    """Standardised patches [..., p, c] -> uint8 pixels [..., h, w, 3]."""
-    signal = patches * c.signal_std + c.signal_mean
-    return to_pixels(unpatchify(signal, c.patch, c.image, c.image))
+def mask_of(c: Config, batch: Batch):
+    """[b, l, l] bool: Transfusion's mask, or its ablation that is causal in pictures too."""
+    return mixed_mask(batch) if c.picture_mask == "both" else causal_mask(batch)
 
 
-def inputs(parts: Parts, params, batch: Batch, patches, t):
-    """What the decoder reads: token embeddings, and pictures given as patches at noise levels t.
-
-    patches [b, i, p, c], t [b, i] -> [b, l, d].
-    """
-    placed = spread(parts.patch_in(params, patches, t), batch.image)
+def inputs(parts: Parts, params, batch: Batch, patches):
+    """What the decoder reads: token embeddings, and embedded patches [b, i, p, d] -> [b, l, d]."""
     picture = (batch.modality == IMAGE)[..., None]
-    return jnp.where(picture, placed, parts.embed(params, batch.tokens))
+    return jnp.where(picture, spread(patches, batch.image), parts.embed(params, batch.tokens))
 
 
 def clean_inputs(parts: Parts, params, batch: Batch):
     """Decoder inputs with every picture given as it is, at t = 1."""
-    patches = to_patches(parts.config, batch.pixels)
-    return inputs(parts, params, batch, patches, jnp.ones(patches.shape[:2]))
+    signal = parts.signal(params, batch)
+    patches, _ = parts.patch_in(params, signal, jnp.ones(signal.shape[:2]))
+    return inputs(parts, params, batch, patches)
+
+
+def denoise(parts: Parts, params, batch: Batch, noisy, t, drop=None):
+    """One pass over a batch whose pictures are noisy.
+
+    Args:
+        noisy: [b, i, h, w, c]. t: [b, i]. drop: [b] keys of dropout.
+
+    Returns:
+        (outputs at all positions [b, l, d], the estimates of its pictures [b, i, h, w, c]).
+    """
+    c = parts.config
+    patches, kept = parts.patch_in(params, noisy, t)
+    if c.context == "clean":
+        hidden, found = beside(parts, params, batch, patches, drop)
+    else:
+        x = inputs(parts, params, batch, patches)
+        hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, keys=drop)
+        found = collect(hidden, batch.image, t.shape[1], c.tokens)
+    output = parts.patch_out(params, found, kept)
+    return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, wide(t))
+
+
+def beside(parts: Parts, params, batch: Batch, patches, drop):
+    """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
+
+    Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
+    original exchanged). The row grows by i p positions.
+
+    Returns:
+        (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
+    """
+    b, slots, p, d = patches.shape
+    length = batch.tokens.shape[1]
+    first, used = slot_columns(batch.image, slots)
+    at = jnp.minimum(first[:, :, None] + jnp.arange(p)[None, None], length - 1).reshape(b, -1)
+    own = jnp.repeat(jnp.arange(1, slots + 1, dtype=jnp.int32), p)[None]
+    own = jnp.where(jnp.repeat(used, p, axis=1), own, 0)  # number of the copy's picture
+    mask = parts.mask(batch)
+    back = jnp.take_along_axis(mask, at[:, :, None], axis=1)  # what the original sees
+    back &= batch.image[:, None, :] != own[:, :, None]
+    copies = (own[:, :, None] == own[:, None, :]) & (own > 0)[:, :, None]
+    if parts.config.picture_mask == "causal":
+        copies &= jnp.tril(jnp.ones((slots * p, slots * p), bool))[None]
+    forth = jnp.zeros((b, length, slots * p), bool)
+    whole = jnp.concatenate(
+        [jnp.concatenate([mask, forth], axis=2), jnp.concatenate([back, copies], axis=2)], axis=1
+    )
+    position = jnp.concatenate(
+        [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
+    )
+    x = jnp.concatenate([clean_inputs(parts, params, batch), patches.reshape(b, -1, d)], axis=1)
+    hidden, _ = parts.run(params, x, whole, position, keys=drop)
+    return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)
 
 
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
-    slots = batch.pixels.shape[1]
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    clean = to_patches(c, batch.pixels)
+    clean = parts.signal(params, batch)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
     t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
-    noisy = t[:, :, None, None] * clean + (1.0 - t[:, :, None, None]) * noise
+    noisy = diffusion.mix(c.path, clean, noise, wide(t))
     drop = draws[:, 2] if c.decoder.dropout > 0 else None
-    x = inputs(parts, params, batch, noisy, t)
-    hidden, _ = parts.run(params, x, mixed_mask(batch), batch.position, keys=drop)
-    found = collect(hidden, batch.image, slots, c.patches)
-    velocity = parts.velocity(params, found, noisy, t)
-    image = flow_loss(velocity, clean - noise, slot_weight(batch))
+    hidden, found = denoise(parts, params, batch, noisy, t, drop)
+    true = diffusion.truth(c.path, clean, noise, wide(t))
+    image = flow_loss(pick(found, c.target), pick(true, c.target), slot_weight(batch))
     weight = target_weight(batch)[..., None]
     head = parts.head(params)
     return token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight) | {
@@ -248,18 +338,29 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     }
 
 
+def pick(e: Estimate, target: str):
+    """The form of an estimate that a loss compares."""
+    return {"velocity": e.velocity, "data": e.data, "noise": e.noise}[target]
+
+
 def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
-    """Exact forward FLOPs of a host batch: no padding, and the head only where it is read."""
+    """Exact forward FLOPs of a host batch: no padding, and the head only where it is read.
+
+    Without a codec's encoder; with `context="clean"` without the copies of pictures.
+    """
     d = c.decoder
-    tokens, pairs = flops.mixed_counts(batch)
+    tokens, pairs = (flops.mixed_counts if c.picture_mask == "both" else flops.causal_counts)(batch)
     pictures = flops.pictures(batch)
     words = float((np.asarray(target_weight(batch)) > 0).sum())
     time = 2 * pictures * (TIME_FEATURES * d.width + d.width**2)
-    patches = 2 * pictures * c.patches * 2 * c.channels * d.width
+    numbers = c.cells**2 * c.shape[-1]
+    patches = 4.0 * c.tokens * numbers * d.width
+    if c.unet:
+        patches = unet.flops(c.unet, c.cells, d.width, c.shape[-1], c.shape[0])
     return (
         flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
         + 2 * words * d.width * vocabulary.size
-        + patches
+        + pictures * patches
         + time
     )
 
@@ -267,25 +368,31 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     """The family's `Model` for one configuration, vocabulary and layout."""
     layers = modules(c, vocabulary, rules)
+    codec = None if c.codec is None else autoencoder.build(c.codec, rules)
 
     def piece(name):
         return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
 
-    output = piece("patch_out")
     parts = Parts(
         config=c,
         vocabulary=vocabulary,
         decoder=c.decoder,
+        codec=codec,
         embed=piece("embed"),
+        signal=partial(to_signal_of, c, codec),
+        picture=partial(to_picture, c, codec),
         patch_in=piece("patch_in"),
+        patch_out=piece("patch_out"),
         run=piece("decoder"),
-        velocity=lambda params, hidden, *noisy: velocity_of(c, output(params, hidden), *noisy),
         head=piece("head"),
         coded=lambda params, batch: batch,
         clean=lambda params, batch: clean_inputs(parts, params, batch),
-        mask=mixed_mask,
+        mask=partial(mask_of, c),
     )
-    start = partial(boxed_init, c=c, layers=layers, rows=rules.split("batch"))
+    codec_layers = {} if c.codec is None else autoencoder.modules(c.codec, rules)
+    start = partial(
+        boxed_init, c=c, layers=layers, codec_layers=codec_layers, rows=rules.split("batch")
+    )
     return Model(
         init=unboxed(start),
         specs=specs_of(start),
@@ -293,4 +400,5 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         flops=partial(forward_flops, c, vocabulary),
         weights={"text": 1.0, "image": c.image_weight},
         parts=parts,
+        frozen=("codec",) if c.codec else (),
     )

@@ -1,9 +1,10 @@
 """The interleaved engine: text and pictures in one compiled loop, each row in a state of its own.
 
 Some rows may write words while others draw. The grammar is part of the loop: behind BOI come
-exactly as many codes as a picture has, then EOI, and only then words again (Chameleon's two
-decoders and the switch between them). Guidance keeps further streams of each row, which
-hold its pictures only, or nothing but the picture being drawn, each at positions of its own.
+exactly as many codes as a picture has, or the steps of a solver over all its patches, then EOI,
+and only then words again (Chameleon's two decoders and the switch between them; Transfusion's LM
+and diffusion modes). Guidance keeps further streams of each row, which hold its pictures only, or
+nothing but the picture being drawn, each at positions of its own.
 
 Every function is pure and row-wise: a row's result depends on nothing but its prompt and its key.
 """
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 from mmjax.batch import IMAGE, Batch, Vocabulary
 from mmjax.config import Choice
 from mmjax.layers.attention import KV
-from mmjax.models.chameleon import Parts
+from mmjax.models.family import Reader
 from mmjax.sample.choose import allow, choose, contrast, guided3
 from mmjax.sample.decode import logits_of, prefill
-from mmjax.sample.flow import guided
+from mmjax.sample.flow import Solver, guided
+from mmjax.sample.paint import Canvas, Stand, empty, paint
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class Options:
     """How tokens are chosen; hashable, and compiled in.
 
     Attributes:
-        count: most new tokens a row. words, codes: choice of text and of image codes.
+        count: most turns of the loop: new tokens, and steps of the solver. room: most new positions
+            a row. pictures: most new pictures a row.
+        words, codes: choice of text and of image codes.
+        solver: how pictures are denoised, for families that do so; None where they are codes.
+        shared: whether the patches of a denoised picture share one position.
         guidance: s in u + s (c - u) for codes; 1 is none. image_guidance: with pictures in the
             prompt, s_img of the three-way form; 0 leaves it two-way.
         contrast: alpha of contrastive decoding (CD-K) of codes, instead of guidance; 0 is none.
@@ -36,8 +42,12 @@ class Options:
     """
 
     count: int
+    room: int
+    pictures: int
     words: Choice
     codes: Choice
+    solver: Solver | None = None
+    shared: bool = False
     guidance: float = 1.0
     image_guidance: float = 0.0
     contrast: float = 0.0
@@ -57,11 +67,12 @@ class Plan(NamedTuple):
     """What is asked of each row; [b] int32 all, but for `ends`.
 
     Attributes:
-        left: tokens of a picture that is open when the prompt ends, its closing one included; 0 if
+        left: turns of a picture that is open when the prompt ends, its closing one included; 0 if
             words come next.
         close: what closes that picture, EOI or (in a moved span) the span's end.
         pictures: how many it may begin by itself. until: after how many closed ones it stops; 0 no
-            limit. limit: most new tokens. ends: [b, e] ids that end it.
+            limit. limit: most turns. columns: how long the row may grow.
+        ends: [b, e] ids that end it.
     """
 
     left: jax.Array
@@ -69,6 +80,7 @@ class Plan(NamedTuple):
     pictures: jax.Array
     until: jax.Array
     limit: jax.Array
+    columns: jax.Array
     ends: jax.Array
 
 
@@ -78,8 +90,9 @@ class State(NamedTuple):
     Attributes:
         cache: [n, s b, g, m, k] each. hidden: [s, b, d], outputs at each stream's last token.
         column, position: [s, b] int32, of the next token. left, pictures, closed: [b] int32.
-        close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. tokens: [b, count] int32.
-        step: int32 scalar, tokens made.
+        close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. tokens: [b, count] int32,
+            `pad` at turns without one. step: int32 scalar, turns taken.
+        canvas: pictures that are denoised, or None.
     """
 
     cache: KV
@@ -94,6 +107,13 @@ class State(NamedTuple):
     seen: jax.Array
     tokens: jax.Array
     step: jax.Array
+    canvas: Canvas | None
+
+
+def turns(parts: Reader, options: Options) -> int:
+    """Turns between the one that begins a picture and the one that closes it."""
+    # One for each code; or for each step of the solver, and the pass over the finished picture.
+    return parts.config.tokens if options.solver is None else options.solver.steps + 1
 
 
 def compress(prompt: Batch, keep) -> Batch:
@@ -125,16 +145,16 @@ def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> B
     return compress(prompt, held & (picture | opened))
 
 
-def begin(parts: Parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
+def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
     """Reads the prompts, one a row, beginning at column 0."""
     v, streams = parts.vocabulary, options.streams
     b, length = prompt.tokens.shape
     prompt = parts.coded(params, prompt)
-    # The codes stand in the tokens now: pixels have done their part.
-    prompt = prompt._replace(pixels=prompt.pixels[:, :0])
+    if options.solver is None:  # the codes stand in the tokens now: pixels have done their part
+        prompt = prompt._replace(pixels=prompt.pixels[:, :0])
     rows = [stream_of(name, prompt, plan, v) for name in streams]
     whole = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
-    filled = prefill(parts, params, whole, options.count)
+    filled = prefill(parts, params, whole, options.room)
     by_stream = (len(streams), b)
     seen = jnp.zeros((b, v.size), bool)
     held = prompt.segment > 0
@@ -154,19 +174,43 @@ def begin(parts: Parts, params, prompt: Batch, plan: Plan, options: Options) -> 
         seen=seen,
         tokens=jnp.full((b, options.count), v.pad, jnp.int32),
         step=jnp.zeros((), jnp.int32),
+        canvas=None if options.solver is None else empty(parts.config, b, options.pictures),
     )
 
 
-def advance(parts: Parts, params, state: State, plan: Plan, keys, until, options: Options) -> State:
+def advance(
+    parts: Reader, params, state: State, plan: Plan, keys, until, options: Options
+) -> State:
     """Makes tokens until `until` (int32 scalar) of them or until every row is done."""
 
     def more(state: State):
         return (state.step < jnp.minimum(until, options.count)) & ~state.done.all()
 
     def body(state: State) -> State:
-        return feed(parts, params, state, pick(parts, params, state, plan, keys, options), plan)
+        token = pick(parts, params, state, plan, keys, options)
+        if options.solver is not None:
+            state = draw(parts, params, state, keys, options.solver, options)
+        return feed(parts, params, state, token, plan, options)
 
     return jax.lax.while_loop(more, body, state)
+
+
+def draw(parts, params, state: State, keys, solver: Solver, options: Options) -> State:
+    """One step of the solver for the rows whose picture is open; nothing where there are none."""
+    turn = turns(parts, options) + 1 - state.left
+    open_now = (state.left >= 2) & ~state.done
+    turn = jnp.where(open_now, turn, -1)
+
+    def go(held):
+        canvas, stand = held
+        number, shared = state.closed, options.shared
+        return paint(parts, params, canvas, stand, turn, number, keys, solver, shared)
+
+    held = state.canvas, Stand(state.cache, state.column, state.position)
+    canvas, stand = jax.lax.cond(open_now.any(), go, lambda held: held, held)
+    return state._replace(
+        canvas=canvas, cache=stand.cache, column=stand.column, position=stand.position
+    )
 
 
 def word_ids(vocabulary: Vocabulary):
@@ -177,21 +221,24 @@ def word_ids(vocabulary: Vocabulary):
     return ~code & ~jnp.isin(index, jnp.array(v.sentinels))
 
 
-def pick(parts: Parts, params, state: State, plan: Plan, keys, options: Options):
+def pick(parts: Reader, params, state: State, plan: Plan, keys, options: Options):
     """The next token of each row, [b] int32; `pad` for rows that are done."""
     v = parts.vocabulary
     logits = logits_of(parts, params, state.hidden)
     draws = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(keys)
     # Words, an end, or BOI where a picture still fits.
     index = jnp.arange(v.size)[None]
-    room = plan.limit - state.step >= parts.config.tokens + 2
+    room = plan.limit - state.step >= turns(parts, options) + 2
+    room &= plan.columns - state.column[0] >= parts.config.tokens + 2
     may_begin = (state.pictures > 0) & room
     allowed = word_ids(v)[None] | (index[:, None] == plan.ends[:, :, None]).any(1)
     allowed |= may_begin[:, None] & (index == v.boi)
     word = choose(allow(logits[0], allowed), options.words, draws[:, 0], state.seen)
-    span = slice(v.codes, v.codes + v.code_count)
-    codes = code_logits(logits[..., span], options)
-    code = choose(codes, options.codes, draws[:, 1], state.seen[:, span]) + v.codes
+    code = jnp.full_like(word, v.pad)  # a turn of the solver
+    if options.solver is None:
+        span = slice(v.codes, v.codes + v.code_count)
+        codes = code_logits(logits[..., span], options)
+        code = choose(codes, options.codes, draws[:, 1], state.seen[:, span]) + v.codes
     token = jnp.where(state.left == 0, word, jnp.where(state.left == 1, state.close, code))
     return jnp.where(state.done, v.pad, token).astype(jnp.int32)
 
@@ -208,7 +255,7 @@ def code_logits(logits, options: Options):
     return guided(logits[0], logits[1], options.guidance)
 
 
-def feed(parts: Parts, params, state: State, token, plan: Plan) -> State:
+def feed(parts: Reader, params, state: State, token, plan: Plan, options: Options) -> State:
     """Reads the chosen tokens [b] into every stream they belong to, and moves each row on."""
     v = parts.vocabulary
     streams, b = state.column.shape
@@ -216,37 +263,48 @@ def feed(parts: Parts, params, state: State, token, plan: Plan) -> State:
     begins = live & (state.left == 0) & (token == v.boi)
     closes = live & (state.left == 1)
     drawing = begins | (live & (state.left > 0))
-    left = jnp.where(begins, parts.config.tokens + 1, jnp.maximum(state.left - 1, 0))
+    left = jnp.where(begins, turns(parts, options) + 1, jnp.maximum(state.left - 1, 0))
     closed = state.closed + closes.astype(jnp.int32)
     ended = (token[:, None] == plan.ends).any(1) & ~drawing
     done = ended | (closes & (plan.until > 0) & (closed >= plan.until))
-    done |= state.step + 1 >= plan.limit
+    done |= (state.step + 1 >= plan.limit) | (state.column[0] >= plan.columns)
 
-    fed = jnp.stack([live & ~done] + [drawing & ~done] * (streams - 1))
-    step = fed.astype(jnp.int32)
+    read, beside = live, drawing
+    if options.solver is not None:  # patches were read already
+        read, beside = live & (state.left < 2), begins
+    fed = jnp.stack([read & ~done] + [beside & ~done] * (streams - 1))
     column, position = state.column, state.position
     if streams > 1:
         # The blank stream holds nothing but BOS when a picture begins.
         column = column.at[-1].set(jnp.where(begins, 1, column[-1]))
         position = position.at[-1].set(jnp.where(begins, 1, position[-1]))
-    total = state.cache.keys.shape[3]
-    at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
-    mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
-    x = parts.embed(params, jnp.tile(token, streams)[:, None])
-    hidden, cache = parts.run(params, x, mask, position.reshape(-1, 1), state.cache, at)
-    hidden = hidden.reshape(streams, b, -1)
-    row = jnp.arange(b)
-    return State(
+
+    def look(held):
+        cache, hidden = held
+        total = cache.keys.shape[3]
+        at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
+        mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
+        x = parts.embed(params, jnp.tile(token, streams)[:, None])
+        found, cache = parts.run(params, x, mask, position.reshape(-1, 1), cache, at)
+        found = found.reshape(streams, b, -1)
+        return cache, jnp.where(fed[..., None], found, hidden)
+
+    held = state.cache, state.hidden
+    if options.solver is None:
+        cache, hidden = look(held)
+    else:
+        cache, hidden = jax.lax.cond(fed.any(), look, lambda held: held, held)
+    return state._replace(
         cache=cache,
-        hidden=jnp.where(fed[..., None], hidden, state.hidden),
-        column=column + step,
-        position=position + step,
+        hidden=hidden,
+        column=column + fed.astype(jnp.int32),
+        position=position + fed.astype(jnp.int32),
         left=left,
         pictures=state.pictures - begins.astype(jnp.int32),
         closed=closed,
         close=jnp.where(begins, v.eoi, state.close),
         done=state.done | done,
-        seen=state.seen.at[row, token].set(True),
+        seen=state.seen.at[jnp.arange(b), token].set(True),
         tokens=state.tokens.at[:, state.step].set(token),
         step=state.step + 1,
     )

@@ -1,6 +1,7 @@
 """From requests to parts of text and pictures through the interleaved engine; the host's side."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from mmjax.config import DataConfig
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
-from mmjax.models.chameleon import Parts
+from mmjax.models.family import Reader
 from mmjax.run import Run
 from mmjax.sample import engine, prompt
 from mmjax.sample.engine import Options, Plan
@@ -49,22 +50,34 @@ def rows_of(requests: Sequence[Request], c: DataConfig, run: Run) -> Batch:
     return prompt.lay_out([r.document for r in requests], c, run.tokenizer, draw)
 
 
-def plan(requests: Sequence[Request], rows: Batch, wish: Wish, length: int, parts: Parts) -> Plan:
-    """What is asked of each row."""
-    v, codes = parts.vocabulary, parts.config.tokens
-    taken = (np.asarray(rows.segment) > 0).sum(1)
+def plan(
+    requests: Sequence[Request], rows: Batch, wish: Wish, length: int, size: int, parts
+) -> Plan:
+    """What is asked of each row; size: `engine.turns` of a picture."""
+    v, codes = parts.vocabulary, parts.vocabulary.code_count > 0
     free = [wish.text if r.draw is False else 0 for r in requests]
-    made = [codes + 1 if r.draw else wish.pictures * (codes + 2) for r in requests]
+    made = [size + 1 if r.draw else wish.pictures * (size + 2) for r in requests]
+    limit = np.add(free, made)
+    if codes:  # every turn takes a position
+        limit = np.minimum(limit, length + 1 - (np.asarray(rows.segment) > 0).sum(1))
     ends = [[v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos] for r in requests]
     columns = (
-        [codes + 1 if r.draw else 0 for r in requests],
+        [size + 1 if r.draw else 0 for r in requests],
         [v.eoi] * len(requests),
         [0 if r.draw else wish.pictures for r in requests],
         [int(r.draw) for r in requests],
-        np.minimum(np.add(free, made), length + 1 - taken),
+        limit,
+        [length] * len(requests),
         ends,
     )
     return Plan(*(jnp.asarray(column, jnp.int32) for column in columns))
+
+
+def room(requests: Sequence[Request], wish: Wish, parts: Reader) -> tuple[int, int]:
+    """(most new positions, most new pictures) of a row."""
+    pictures = max(1 if r.draw else wish.pictures for r in requests)
+    text = max(0 if r.draw else wish.text for r in requests)
+    return text + pictures * (parts.config.tokens + 2), pictures
 
 
 def talk(
@@ -73,7 +86,7 @@ def talk(
     compiled: Compiled,
     requests: Sequence[Request],
     wish: Wish,
-    options: Callable[[int], Options],
+    options: Options,
     keys,
     stream: Callback | None = None,
 ) -> list[list]:
@@ -81,15 +94,18 @@ def talk(
 
     Args:
         run, params: the model. compiled: compiles a function of the engine once.
-        requests: what is asked. wish: how much. options: number of new tokens -> Options.
+        requests: what is asked. wish: how much.
+        options: but for the sizes of a row, which follow from what is asked.
         keys: [n], one a request. stream: called now and then with a row's text so far.
     """
     out: list[list] = []
     for first in range(0, len(requests), ROWS):
         some = requests[first : first + ROWS]
-        tokens = _tokens(run, params, compiled, some, wish, options, keys[first : first + ROWS],
-                         None if stream is None else _shift(stream, first))  # fmt: skip
-        out += _parts(run, params, compiled, some, tokens)
+        heard = None if stream is None else _shift(stream, first)
+        state = _advance(
+            run, params, compiled, some, wish, options, keys[first : first + ROWS], heard
+        )
+        out += _parts(run, params, compiled, len(some), state)
     return out
 
 
@@ -97,12 +113,13 @@ def _shift(stream: Callback, first: int) -> Callback:
     return lambda number, text: stream(first + number, text)
 
 
-def _tokens(run: Run, params, compiled, requests, wish, options, keys, stream) -> np.ndarray:
-    """[n, count] int32, the new tokens of a batch of requests."""
+def _advance(run: Run, params, compiled, requests, wish, options, keys, stream) -> engine.State:
+    """A batch of requests, carried out."""
     c, parts = run.experiment.data, run.model.parts
     rows = rows_of(requests, c, run)
-    asked = plan(requests, rows, wish, c.length, parts)
-    chosen = options(int(asked.limit.max()))
+    asked = plan(requests, rows, wish, c.length, engine.turns(parts, options), parts)
+    columns, pictures = room(requests, wish, parts)
+    chosen = replace(options, count=int(asked.limit.max()), room=columns, pictures=pictures)
     multiple = run.rules.split("batch")
     index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)
     rows, asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, asked))
@@ -120,7 +137,7 @@ def _tokens(run: Run, params, compiled, requests, wish, options, keys, stream) -
             stream(number, _text(run, row[:until]))
         if bool(state.done.all()):
             break
-    return np.asarray(state.tokens)[: len(requests)]
+    return state
 
 
 def _text(run: Run, tokens) -> str:
@@ -133,12 +150,16 @@ def _text(run: Run, tokens) -> str:
 
 
 def split(tokens, vocabulary: Vocabulary, size: int, tokenizer) -> list:
-    """New tokens -> strings and code arrays [p], in order; ends and padding are left out.
+    """New tokens -> strings and pictures, in order; ends and padding are left out.
 
-    A picture cut short, as it may be while it is being drawn, is left out.
+    A picture is its `size` codes [p]; where pictures are denoised, its number in the row, [].
+    One cut short, as it may be while it is being drawn, is left out.
     """
-    v, words, codes = vocabulary, [], []
+    v = vocabulary
     found: list[str | np.ndarray] = []
+    words: list[int] = []
+    codes: list[int] = []
+    drawn = 0
     for token in [*np.asarray(tokens).tolist(), v.eos]:
         if v.codes <= token < v.codes + v.code_count:
             codes.append(token - v.codes)
@@ -151,22 +172,40 @@ def split(tokens, vocabulary: Vocabulary, size: int, tokenizer) -> list:
         if len(codes) == size:
             found.append(np.array(codes, np.int32))
             codes = []
+        if token == v.eoi and not v.code_count:
+            found.append(np.array(drawn))
+            drawn += 1
     return found
 
 
-def draw_ids(parts: Parts, params, ids):
+def draw_ids(parts, params, ids):
     """[n, p] codes -> uint8 [n, h, w, 3]."""
     return autoencoder.decode_ids(parts.codec, params["codec"], ids)
 
 
-def _parts(run: Run, params, compiled, requests, tokens) -> list[list]:
-    """Tokens -> parts, all pictures decoded in one batch."""
-    v, size = run.model.parts.vocabulary, run.model.parts.config.tokens
-    found = [split(row, v, size, run.tokenizer) for row in tokens]
-    drawn = [p for parts in found for p in parts if isinstance(p, np.ndarray)]
+def draw_signals(parts, params, signals):
+    """[n, h, w, c] finished signals -> uint8 [n, h, w, 3]."""
+    return parts.picture(params, signals)
+
+
+def _parts(run: Run, params, compiled, count: int, state: engine.State) -> list[list]:
+    """What `count` rows have made -> parts, all pictures decoded in one batch."""
+    parts = run.model.parts
+    rows = np.asarray(state.tokens)[:count]
+    v, size = parts.vocabulary, parts.config.tokens
+    found = [split(row, v, size, run.tokenizer) for row in rows]
+    to_pixels, made = draw_ids, None
+    if state.canvas is not None:
+        to_pixels, made = draw_signals, np.asarray(state.canvas.made)
+    drawn = [
+        part if made is None else made[row, int(part)]
+        for row, some in enumerate(found)
+        for part in some
+        if isinstance(part, np.ndarray)
+    ]
     pictures = iter(())
     if drawn:
         index = np.minimum(np.arange(-(-len(drawn) // 16) * 16), len(drawn) - 1)
-        ids = np.stack(drawn)[index]
-        pictures = iter(np.asarray(compiled(draw_ids)(params, ids))[: len(drawn)])
-    return [[next(pictures) if isinstance(p, np.ndarray) else p for p in parts] for parts in found]
+        whole = np.stack(drawn)[index]
+        pictures = iter(np.asarray(compiled(to_pixels)(params, whole))[: len(drawn)])
+    return [[next(pictures) if isinstance(p, np.ndarray) else p for p in some] for some in found]

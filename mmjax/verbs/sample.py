@@ -19,7 +19,7 @@ from pathlib import Path
 import PIL.Image
 from absl import flags
 
-from mmjax.config import DataConfig
+from mmjax.config import SOLVERS, DataConfig
 from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, Slot
@@ -34,11 +34,16 @@ OUT = flags.DEFINE_string("out", "out/samples", "directory to write to")
 SEED = flags.DEFINE_integer("seed", 0, "of noise and text")
 INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
 STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
-STEPS = flags.DEFINE_integer("steps", None, "solver steps (flow)", lower_bound=1)
+SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "of pictures that are denoised")
+STEPS = flags.DEFINE_integer("steps", None, "of the solver", lower_bound=1)
 LENGTH = flags.DEFINE_integer("text", None, "most tokens of text", lower_bound=1)
 # What overrides the experiment's `sample` group, by its name in `Trained.generate`.
 NUMBERS = {
     "guidance": "scale of guidance by the prompt",
+    "guidance_start": "time from which pictures are guided while they are denoised, 0 is noise",
+    "guidance_stop": "time until which they are, 1 is the finished picture",
+    "guidance_least": "least share of its length that guidance keeps; 1 leaves it",
+    "shift": "how much of the solver's steps lie near noise; 1 spaces them evenly",
     "image_guidance": "scale of guidance by the prompt's pictures alone",
     "contrast": "alpha of contrastive decoding of image codes",
     "temperature": "of text, 0 is greedy",
@@ -139,7 +144,7 @@ def main(rest: list[str]) -> int:
         raise UserError(f"--out={out} is a file; name a directory")
     trained = load(WORKDIR.value)
     options: dict = {name: flag.value for name, flag in SCALES.items()}
-    options |= {"steps": STEPS.value, "text": LENGTH.value}
+    options |= {"solver": SOLVER.value, "steps": STEPS.value, "text": LENGTH.value}
     options = {name: value for name, value in options.items() if value is not None}
     stream = show if STREAM.value else None
     results = trained.generate(prompts, SEED.value, INTERLEAVED.value, stream, **options)

@@ -116,7 +116,7 @@ def test_generate_draws_and_writes_in_order_and_by_seed(trained, tmp_path):
 
 
 def test_bad_prompts(trained, tmp_path):
-    with pytest.raises(UserError, match="IMAGE must be the last part"):
+    with pytest.raises(UserError, match="has a slot before its end"):
         trained.generate([[mmjax.IMAGE, "a cat"]])
     with pytest.raises(UserError, match="shorten it by"):
         trained.generate([["cat " * 200, mmjax.IMAGE]])

@@ -18,6 +18,7 @@ from mmjax.layers.position import rope_angles
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import chameleon
 from mmjax.step import gradients
+from mmjax.values import build
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = replace(config.resolve(tiny_chameleon_config(), run.families()).model, z_weight=1e-2)
@@ -310,7 +311,7 @@ def test_flops_count_what_a_loop_counts():
 
 
 def test_a_codec_of_latents_is_refused():
-    latents = config.build(autoencoder.CodecConfig, tiny_codec(kind="kl", codes=0))
+    latents = build(autoencoder.CodecConfig, tiny_codec(kind="kl", codes=0))
     with pytest.raises(UserError, match=r"kind='kl' has no codes; use vq, rvq, fsq or lfq"):
         replace(C, codec=latents)
     assert replace(C, codec=C.codec).codes == 12

@@ -1,6 +1,7 @@
 """Causality, isolation of packed documents, and the losses of the transfusion family."""
 
-import dataclasses
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,52 +10,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
+from small import make, transfusion_config
 
-from mmjax import losses
+from mmjax import diffusion, losses
 from mmjax.batch import IMAGE, TEXT, mixed_mask
-from mmjax.layers.patch import patchify, to_signal
+from mmjax.error import UserError
+from mmjax.layers.patch import to_signal
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import transfusion
-from mmjax.models.decoder import DecoderConfig
 
-
-def decoder(**changes):
-    values = dict(
-        width=32, depth=2, heads=4, kv_heads=2, mlp=48, qk_norm=True, norm="pre", dropout=0.0,
-        theta=1e4, remat=False, unroll=1, dtype="float32",
-    )  # fmt: skip
-    return DecoderConfig(**values | changes)
-
-
-def config(**changes):
-    shape = decoder(**changes)
-    return transfusion.Config(shape, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
-
-
-def make(**changes):
-    rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
-    model = transfusion.build(config(**changes), VOCABULARY, rules)
-    params = jax.jit(model.init)(jax.random.key(0))
-    # The velocity head starts at zero, which would hide every leak.
-    params["patch_out"]["patch"] = jax.random.normal(
-        jax.random.key(1), params["patch_out"]["patch"].shape
-    )
-    return model, params
-
-
-MODEL, PARAMS = make()
+MODEL, PARAMS = make(transfusion_config())
 LOSS = jax.jit(MODEL.loss)
 
 
 @jax.jit
 def hidden(batch, noisy, t):
-    x = transfusion.inputs(MODEL.parts, PARAMS, batch, noisy, t)
-    return MODEL.parts.run(PARAMS, x, mixed_mask(batch), batch.position)[0]
+    return transfusion.denoise(MODEL.parts, PARAMS, batch, noisy, t)[0]
 
 
 def outputs(batch, shift=None):
-    """Decoder outputs; `shift` (row, slot) disturbs one picture's patches."""
-    noisy = np.array(patchify(to_signal(batch.pixels), 2))
+    """Decoder outputs; `shift` (row, slot) disturbs one picture."""
+    noisy = np.array(to_signal(batch.pixels))
     if shift is not None:
         noisy[shift] += 1.0
     return np.asarray(hidden(batch, noisy, jnp.full(noisy.shape[:2], 0.7)))
@@ -118,9 +94,7 @@ def keys(batch, seed=0):
 def test_loss_at_the_start_is_that_of_knowing_nothing(norm):
     """Text: about log v. Flow: the head starts at zero, so the mean square of the target."""
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
-    c = dataclasses.replace(
-        config(norm=norm), prediction="velocity", signal_mean=0.0, signal_std=1.0
-    )
+    c = transfusion_config({"norm": norm}, prediction="velocity", signal_mean=0.0, signal_std=1.0)
     model = transfusion.build(c, VOCABULARY, rules)
     params = jax.jit(model.init)(jax.random.key(0))
     params["head"]["w"] = jnp.zeros_like(params["head"]["w"])
@@ -150,7 +124,7 @@ def test_padding_has_no_gradient():
 
 
 def test_noise_level_is_limited_where_text_follows():
-    c = config()
+    c = transfusion_config()
     many = jax.random.split(jax.random.key(0), 500)
     after = np.asarray(transfusion.noise_level(c, many, jnp.ones((500, 2), bool)))
     free = np.asarray(transfusion.noise_level(c, many, jnp.zeros((500, 2), bool)))
@@ -176,7 +150,7 @@ def test_rows_draw_noise_of_their_own():
 @pytest.mark.parametrize("changes", [{"remat": True}, {"unroll": 2}])
 def test_remat_and_unrolling_change_nothing(changes):
     batch = random_batch(2)
-    model, _ = make(**changes)
+    model, _ = make(transfusion_config(changes))
 
     def grads(m, p):
         return jax.grad(lambda p: losses.total(m.loss(p, batch, keys(batch)), m.weights))(p)
@@ -190,7 +164,7 @@ def test_remat_and_unrolling_change_nothing(changes):
 
 @pytest.mark.parametrize("changes", [{"norm": "post"}, {"qk_norm": False}, {"kv_heads": 4}])
 def test_options_of_the_decoder_change_the_output(changes):
-    model, params = make(**changes)
+    model, params = make(transfusion_config(changes))
     batch = random_batch(2)
     mine = LOSS(PARAMS, batch, keys(batch))["text"].sum
     assert (
@@ -199,7 +173,7 @@ def test_options_of_the_decoder_change_the_output(changes):
 
 
 def test_dropout_needs_keys_and_changes_the_loss():
-    model, _ = make(dropout=0.5)
+    model, _ = make(transfusion_config({"dropout": 0.5}))
     batch = random_batch(2)
     a, b = (float(jax.jit(model.loss)(PARAMS, batch, keys(batch, s))["text"].sum) for s in (0, 1))
     plain = float(LOSS(PARAMS, batch, keys(batch))["text"].sum)
@@ -220,27 +194,125 @@ def test_flops_count_what_a_loop_counts():
     assert (batch.modality == IMAGE).any()
 
 
-def test_data_prediction_is_the_velocity_it_implies():
-    """From the true x_1 follows the true velocity; near t = 1 its size is bounded."""
-    c = config()
-    clean, noise = jax.random.normal(jax.random.key(0), (2, 3, 1, 4, 12))
-    t = jnp.array([[0.1], [0.5], [0.9]])
-    s = t[:, :, None, None]
-    noisy = s * clean + (1 - s) * noise
-    got = transfusion.velocity_of(c, clean, noisy, t)
-    np.testing.assert_allclose(got, clean - noise, atol=1e-5)
-    assert np.abs(np.asarray(transfusion.velocity_of(c, noise, noisy, t) - got)).max() > 0.1
-    late = transfusion.velocity_of(c, clean, clean + 0.1, jnp.full((3, 1), 0.9999))
-    np.testing.assert_allclose(late, -0.1 / 0.05, rtol=1e-4)
-    plain = dataclasses.replace(c, prediction="velocity")
-    np.testing.assert_array_equal(transfusion.velocity_of(plain, clean, noisy, t), clean)
+def test_pictures_are_standardised_and_back():
+    c = transfusion_config(signal_mean=0.3, signal_std=0.7)
+    model, params = make(c)
+    batch = random_batch(0)
+    signal = model.parts.signal(params, batch)
+    back = model.parts.picture(params, signal.reshape(-1, 4, 4, 3))
+    np.testing.assert_array_equal(back, batch.pixels.reshape(-1, 4, 4, 3))
+    white = batch._replace(pixels=np.full_like(batch.pixels, 255))
+    np.testing.assert_allclose(model.parts.signal(params, white), 1.0, rtol=1e-5)
 
 
-def test_patches_are_standardised_and_back():
-    c = dataclasses.replace(config(), signal_mean=0.3, signal_std=0.7)
-    pixels = random_batch(0).pixels
-    np.testing.assert_array_equal(
-        transfusion.to_picture(c, transfusion.to_patches(c, pixels)), pixels
-    )
-    white = np.full((1, 4, 4, 3), 255, np.uint8)
-    np.testing.assert_allclose(transfusion.to_patches(c, white), 1.0, rtol=1e-5)
+WAYS = {
+    "ddpm": dict(path="cosine", prediction="noise", target="noise", time_std=0.0),
+    "velocity": dict(prediction="velocity"),
+    "unet": dict(unet=8),
+    "causal": dict(picture_mask="causal"),
+    "clean": dict(context="clean"),
+    "shifted": dict(time_shift=3.0),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_form_has_finite_gradients_that_differ_from_the_plain_one(way):
+    batch = random_batch(3)
+
+    def objective(model):
+        return lambda p: losses.total(model.loss(p, batch, keys(batch)), model.weights)
+
+    model, params = make(transfusion_config(**WAYS[way]))
+    value, grads = jax.jit(jax.value_and_grad(objective(model)))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    moved = [float(np.abs(x).max()) for x in jax.tree.leaves(grads)]
+    assert min(moved) > 0 or way == "clean"
+    plain = losses.total(LOSS(PARAMS, batch, keys(batch)), MODEL.weights)
+    assert abs(float(value) - float(plain)) > 1e-4
+
+
+def test_ddpm_learns_noise_and_a_perfect_network_has_no_loss():
+    """|e - e_theta|^2 at uniform times; with e itself as the output it vanishes."""
+    c = transfusion_config(**WAYS["ddpm"])
+    model, params = make(c)
+    batch = random_batch(3)
+    clean = model.parts.signal(params, batch)
+    noise = jax.random.normal(jax.random.key(2), clean.shape)
+    t = jnp.full(clean.shape[:2], 0.4)
+    noisy = diffusion.mix(c.path, clean, noise, transfusion.wide(t))
+    _, found = transfusion.denoise(model.parts, params, batch, noisy, t)
+    a, s = np.sin(0.2 * np.pi), np.cos(0.2 * np.pi)
+    np.testing.assert_allclose(found.data, (noisy - s * found.noise) / a, atol=1e-4)
+    uniform = np.asarray(transfusion.noise_level(c, keys(batch), jnp.zeros((2, 400), bool)))
+    assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.std() - 12**-0.5) < 0.02
+
+
+def test_a_mask_that_is_causal_in_pictures_hides_later_patches():
+    batch = random_batch(3)
+    for way, hidden in ((WAYS["causal"], True), ({}, False)):
+        model, params = make(transfusion_config(**way))
+        signal = np.array(model.parts.signal(params, batch))
+        level = jnp.full(signal.shape[:2], 0.7)
+        column = int(np.argmax(batch.image[0] == 1))
+        changed = signal.copy()
+        changed[0, 0, 2:, 2:] += 1.0  # the last patch
+        run = jax.jit(partial(transfusion.denoise, model.parts))
+        before, after = (run(params, batch, x, level)[0] for x in (signal, changed))
+        difference = np.abs(np.asarray(after - before)).max(-1)[0]
+        assert (difference[column : column + 3] == 0).all() == hidden
+        assert difference[column + 3] > 0
+
+
+def test_clean_context_shows_noise_to_nobody_else():
+    """Text sees pictures as they are; a picture's copy sees itself and what stands before it."""
+    model, params = make(transfusion_config(context="clean"))
+    batch = random_batch(3)
+    signal = np.array(model.parts.signal(params, batch))
+    t = jnp.full(signal.shape[:2], 0.3)
+    run = jax.jit(lambda x: transfusion.denoise(model.parts, params, batch, x, t))
+    hidden, found = run(signal)
+    noisy = signal.copy()
+    noisy[0, 0] += 1.0
+    other, changed = run(noisy)
+    held = batch.segment > 0
+    np.testing.assert_array_equal(hidden[held], other[held])
+    difference = np.abs(np.asarray(changed.velocity - found.velocity)).max((2, 3, 4))
+    assert difference[0, 0] > 0 and difference[0, 1:].max() == 0 and difference[1].max() == 0
+    # What stands before reaches the copy, what stands behind does not.
+    first = int(np.argmax(batch.image[0] == 1))
+    for column, reaches in ((first - 1, True), (first + 5, False)):
+        tokens = batch.tokens.copy()
+        tokens[0, column] = (tokens[0, column] + 3) % VOCABULARY.size
+        moved = jax.jit(
+            lambda b: transfusion.denoise(model.parts, params, b, signal, t)[1].velocity
+        )(batch._replace(tokens=tokens))
+        assert (np.abs(np.asarray(moved - found.velocity))[0, 0].max() > 0) == reaches
+
+
+def test_with_a_clean_picture_both_contexts_agree():
+    """At t = 1 the copy is the original: same losses, whether it stands beside or in its place."""
+    batch = random_batch(3)
+    models = [make(transfusion_config(context=name)) for name in ("noisy", "clean")]
+    signal = models[0][0].parts.signal(models[0][1], batch)
+    for t, alike in ((1.0, True), (0.5, False)):
+        level = jnp.full(signal.shape[:2], t)
+        noise = jax.random.normal(jax.random.key(0), signal.shape)
+        noisy = diffusion.mix("flow", signal, noise, transfusion.wide(level))
+        (h, a), (g, b) = (transfusion.denoise(m.parts, p, batch, noisy, level) for m, p in models)
+        held = batch.segment > 0
+        used = np.asarray(transfusion.slot_weight(batch)) > 0
+        assert np.allclose(h[held], g[held], atol=2e-5) == alike
+        if alike:
+            np.testing.assert_allclose(a.data[used], b.data[used], atol=2e-5)
+
+
+def test_names_and_sizes_are_checked():
+    for changes, words in (
+        ({"path": "line"}, "model.path='line' is unknown; have: flow, cosine"),
+        ({"context": "old"}, "model.context='old' is unknown; have: noisy, clean"),
+        ({"picture_mask": "none"}, "model.picture_mask='none' is unknown; have: both, causal"),
+        ({"patch": 3}, "model.patch=3 must divide model.image=4"),
+        ({"patch": 1, "unet": 8}, "model.unet=8 needs patches of 2, 4, 8"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            transfusion_config(**changes)

@@ -40,7 +40,7 @@ def rows(*prompts, length: int = 40) -> Batch:
 
 
 def plan(count: int, **columns) -> Plan:
-    base = dict(left=0, close=V.eoi, pictures=0, until=0, limit=COUNT)
+    base = dict(left=0, close=V.eoi, pictures=0, until=0, limit=COUNT, columns=999)
     known = {k: np.broadcast_to(np.int32(v), (count,)) for k, v in (base | columns).items()}
     return Plan(**known, ends=np.full((count, 2), V.eos, np.int32))
 
@@ -89,10 +89,10 @@ def runs_of_codes(ids: list[int]) -> list[tuple[int, int, int | None]]:
 
 
 WAYS = {
-    "alone": Options(COUNT, WARM, WARM),
-    "guided": Options(COUNT, WARM, WARM, guidance=3.0),
-    "three": Options(COUNT, WARM, WARM, guidance=3.0, image_guidance=1.2),
-    "contrast": Options(COUNT, WARM, WARM, contrast=0.1, contrast_k=2),
+    "alone": Options(COUNT, COUNT, 2, WARM, WARM),
+    "guided": Options(COUNT, COUNT, 2, WARM, WARM, guidance=3.0),
+    "three": Options(COUNT, COUNT, 2, WARM, WARM, guidance=3.0, image_guidance=1.2),
+    "contrast": Options(COUNT, COUNT, 2, WARM, WARM, contrast=0.1, contrast_k=2),
 }
 
 
@@ -143,7 +143,7 @@ def test_cached_steps_equal_recomputation(way):
 
 
 def test_guidance_of_one_is_the_condition_alone():
-    base = Options(COUNT, COLD, COLD)
+    base = Options(COUNT, COUNT, 2, COLD, COLD)
     plain = np.asarray(whole(rows(*MIXED), ASKED, keys(4), base).tokens)
     ones = replace(base, guidance=1.0, image_guidance=1.0)
     assert len(ones.streams) == 3
@@ -182,7 +182,7 @@ def test_rows_stop_at_their_limit_their_end_or_their_last_picture():
 def test_a_picture_is_not_begun_without_room():
     asked = plan(2, pictures=5, limit=[SIZE + 1, SIZE + 30])
     params = eager(PARAMS)
-    options = Options(COUNT, WARM, WARM)
+    options = Options(COUNT, COUNT, 2, WARM, WARM)
     state = begin(PARTS, params, rows([V.bos], [V.bos]), asked, options)
     for seed in range(3):
         done = jax.jit(advance, static_argnums=(0, 6))(

@@ -1,0 +1,91 @@
+"""Nested mappings <-> frozen dataclasses, checked against their annotations."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmjax.error import UserError
+
+
+def _named(kind: type) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _value(kind, value, path: str):
+    """One field's value, checked against its annotation."""
+    origin = typing.get_origin(kind)
+    if origin is types.UnionType:  # `X | None`
+        inner = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        return None if value is None else _value(inner, value, path)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build(kind, value, path)
+    if origin in (Mapping, dict) or kind in (Mapping, dict):
+        inner = typing.get_args(kind)[1]
+        if not isinstance(value, Mapping | ConfigDict):
+            raise UserError(f"{path}={value!r} must be a group: name -> {_named(inner)}")
+        return types.MappingProxyType(
+            {k: _value(inner, v, f"{path}.{k}") for k, v in dict(value).items()}
+        )
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{path}={value!r} must be a list, as (1, 2)")
+        inner = typing.get_args(kind)[0]
+        return tuple(_value(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Any or type(value) is kind:
+        return value
+    raise UserError(f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}")
+
+
+def build(kind: type, values, path: str = "config"):
+    """Mapping -> dataclass `kind`, recursively.
+
+    Raises:
+        UserError: for an unknown field (with the nearest name), a missing one, or a wrong type.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"{path}={values!r} must be a group of fields ({_named(kind)})")
+    values = dict(values)
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(hints)}"
+            raise UserError(f"{path} has no field {name!r}; {hint}")
+    for name, hint in hints.items():
+        if name not in values:
+            raise UserError(f"{path}.{name} is missing; give it a value of type {_named(hint)}")
+    return kind(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in hints})
+
+
+def to_dict(e) -> Any:
+    """A dataclass of such -> plain nested dict, as stored in config.json."""
+    if dataclasses.is_dataclass(e):
+        return {f.name: to_dict(getattr(e, f.name)) for f in dataclasses.fields(e)}
+    if isinstance(e, Mapping):
+        return {k: to_dict(v) for k, v in e.items()}
+    return list(e) if isinstance(e, tuple) else e  # as JSON gives it back
+
+
+def to_json(e) -> str:
+    """The same as JSON text."""
+    return json.dumps(to_dict(e), indent=1)
+
+
+def difference(old: Mapping, new: Mapping, path: str = "") -> list[str]:
+    """Lines 'name: old -> new' for every leaf that differs between two nested dicts."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b, name = old.get(key), new.get(key), f"{path}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines
