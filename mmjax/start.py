@@ -97,11 +97,12 @@ def check_codes(run: Run, state: State) -> None:
     if not data.coded:
         return
     kinds = {pipeline.coding(data, name)["dtype"] for name in data.sources}
-    if not getattr(e.model, "codes", 0) or kinds != {"int32"}:
+    reads = "int32" if getattr(e.model, "codes", 0) else "float16"
+    if e.family == "codec" or e.model.codec is None or kinds != {reads}:
         held = "codes" if kinds == {"int32"} else "latents"
         raise UserError(
-            f"config.data.coded=True, but a {e.family} does not read the {held} that the sources "
-            f"hold; give False"
+            f"config.data.coded=True, but this {e.family} does not read the {held} that the "
+            f"sources hold; give False"
         )
     mine = digest(state.params["codec"])
     for name in data.sources:

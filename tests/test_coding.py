@@ -414,7 +414,7 @@ def test_one_damaged_picture_costs_one_document(home, codec, tmp_path, monkeypat
 
 def test_codes_are_for_families_that_read_them(home, coded, codec):
     e = experiment(tiny_codec_config(home / "scenes", data__coded=True))
-    with pytest.raises(UserError, match="a codec does not read the codes"):
+    with pytest.raises(UserError, match="this codec does not read the codes"):
         start.check_codes(prepare(e, ONE), None)
 
 
