@@ -83,7 +83,7 @@ def drawn(trained: Trained, records, base, split: str, seed: int, out: Path):
         "nearest": reconstruction.pictures(trained, [base[i] for i in near]),
         "chance": np.roll(made, 1, axis=0),
     }
-    if hasattr(trained.run.model.parts, "codec"):
+    if getattr(trained.run.model.parts, "codec", None) is not None:
         others["codec"] = reconstruction.reconstruct(trained, true)
     for name, pictures in others.items():
         columns = table(pictures, records)

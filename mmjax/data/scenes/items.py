@@ -25,6 +25,7 @@ def items(
     information: float = 1.0,
     seed: int = 0,
     overlap: float = 0.0,
+    most: int = MOST,
 ) -> Iterator[Item]:
     """Scenes; number i is a function of the seed and i alone.
 
@@ -33,6 +34,7 @@ def items(
         information: probability that a caption's colour, shape or size is the true one rather
             than drawn at random; see `say.mutual_information`.
         seed: of everything random. overlap: see `scene.sample`; 0 keeps objects apart.
+        most: objects of the scenes in the split `counts`; all others have fewer.
 
     Raises:
         UserError: for values out of range.
@@ -43,10 +45,12 @@ def items(
         ("level", level, 1, 3),
         ("information", information, 0, 1),
         ("overlap", overlap, 0, 0.6),
+        ("most", most, 2, MOST),
     ):
         if not low <= value <= high:
             raise UserError(f"--{name}={value} must lie between {low} and {high}")
-    make = partial(_record, size=size, level=level, information=information, overlap=overlap)
+    shown = {"size": size, "level": level, "overlap": overlap, "most": most}
+    make = partial(_record, information=information, **shown)
     return (Item(f"scene {i}", partial(make, i, seed), split_of(i, seed)) for i in range(count))
 
 
@@ -60,12 +64,14 @@ def split_of(number: int, seed: int) -> str:
     return "train"
 
 
-def _record(number: int, seed: int, size: int, level: int, information: float, overlap: float):
+def _record(
+    number: int, seed: int, size: int, level: int, information: float, overlap: float, most: int
+):
     rng = np.random.default_rng((seed, 3, number))
     split, held = split_of(number, seed), held_pairs(seed)
     pairs = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in held]
     must = sorted(held) if split == "compositional" else []
-    counts = [MOST] if split == "counts" else range(1, MOST)
+    counts = [most] if split == "counts" else range(1, most)
     scene = sample(rng, counts, pairs, overlap, must)
     asked = questions(scene, rng)
     told = blur(scene, rng, information)

@@ -165,6 +165,15 @@ def test_splits_hold_what_they_are_for():
     assert max(colours.values()) / min(colours.values()) < 1.25
 
 
+def test_scenes_may_hold_fewer_objects():
+    found = collections.defaultdict(set)
+    for item in items(400, size=8, most=3):
+        found[item.split].add(len(item.read().facts["objects"]))
+    assert found["counts"] == {3} and found["train"] == found["compositional"] == {1, 2}
+    with pytest.raises(UserError, match="--most=1 must lie between 2 and 5"):
+        items(10, most=1)
+
+
 def test_a_scene_is_a_function_of_its_number():
     first, again = list(items(50, size=16)), list(items(20, size=16))
     assert [pack(i.read()) for i in first[:20]] == [pack(i.read()) for i in reversed(again)][::-1]
