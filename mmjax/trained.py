@@ -31,11 +31,13 @@ class Trained:
     Attributes:
         run: the experiment's parts. params: averaged weights where the run kept them.
         step: of the checkpoint.
+        drawn: (split, count, seed) -> what `evals.heldout.drawings` has drawn.
     """
 
     run: Run
     params: Params
     step: int
+    drawn: dict = field(default_factory=dict)
     _compiled: dict = field(default_factory=dict)
 
     def call(self, function: Callable, rows: Batch, *keys, extra=(), **static) -> np.ndarray:

@@ -57,6 +57,11 @@ def load() -> Params:
     return params
 
 
+def installed() -> bool:
+    """Whether the package with the weights is there."""
+    return find_spec(PACKAGE) is not None
+
+
 def features(params: Params, pixels, stages: tuple[int, ...]) -> tuple[jax.Array, ...]:
     """What some stages of the network see.
 

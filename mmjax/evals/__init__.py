@@ -1,11 +1,12 @@
 """Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
-from mmjax.evals import answers, caption, drawing, likelihood, reconstruction, scenes
+from mmjax.evals import answers, caption, drawing, frechet, likelihood, reconstruction, scenes
 
 _READS_AND_DRAWS = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
     "drawing": drawing.evaluate,
+    "frechet": frechet.evaluate,
     "scenes": scenes.evaluate,
     "answers": answers.evaluate,
 }

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.batch import Text
 from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
@@ -21,8 +20,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     values: dict[str, Value] = {}
     e = trained.run.experiment
     for split, suffix in heldout.splits(trained).items():
-        records = heldout.draw(trained, split, e.evals.drawings, seed)
-        drawn = trained.draw([[Text(r.caption)] for r in records], seed)
+        records, drawn = heldout.drawings(trained, split, e.evals.drawings, seed)
         true = np.stack([decode_image(r.image, e.data.image, e.data.resize) for r in records])
         table = heldout.others(len(records), heldout.CHOICES, seed)
         hits = nearest_is_own(drawn, true, table)

@@ -56,6 +56,18 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
     return pairs
 
 
+def drawings(trained: Trained, split: str, count: int, seed: int) -> tuple[list[Pair], np.ndarray]:
+    """Records of a split, and uint8 [n, h, w, 3] drawn from their captions.
+
+    Several evaluations look at the same drawings; they are made once.
+    """
+    at = (split, count, seed)
+    if at not in trained.drawn:
+        records = draw(trained, split, count, seed)
+        trained.drawn[at] = records, trained.draw([[Text(r.caption)] for r in records], seed)
+    return trained.drawn[at]
+
+
 def captioned(records: Sequence[Pair], text_first: bool = False) -> list:
     """Pairs as documents of both parts."""
     pairs = [(Text(r.caption), Image(r.image)) for r in records]

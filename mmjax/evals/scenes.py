@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.batch import Image, Text
+from mmjax.batch import Image
 from mmjax.data import pipeline
 from mmjax.data.pixels import decode_image
 from mmjax.data.scenes.oracle import agreement, find, side
@@ -74,7 +74,8 @@ def table(pictures, records) -> dict[str, list[bool]]:
 
 def drawn(trained: Trained, records, base, split: str, seed: int, out: Path):
     """Text to picture; see `evaluate`."""
-    made = trained.draw([[Text(r.caption)] for r in records], seed)
+    count = trained.run.experiment.evals.drawings
+    _, made = heldout.drawings(trained, split, count, seed)
     true = reconstruction.pictures(trained, records)
     near = nearest_words([r.caption for r in records], [r.caption for r in base])
     hits = table(made, records)

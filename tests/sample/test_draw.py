@@ -8,6 +8,7 @@ from tiny import tiny
 import mmjax
 from mmjax.data import build, pipeline
 from mmjax.error import UserError
+from mmjax.evals import scenes
 from mmjax.train import train
 from mmjax.trained import Trained
 
@@ -80,6 +81,15 @@ def test_free_answers_hold_text_and_pictures(model, photo):
     drawn = [[p for p in parts if isinstance(p, np.ndarray)] for parts in answers]
     assert max(len(p) for p in drawn) == 2 and all(is_picture(p) for some in drawn for p in some)
     assert {n for n, _ in heard} == {0, 1} and any("[picture]" in text for _, text in heard)
+
+
+def test_drawings_are_judged_by_the_oracle(model, tmp_path):
+    values = scenes.evaluate(model, 0, tmp_path)
+    assert values["drawn_all_true_test"].value > 0.5 > values["drawn_all_test"].value
+    assert not any("codec" in name for name in values)
+    assert set(model.drawn) and all(
+        (tmp_path / f"scenes_drawn_{s}.png").is_file() for s in ("test",)
+    )
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def items(
     ):
         if not low <= value <= high:
             raise UserError(f"--{name}={value} must lie between {low} and {high}")
-    shown = {"size": size, "level": level, "overlap": overlap, "most": most}
-    make = partial(_record, information=information, **shown)
+    make = partial(
+        _record, size=size, level=level, information=information, overlap=overlap, most=most
+    )
     return (Item(f"scene {i}", partial(make, i, seed), split_of(i, seed)) for i in range(count))
 
 

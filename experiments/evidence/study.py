@@ -1,0 +1,188 @@
+"""What the comparisons share: arms, seeds, runs that are made once, intervals, tables and plots.
+
+An arm is an experiment file with some fields changed. Every run is an ordinary `mmjax train` into a
+workdir of its own; one that is there already is not run again, one that was stopped goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent.parent
+FLOPS_ROWS = 40  # batches whose FLOPs are averaged
+
+
+class Arm(NamedTuple):
+    """One side of a comparison: a file in experiments/ and `name=value` of fields it changes."""
+
+    name: str
+    experiment: str
+    changes: Mapping[str, object] = {}
+
+
+class Run(NamedTuple):
+    """What a run left: its log, its evaluation, and where it lies."""
+
+    metrics: list[dict]
+    summary: dict[str, dict]
+    workdir: Path
+
+
+def arguments(default: str) -> argparse.Namespace:
+    """The flags of every comparison."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("out/evidence") / default)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500, help="of the first arm")
+    parser.add_argument("--arms", default="", help="names of arms, with commas; default: all")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+def flags(arm: Arm, seed: int, steps: int) -> list[str]:
+    """The arm as flags of a verb that takes a configuration."""
+    changes = {"seed": seed, "steps": steps, "save_every": steps} | dict(arm.changes)
+    return [
+        f"--config={ROOT / 'experiments' / arm.experiment}.py",
+        *(f"--config.{name}={value}" for name, value in changes.items()),
+    ]
+
+
+def mmjax(log: Path, *words: str) -> None:
+    """Runs the command line, its output into a file; ends the program if it fails."""
+    with log.open("a") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmjax", *words], cwd=ROOT, stdout=file, stderr=file, check=False
+        )
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed; see {log}")
+
+
+def run(arm: Arm, seed: int, steps: int, out: Path) -> Run:
+    """One run, made if it is not there."""
+    workdir = (out / f"{arm.name}_{seed}").resolve()
+    summary = workdir / "summary.json"
+    if not summary.is_file():
+        print(f"training {workdir.name}, {steps} steps", file=sys.stderr, flush=True)
+        log = out / f"{arm.name}_{seed}.log"
+        mmjax(log, "train", f"--workdir={workdir}", *flags(arm, seed, steps))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return Run([json.loads(line) for line in lines], json.loads(summary.read_text()), workdir)
+
+
+def runs(arms: Sequence[Arm], steps: Mapping[str, int], given) -> dict[str, list[Run]]:
+    """All runs of all arms, seed by seed, so that a study that is stopped has whole seeds."""
+    chosen = [a for a in arms if not given.arms or a.name in given.arms.split(",")]
+    found: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
+    for seed in range(given.seeds):
+        for arm in chosen:
+            found[arm.name].append(run(arm, seed, steps[arm.name], given.out))
+    return found
+
+
+def flops_per_step(arm: Arm) -> float:
+    """Exact training FLOPs of one update, three forward passes, averaged over batches."""
+    from mmjax import config
+    from mmjax.data import pipeline
+    from mmjax.run import families, prepare
+
+    c = config.load(str(ROOT / "experiments" / f"{arm.experiment}.py"))
+    c.update_from_flattened_dict(dict(arm.changes))
+    e = config.resolve(c, families())
+    one = prepare(e)
+    stream = pipeline.train_batches(e.data, one.tokenizer, e.batch, e.steps, e.seed)
+    total = sum(3 * one.model.flops(next(stream)) for _ in range(FLOPS_ROWS))
+    stream.close()
+    return total / FLOPS_ROWS
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean over seeds with its 95 % t-interval."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return f"{x.mean():.3f}"
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return f"{x.mean():.3f} ± {half:.3f}"
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> str:
+    """Mean of a - b over seeds, with the 95 % t-interval of paired differences."""
+    return interval(np.asarray(a) - np.asarray(b))
+
+
+def values(found: Sequence[Run], name: str) -> list[float]:
+    """An entry of the summaries, a number a seed."""
+    return [one.summary[name]["value"] for one in found]
+
+
+def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str:
+    """Markdown: a row an arm, a column an entry of the summaries."""
+    names = [c for c in columns if all(c in r.summary for some in found.values() for r in some)]
+    lines = ["| | " + " | ".join(columns[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for arm, some in found.items():
+        cells = [interval(values(some, n)) for n in names]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def smooth(x: Sequence[float], width: int = 5) -> np.ndarray:
+    """Running mean; shorter at the ends."""
+    x = np.asarray(x, float)
+    kernel = np.ones(min(width, len(x)))
+    return np.convolve(x, kernel, "same") / np.convolve(np.ones_like(x), kernel, "same")
+
+
+def curves(found: Mapping[str, Sequence[Run]], panels: Sequence[str], path: Path, scale=None):
+    """A panel a metric: the mean over seeds and its range, over steps (or FLOPs, by `scale`).
+
+    Args:
+        scale: arm -> what a step is on the axis, and its name; None counts steps.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for arm, some in found.items():
+            lines = [[row for row in one.metrics if panel in row] for one in some]
+            if not lines[0]:
+                continue
+            x = np.array([row["step"] for row in lines[0]], float)
+            y = np.array([smooth([row[panel] for row in line]) for line in lines])
+            x = x * (scale[0][arm] if scale else 1.0)
+            (drawn,) = axis.plot(x, y.mean(0), label=arm, lw=1.2)
+            axis.fill_between(x, y.min(0), y.max(0), alpha=0.15, color=drawn.get_color(), lw=0)
+        axis.set_title(panel, fontsize=10)
+        axis.set_xlabel(scale[1] if scale else "step")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def bars(found: Mapping[str, Sequence[Run]], entries: Mapping[str, str], path: Path) -> None:
+    """A panel an entry of the summaries: a bar an arm, a dot a seed."""
+    figure, axes = plt.subplots(1, len(entries), figsize=(3.0 * len(entries), 3.2), squeeze=False)
+    for axis, (name, title) in zip(axes[0], entries.items(), strict=True):
+        for place, (_, some) in enumerate(found.items()):
+            if not all(name in one.summary for one in some):
+                continue
+            each = values(some, name)
+            axis.bar(place, np.mean(each), color=f"C{place}", alpha=0.5)
+            axis.plot([place] * len(each), each, ".", color="black", ms=4)
+        axis.set_xticks(range(len(found)), list(found), rotation=30, ha="right", fontsize=7)
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

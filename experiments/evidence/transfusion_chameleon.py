@@ -1,0 +1,69 @@
+"""Transfusion against Chameleon at equal training FLOPs, and two of Transfusion's choices.
+
+    python experiments/evidence/transfusion_chameleon.py [--seeds=3] [--steps=1500]
+
+Arms: Transfusion; the same with an attention that is causal inside pictures too (the paper's Table
+5); without the noise limit for pictures that text follows (Table 8); Chameleon with as many FLOPs,
+the codec's training not counted. Needs out/data/scenes16, and out/small_codec and its codes (see
+experiments/small_*.py). Leaves runs, table.md and figures in out/evidence/transfusion_chameleon.
+"""
+
+import study
+from study import Arm
+
+ARMS = (
+    Arm("transfusion", "small_transfusion"),
+    Arm("causal", "small_transfusion", {"model.picture_mask": "causal"}),
+    Arm("no limit", "small_transfusion", {"model.context_time": 0.0}),
+    Arm("chameleon", "small_chameleon"),
+)
+COLUMNS = {
+    "text_nll_concepts": "caption, nats a token",
+    "written_objects_test": "caption, objects exact",
+    "written_all_test": "and relations true",
+    "drawn_objects_test": "drawn, objects exact",
+    "drawn_all_test": "drawn, all of it",
+    "drawn_all_compositional": "drawn, unseen pairs",
+    "frechet_lite0_concepts": "Fréchet distance",
+}
+BASELINES = {
+    "written_objects_nearest_test": "objects exact, caption of the nearest training picture",
+    "drawn_all_nearest_test": "drawn all, training picture of the nearest caption",
+    "drawn_all_chance_test": "drawn all, another caption's drawing",
+    "drawn_all_true_test": "drawn all, true pictures",
+    "drawn_all_codec_test": "drawn all, the codec's reconstructions",
+    "frechet_lite0_true_concepts": "Fréchet distance, training pictures",
+}
+
+
+def main() -> None:
+    """Runs what is missing and writes the table and the figures."""
+    given = study.arguments("transfusion_chameleon")
+    cost = {arm.name: study.flops_per_step(arm) for arm in ARMS}
+    budget = cost["transfusion"] * given.steps
+    steps = {name: given.steps for name in cost}
+    steps["chameleon"] = round(budget / cost["chameleon"])
+    found = study.runs(ARMS, steps, given)
+    lines = [study.table(COLUMNS, found), ""]
+    lines += [
+        f"{title}: {study.interval(study.values(found[arm], name))} ({arm})"
+        for name, title in BASELINES.items()
+        for arm in ("transfusion", "chameleon")
+        if arm in found and name in found[arm][0].summary
+    ]
+    whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in found)
+    lines += ["", f"Training FLOPs: {whole}. n = {len(next(iter(found.values())))} seeds."]
+    for other in found:
+        if other != "transfusion" and "transfusion" in found:
+            pair = (study.values(found[n], "drawn_all_test") for n in ("transfusion", other))
+            lines.append(f"drawn all of it, transfusion less {other}: {study.difference(*pair)}")
+    text = "\n".join(lines)
+    print(text)
+    (given.out / "table.md").write_text(text + "\n")
+    scale = ({n: c / 1e12 for n, c in cost.items()}, "training TFLOPs")
+    study.curves(found, ["text/nll", "image"], given.out / "loss.png", scale)
+    study.bars(found, {n: COLUMNS[n] for n in list(COLUMNS)[1:]}, given.out / "results.png")
+
+
+if __name__ == "__main__":
+    main()
