@@ -1,11 +1,16 @@
 """AdamW and Muon, their schedule, and what decays."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from optax import contrib
 
 from mmjax.config import OptimConfig
 from mmjax.error import UserError
+from mmjax.models.family import lies_in
 
 STACKED = "blocks"  # parameters below this name carry the layers on axis 0
 
@@ -60,8 +65,23 @@ def matrices(params):
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW or Muon, schedule.
+def scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of parts of the weights, path "a/b" -> factor: rates of their own."""
+
+    def update(updates, params=None):
+        del params
+        flat = flatten_dict(updates, sep="/")
+        for part, factor in rates.items():
+            flat |= {k: factor * x for k, x in flat.items() if lies_in(k, part)}
+        return unflatten_dict(flat, sep="/")
+
+    return optax.stateless(update)
+
+
+def optimizer(
+    c: OptimConfig, steps: int, rates: Mapping[str, float] = MappingProxyType({})
+) -> optax.GradientTransformation:
+    """Clip by global norm, AdamW or Muon, schedule; `rates` as `Model` has them.
 
     Raises:
         UserError: for an unknown kind.
@@ -81,4 +101,5 @@ def optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
         )
     else:
         raise UserError(f"optim.kind={c.kind!r} is unknown; have: adamw, muon")
-    return optax.chain(optax.clip_by_global_norm(c.clip), rule)
+    chain = optax.clip_by_global_norm(c.clip), rule
+    return optax.chain(*chain, scaled(rates)) if rates else optax.chain(*chain)

@@ -88,7 +88,7 @@ def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> R
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
     vocabulary = bpe.vocabulary(tokenizer, getattr(e.model, "codes", 0))
     model = MODELS[e.family].build(e.model, vocabulary, rules)
-    tx = optim.optimizer(e.optim, e.steps)
+    tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)
     check_divisible(abstract)
     return Run(e, rules, tokenizer, model, tx, optim.schedule(e.optim, e.steps), abstract)

@@ -44,6 +44,29 @@ def test_exponential_decay_needs_a_floor():
         optim.schedule(dataclasses.replace(CONFIG, decay="exponential", floor=0.0), 10)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_parts_may_have_a_rate_of_their_own(kind):
+    start = params()
+    grads = jax.tree.map(lambda x: jnp.full_like(x, 0.01), start)
+
+    def updates(**more):
+        tx = optim.optimizer(dataclasses.replace(CONFIG, kind=kind), 10, **more)
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(grads, tx.init(start), start)[0]
+
+    plain, slow = updates(), updates(rates={"decoder/blocks/mlp": 0.1, "head": 0.0})
+    np.testing.assert_allclose(
+        slow["decoder"]["blocks"]["mlp"]["up"],
+        0.1 * plain["decoder"]["blocks"]["mlp"]["up"],
+        rtol=1e-5,
+    )
+    assert np.abs(plain["head"]["w"]).max() > 0 == np.abs(slow["head"]["w"]).max()
+    np.testing.assert_array_equal(slow["embed"]["table"], plain["embed"]["table"])
+    q = "q"
+    same = slow["decoder"]["blocks"]["attention"][q], plain["decoder"]["blocks"]["attention"][q]
+    np.testing.assert_array_equal(*same)
+
+
 def params():
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     model = MODELS["transfusion"].build(EXPERIMENT.model, Vocabulary(64), rules)

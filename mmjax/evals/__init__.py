@@ -1,6 +1,15 @@
 """Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
-from mmjax.evals import answers, caption, drawing, frechet, likelihood, reconstruction, scenes
+from mmjax.evals import (
+    answers,
+    caption,
+    drawing,
+    frechet,
+    likelihood,
+    passages,
+    reconstruction,
+    scenes,
+)
 
 _READS_AND_DRAWS = {
     "likelihood": likelihood.evaluate,
@@ -9,6 +18,7 @@ _READS_AND_DRAWS = {
     "frechet": frechet.evaluate,
     "scenes": scenes.evaluate,
     "answers": answers.evaluate,
+    "passages": passages.evaluate,
 }
 
 EVALS = {

@@ -1,6 +1,7 @@
 """What the train step, the sampler and the evaluations see of any family: a few functions."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -29,6 +30,7 @@ class Model(NamedTuple):
         after: (params before, params after the optimizer, terms) -> params; for what a step
             changes otherwise than by gradient (codebooks that are moving averages).
         watch: gradient of params -> {name: scalar} to log.
+        rates: paths "a/b" in params of what is trained at another rate -> its share of the rate.
     """
 
     init: Callable[[jax.Array], Params]
@@ -40,6 +42,7 @@ class Model(NamedTuple):
     frozen: tuple[str, ...] = ()
     after: Callable[[Params, Params, Terms], Params] | None = None
     watch: Callable[[Params], Mapping[str, jax.Array]] | None = None
+    rates: Mapping[str, float] = MappingProxyType({})
 
 
 class Reader(Protocol):
@@ -82,12 +85,17 @@ class Reader(Protocol):
         """Batch -> [b, l, l] bool."""
 
 
+def lies_in(path: str, part: str) -> bool:
+    """Whether a leaf's path is a part of params, or lies in it."""
+    return path == part or path.startswith(f"{part}/")
+
+
 def split(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
     """Params -> (what is trained, what is frozen); see Model.frozen."""
     if not frozen:
         return params, {}
     flat = flatten_dict(params, sep="/")
-    held = {k for k in flat if any(k == f or k.startswith(f"{f}/") for f in frozen)}
+    held = {k for k in flat if any(lies_in(k, f) for f in frozen)}
     return tuple(
         unflatten_dict({k: x for k, x in flat.items() if (k in held) is side}, sep="/")
         for side in (False, True)

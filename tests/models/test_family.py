@@ -58,7 +58,7 @@ def stepped():
     state = jax.jit(partial(init_state, model, tx, 0.9))(jax.random.key(0))
     step = jax.jit(partial(train_step, model, tx, lambda step: 1e-3, 0.9, 1, 0))
     size = c.image
-    batch = random_batch(1, length=64, slots=2, patches=c.patches, size=size)
+    batch = random_batch(1, length=64, slots=2, patches=c.tokens, size=size)
     new = state
     for _ in range(3):
         new, metrics = step(new, batch)

@@ -1,0 +1,52 @@
+"""How well plain text is predicted, source by source: what a model has learnt, or forgotten."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mmjax.batch import Text
+from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
+from mmjax.evals.caption import log_likelihood
+from mmjax.evals.value import Value, ratio
+from mmjax.trained import Trained
+
+SPLITS = ("test", "validation")
+
+
+def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """`passage_nll_<source>`: nats a token of held-out documents that are text alone.
+
+    Of every source that has such, also those a stage gives no weight; documents too long for a row
+    are passed over.
+    """
+    e = trained.run.experiment
+    values: dict[str, Value] = {}
+    for name in e.data.sources:
+        there = pipeline.splits(pipeline.path_of(e.data, name))
+        split = next((s for s in SPLITS if s in there), None)
+        texts = passages(trained, name, split, e.evals.documents, seed) if split else []
+        if texts:
+            lengths = [len(bpe.encode(trained.run.tokenizer, t)) + 1 for t in texts]  # with EOS
+            logs = log_likelihood(trained, [[Text(t)] for t in texts])
+            values[f"passage_nll_{name}"] = ratio(-logs, lengths, seed)
+    return values
+
+
+def passages(trained: Trained, name: str, split: str, count: int, seed: int) -> list[str]:
+    """Up to `count` texts of a source's split that stand alone, in an order the seed fixes."""
+    e = trained.run.experiment
+    records = pipeline.records(e.data, name, split)
+    found: list[str] = []
+    for i in np.random.default_rng(seed).permutation(len(records)):
+        document = records[int(i)].document
+        if not all(isinstance(part, Text) for part in document):
+            if not found:
+                return []
+            continue
+        text = "".join(part.text for part in document if isinstance(part, Text))
+        if len(bpe.encode(trained.run.tokenizer, text)) + 2 <= e.data.length:
+            found.append(text)
+        if len(found) == count:
+            break
+    return found
