@@ -29,21 +29,20 @@ def model():
     """A Chameleon with random weights, and the engine's arguments."""
     import jax
 
+    from mmjax import config
     from mmjax.batch import Vocabulary
-    from mmjax.codecs.autoencoder import CodecConfig
-    from mmjax.codecs.quantise import QuantiserConfig
     from mmjax.mesh import Rules, make_mesh
     from mmjax.models import chameleon
-    from mmjax.models.decoder import DecoderConfig
+    from mmjax.run import families
 
-    shape = DecoderConfig(
-        D, DEPTH, HEADS, HEADS, MLP, True, "pre", 0.0, 1e4, False, DEPTH, "float32"
-    )
-    how = QuantiserConfig("vq", 512, 16, 1, (), 0.25, 0.99, False, 0.0, "straight", 0.0, False)
-    codec = CodecConfig(32, 32, (1, 2, 2), 1, (), 64, how, "float32")
+    base = config.load(str(turns.ROOT / "experiments" / "chameleon_scenes.py"))
+    d = base.model.decoder
+    d.width, d.depth, d.heads, d.kv_heads, d.mlp, d.unroll = D, DEPTH, HEADS, HEADS, MLP, DEPTH
+    base.model.codec.quantiser.codes = 512
+    c = config.resolve(base, families()).model
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     vocabulary = Vocabulary(VOCAB, codes=VOCAB - 512, code_count=512)
-    built = chameleon.build(chameleon.Config(shape, codec, 1e-5, 1.0, 1.0), vocabulary, rules)
+    built = chameleon.build(c, vocabulary, rules)
     return built.parts, jax.jit(built.init)(jax.random.key(0))
 
 
@@ -69,10 +68,12 @@ def engine(batch: int, draw: bool):
     parts, params = model()
     cold = Choice(0.0, 0, 1.0, 0.0, 1.0)
     count = CODES + 1 if draw else NEW
-    options = Options(count, cold, cold, guidance=2.0 if draw else 1.0)
+    options = Options(count, count, 1, cold, cold, guidance=2.0 if draw else 1.0)
     column = jnp.zeros((batch,), jnp.int32)
     never = jnp.full((batch, 1), parts.vocabulary.pad)  # so that no row ends early
-    plan = Plan(column + count * draw, column + 4, column, column, column + count + 1, never)
+    plan = Plan(
+        column + count * draw, column + 4, column, column, column + count + 1, column + 999, never
+    )
     keys = jax.random.split(jax.random.key(0), batch)
     prompt = rows(batch)
 

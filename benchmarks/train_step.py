@@ -29,18 +29,18 @@ def mmjax_step():
     """Our step through the public pieces, on one device."""
     import jax
 
-    from mmjax import optim
+    from mmjax import config, optim
     from mmjax.batch import Batch, Vocabulary
     from mmjax.config import OptimConfig
     from mmjax.mesh import Rules, make_mesh
     from mmjax.models import transfusion
-    from mmjax.models.decoder import DecoderConfig
+    from mmjax.run import families
     from mmjax.step import init_state, train_step
 
-    shape = DecoderConfig(
-        D, DEPTH, HEADS, HEADS, MLP, True, "pre", 0.0, 1e4, False, DEPTH, "float32"
-    )
-    c = transfusion.Config(shape, 4, 4, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
+    base = config.load(str(turns.ROOT / "experiments" / "quickstart.py"))
+    d = base.model.decoder
+    d.width, d.depth, d.heads, d.kv_heads, d.mlp, d.unroll = D, DEPTH, HEADS, HEADS, MLP, DEPTH
+    c = config.resolve(base, families()).model
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     model = transfusion.build(c, Vocabulary(VOCAB), rules)
     o = OptimConfig("adamw", 1e-3, 10, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.0)

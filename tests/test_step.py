@@ -8,24 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_batch import VOCABULARY, random_batch
+from small import transfusion_config
 
 from mmjax import optim
 from mmjax.config import OptimConfig
 from mmjax.mesh import Rules, make_mesh, put
 from mmjax.models import transfusion
-from mmjax.models.decoder import DecoderConfig
 from mmjax.step import abstract_state, gradients, init_state, train_step
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 OPTIM = OptimConfig("adamw", 1e-2, 2, "cosine", 0.1, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.9)
-SHAPE = DecoderConfig(32, 2, 4, 4, 64, True, "pre", 0.0, 1e4, False, 1, "float32")
+SHAPE = {"kv_heads": 4, "mlp": 64}
 BATCHES = [random_batch(s, rows=8) for s in range(5)]
 
 
 def build(mesh, config=None):
     count = int(np.prod(mesh))
     rules = Rules(make_mesh(*mesh, jax.devices()[:count]))
-    config = config or transfusion.Config(SHAPE, 4, 2, 5.0, 1e-5, 0.0, 1.0, 0.5, "data", 0.6, 0.6)
+    config = config or transfusion_config(SHAPE)
     return transfusion.build(config, VOCABULARY, rules), rules
 
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import decoder_config
 
 from mmjax.layers.attention import KV, attend, write
 from mmjax.mesh import Rules, make_mesh
-from mmjax.models.decoder import Decoder, DecoderConfig, empty_cache
+from mmjax.models.decoder import Decoder, empty_cache
 
 
 def case(seed=0, b=2, length=5, m=7, h=4, g=2, width=6):
@@ -117,7 +118,7 @@ LENGTHS, STEPS, ROOM = np.array([3, 5, 2]), 4, 10
 @pytest.fixture(scope="module")
 def decoder():
     """Two query heads a key-value head; the function, inputs, and outputs of a run over all."""
-    c = DecoderConfig(32, 2, 4, 2, 48, True, "pre", 0.0, 1e4, False, 1, "float32")
+    c = decoder_config()
     module = Decoder(Rules(make_mesh(1, 1, 1, jax.devices()[:1])), "float32", c)
     x = np.random.default_rng(0).normal(size=(3, 9, 32)).astype(np.float32)
     position = np.broadcast_to(np.arange(9), (3, 9))
