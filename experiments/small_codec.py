@@ -13,7 +13,7 @@ from mmjax.config import load
 def get_config() -> ConfigDict:
     """The codec of scenes, of pictures half as large, with one level less."""
     c = load(str(Path(__file__).parent / "codec_scenes.py"))
-    c.steps = 2000
+    c.steps = 1000
     c.data.sources.scenes.path = "out/data/scenes16"
     c.data.image = c.data.patch = c.model.codec.image = 16
     c.model.codec.multipliers = (1, 2)

@@ -1,8 +1,8 @@
-"""A Transfusion of a million parameters on scenes of one or two objects, 16 x 16 pixels.
+"""A Transfusion of a million parameters on scenes of one object, 16 x 16 pixels.
 
-The base of the comparisons in experiments/evidence: four minutes on two CPU cores.
+The base of the comparisons in experiments/evidence: some minutes on two CPU cores.
 
-Run:  mmjax data build --src=scenes --dst=out/data/scenes16 --size=16 --level=3 --most=3
+Run:  mmjax data build --src=scenes --dst=out/data/scenes16 --size=16 --level=3 --most=2
         --count=40000
       mmjax train --config=experiments/small_transfusion.py --workdir=out/small_transfusion
 """
@@ -29,4 +29,6 @@ def get_config() -> ConfigDict:
     c.optim.peak = 1.2e-2
     c.sample.steps = 25
     c.sample.text = 40
+    c.evals.documents = 128
+    c.evals.drawings = 200
     return c
