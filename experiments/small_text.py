@@ -1,7 +1,8 @@
-"""The decoder of small_transfusion.py on text alone, as a start for models that learn to see.
+r"""The decoder of small_transfusion.py on text alone, as a start for models that learn to see.
 
 Run:  mmjax data build --src=prose --dst=out/data/prose
-      mmjax data tokenizer --src=out/data/prose,out/data/scenes16 --dst=out/data/small_tokenizer.json
+      mmjax data tokenizer --src=out/data/prose,out/data/scenes16 \
+        --dst=out/data/small_tokenizer.json
       mmjax train --config=experiments/small_text.py --workdir=out/small_text
 """
 
