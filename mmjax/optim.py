@@ -1,18 +1,21 @@
 """AdamW and Muon, their schedule, and what decays."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from optax import contrib
 
 from mmjax.config import OptimConfig
 from mmjax.error import UserError
+from mmjax.layers.tower import untied
 from mmjax.models.family import lies_in
 
-STACKED = "blocks"  # parameters below this name carry the layers on axis 0
+STACKED = "blocks"  # parameters below names that begin so carry the layers on axis 0
 
 
 def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
@@ -39,12 +42,17 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, decays[c.decay]], [c.warmup])
 
 
+def stacked(path) -> bool:
+    """Whether a leaf's axis 0 holds layers."""
+    return any(re.fullmatch(rf"{STACKED}(_\d+)?", str(getattr(p, "key", ""))) for p in path)
+
+
 def decays(params):
     """Params-shaped tree of bool: matrices decay, scales and biases do not."""
 
     def rank(path, x):
-        stacked = any(getattr(p, "key", None) == STACKED for p in path)
-        return x.ndim - stacked >= 2 and x.shape[stacked] > 1
+        first = int(stacked(path))
+        return x.ndim - first >= 2 and x.shape[first] > 1
 
     return jax.tree_util.tree_map_with_path(rank, params)
 
@@ -56,13 +64,29 @@ def matrices(params):
     """
 
     def axes(path, x):
-        keys = [getattr(p, "key", None) for p in path]
-        if STACKED not in keys or x.ndim < 3 or x.shape[1] == 1:
+        if not stacked(path) or x.ndim < 3 or x.shape[1] == 1:
             return None
-        split = x.ndim - 1 if keys[-1] == "o" else 2
+        split = x.ndim - 1 if re.fullmatch(r"o(_\d+)?", path[-1].key) else 2
         return contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, x.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def sparing(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule, but a tower that had no tokens in a step does not decay in it.
+
+    Rules read the weights for their decay only, so where the whole gradient of a tower's weight is
+    zero they are shown zeros. What all towers share is not looked at.
+    """
+
+    def update(updates, state, params=None):
+        def seen(p, g, own):
+            return jnp.where(jnp.any(g != 0), p, 0) if own else p
+
+        shown = jax.tree.map(seen, params, updates, untied(params))
+        return rule.update(updates, state, shown)
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
@@ -101,5 +125,5 @@ def optimizer(
         )
     else:
         raise UserError(f"optim.kind={c.kind!r} is unknown; have: adamw, muon")
-    chain = optax.clip_by_global_norm(c.clip), rule
+    chain = optax.clip_by_global_norm(c.clip), sparing(rule)
     return optax.chain(*chain, scaled(rates)) if rates else optax.chain(*chain)

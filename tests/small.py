@@ -13,6 +13,7 @@ def decoder_config(**changes) -> DecoderConfig:
     values = dict(
         width=32, depth=2, heads=4, kv_heads=2, mlp=48, qk_norm=True, norm="pre", dropout=0.0,
         theta=1e4, remat=False, unroll=1, dtype="float32",
+        towers=1, untie=(), untied_layers=(), grouped=False,
     )  # fmt: skip
     return DecoderConfig(**values | changes)
 

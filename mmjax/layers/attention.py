@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.linear import linear
 from mmjax.layers.norm import head_norm
 from mmjax.layers.position import rotate
+from mmjax.layers.tower import Route, through, weights
 from mmjax.layers.weight import Layer, fan_in_of
 
 LOWEST = -1e30  # finite: a row that may look nowhere must not become NaN
@@ -85,15 +85,21 @@ class Attention(Layer):
         kv_heads: key-value heads g; divides h.
         head_dim: k.
         qk_norm: LayerNorm on queries and keys before RoPE.
+        qkv_towers, norm_towers, o_towers: how many there are of q, k and v, their norms, and o.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     qk_norm: bool
+    qkv_towers: int
+    norm_towers: int
+    o_towers: int
 
     @nn.compact
-    def __call__(self, x, mask, angles, cache: KV | None = None, columns=None):
+    def __call__(
+        self, x, mask, angles, cache: KV | None = None, columns=None, path: Route | None = None
+    ):
         """x [b, l, d] -> ([b, l, d], its keys and values [b, g, l, k], largest score).
 
         With a cache, it is read as if they stood at `columns` [b, l] in it, under a mask [b, l, m]
@@ -103,19 +109,24 @@ class Attention(Layer):
         """
         d = x.shape[-1]
 
-        def project(name, heads, axis):
-            shape = (d, heads, self.head_dim)
-            w = self.weight(name, shape, ("embed", axis, None), fan_in_of(d))
-            return linear(x, w)
+        def projection(name, heads):
+            shape, axes = (d, heads, self.head_dim), ("embed", "heads", None)
+            return weights(self, self.qkv_towers, name, shape, axes, fan_in_of(d))
 
-        q = project("q", self.heads, "heads")
-        k = project("k", self.kv_heads, "heads")
-        v = project("v", self.kv_heads, "heads")
+        def project(product, x, held):
+            return [product(x, w) for w in held]
+
+        sizes = {"q": self.heads, "k": self.kv_heads, "v": self.kv_heads}
+        held = tuple(projection(*size) for size in sizes.items())
+        q, k, v = through(self.rules, path, project, x, held)
         if self.qk_norm:
-            q, k = head_norm(self, "q_norm", q), head_norm(self, "k_norm", k)
+            q = head_norm(self, "q_norm", q, self.norm_towers, path)
+            k = head_norm(self, "k_norm", k, self.norm_towers, path)
         new = KV(heads_first(rotate(k, angles)), heads_first(v))
         kv = new if cache is None else write(cache, new, columns)
         y, peak = weigh(rotate(q, angles), kv.keys, kv.values, mask)
         shape = (self.heads, self.head_dim, d)
-        o = self.weight("o", shape, ("heads", None, "embed"), fan_in_of(self.heads * self.head_dim))
-        return linear(y, o, 2), new, peak
+        scale = fan_in_of(self.heads * self.head_dim)
+        o = weights(self, self.o_towers, "o", shape, ("heads", None, "embed"), scale)
+        y = through(self.rules, path, lambda product, y, held: product(y, *held, 2), y, (o,))
+        return y, new, peak

@@ -4,23 +4,30 @@ import flax.linen as nn
 import jax
 
 from mmjax.layers.linear import linear
+from mmjax.layers.tower import Route, through, weights
 from mmjax.layers.weight import Layer
 
 
 class SwiGLU(Layer):
-    """down(silu(gate x) * up x), without biases (Llama); f = mlp."""
+    """down(silu(gate x) * up x), without biases (Llama); f = mlp, one a tower."""
 
     mlp: int
+    towers: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, path: Route | None = None):
         """x [b, l, d] -> [b, l, d]."""
         d = x.shape[-1]
         # Two weights, not one fused: the gradient of a split is a pad and an add on CPU.
-        gate = linear(x, self.weight("gate", (d, self.mlp), ("embed", "mlp")))
-        up = linear(x, self.weight("up", (d, self.mlp), ("embed", "mlp")))
-        down = self.weight("down", (self.mlp, d), ("mlp", "embed"))
-        return linear(jax.nn.silu(gate) * up, down)
+        gate = weights(self, self.towers, "gate", (d, self.mlp), ("embed", "mlp"))
+        up = weights(self, self.towers, "up", (d, self.mlp), ("embed", "mlp"))
+        down = weights(self, self.towers, "down", (self.mlp, d), ("mlp", "embed"))
+
+        def network(product, x, held):
+            gate, up, down = held
+            return product(jax.nn.silu(product(x, gate)) * product(x, up), down)
+
+        return through(self.rules, path, network, x, (gate, up, down))
 
 
 class TwoLayer(Layer):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mmjax.layers.tower import Route, scale_of, weights
 from mmjax.layers.weight import Layer, ones, zeros
 
 EPS = 1e-5
@@ -28,18 +29,19 @@ def _lead(w, x):
     return w.astype(jnp.float32).reshape((1,) * (x.ndim - w.ndim) + w.shape)
 
 
-def rms(layer: Layer, name: str, x):
-    """RMSNorm of x [..., d] with a learned scale of `layer` called `name`."""
-    return rms_norm(x, layer.weight(name, (x.shape[-1],), (None,), ones))
+def rms(layer: Layer, name: str, x, towers: int = 1, path: Route | None = None):
+    """RMSNorm of x [..., d] with a learned scale of `layer` called `name`, or one a tower."""
+    scales = weights(layer, towers, name, (x.shape[-1],), (None,), ones)
+    return rms_norm(x, scale_of(scales, path))
 
 
-def head_norm(layer: Layer, name: str, x):
+def head_norm(layer: Layer, name: str, x, towers: int = 1, path: Route | None = None):
     """QK-norm: LayerNorm over the head dimension with weight and bias (Chameleon, section 2.3).
 
     x [b, l, h, k] -> the same. Taken before RoPE; one (k,) pair serves all heads. The leading axis
     of size 1 leaves room for one pair a head, as imported weights have.
     """
     shape = (1, x.shape[-1])
-    scale = layer.weight(f"{name}_scale", shape, (None, None), ones)
-    bias = layer.weight(f"{name}_bias", shape, (None, None), zeros)
-    return layer_norm(x, scale, bias)
+    scale = weights(layer, towers, f"{name}_scale", shape, (None, None), ones)
+    bias = weights(layer, towers, f"{name}_bias", shape, (None, None), zeros)
+    return layer_norm(x, scale_of(scale, path), scale_of(bias, path))

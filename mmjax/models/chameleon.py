@@ -74,7 +74,8 @@ class Parts(NamedTuple):
         config, vocabulary: what the model was built with. decoder: its decoder's configuration.
         codec: functions of params["codec"].
         embed: (params, tokens [b, l]) -> [b, l, d].
-        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
+        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache); see
+            Decoder.
         head: params -> [d, v], what maps decoder outputs to logits.
         coded: (params, batch) -> the batch with codes as tokens, see `with_codes`.
         clean: (params, batch) -> [b, l, d], what the decoder reads.
@@ -114,7 +115,7 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     drop = keys if c.decoder.dropout > 0 else None
     x = parts.embed(params, batch.tokens)
     hidden, _, watch = parts.run(
-        params, x, causal_mask(batch), batch.position, keys=drop, watch=True
+        params, x, causal_mask(batch), batch.position, keys=drop, watch=True, tower=batch.modality
     )
     weight = next_weight(batch)
     written = batch.modality[:, 1:]

@@ -1,6 +1,7 @@
 """The one decoder: what every family that reads and writes sequences is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,10 @@ from mmjax.layers.dropout import dropout
 from mmjax.layers.mlp import SwiGLU
 from mmjax.layers.norm import rms
 from mmjax.layers.position import rope_angles
+from mmjax.layers.tower import Route, route
 from mmjax.layers.weight import Layer
+
+UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class DecoderConfig:
         remat: recompute a block's activations in the backward pass.
         unroll: layers a compiled loop takes at a time; `depth` is no loop, faster and bigger code.
         dtype: precision of activations.
+        towers: one a modality; 1 if all weights are shared.
+        untie: what every tower has of its own, any of UNTIE (Mixture-of-Transformers).
+        untied_layers: in which layers, counted from 0, in ascending order; () is all.
+        grouped: sort tokens by tower, so that each is multiplied by its own tower's weights only;
+            or multiply all by all towers' and select. The results are equal.
     """
 
     width: int
@@ -43,6 +52,10 @@ class DecoderConfig:
     remat: bool
     unroll: int
     dtype: str
+    towers: int
+    untie: tuple[str, ...]
+    untied_layers: tuple[int, ...]
+    grouped: bool
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -58,6 +71,45 @@ class DecoderConfig:
             )
         if self.norm not in ("pre", "post"):
             raise UserError(f"decoder.norm={self.norm!r} is unknown; have: pre, post")
+        self._check_towers()
+
+    def _check_towers(self) -> None:
+        """Checks what is untied."""
+        if unknown := [part for part in self.untie if part not in UNTIE]:
+            raise UserError(f"decoder.untie has {unknown[0]!r}; have: {', '.join(UNTIE)}")
+        if (self.towers > 1) != bool(self.untie) or self.towers < 1:
+            raise UserError(
+                f"decoder.towers={self.towers} with decoder.untie={self.untie}; give 1 tower with "
+                f"untie=(), or 2 (text and images) with what they do not share"
+            )
+        if "qk_norm" in self.untie and not self.qk_norm:
+            raise UserError("decoder.untie has 'qk_norm', but decoder.qk_norm=False; take it out")
+        layers = self.untied_layers
+        fits = layers == tuple(sorted(set(layers))) and set(layers) <= set(range(self.depth))
+        if not fits or (layers and not set(self.untie) - {"final_norm"}):
+            raise UserError(
+                f"decoder.untied_layers={layers} must ascend within 0 ... {self.depth - 1}, and "
+                f"decoder.untie={self.untie} say what is untied in them; () is all layers"
+            )
+        if self.grouped and not {"qkv", "o", "ffn"} & set(self.untie):
+            raise UserError(
+                f"decoder.grouped=True, but decoder.untie={self.untie} has none of qkv, o, ffn to "
+                f"group; use grouped=False"
+            )
+
+    def count(self, part: str) -> int:
+        """How many there are of a part of UNTIE."""
+        return self.towers if part in self.untie else 1
+
+    @property
+    def runs(self) -> list[tuple[str, range, bool]]:
+        """(name, layers, untied) of each run of equal layers; `blocks` where all are equal."""
+        chosen = self.untied_layers or range(self.depth)
+        equal = [list(run) for _, run in groupby(range(self.depth), lambda n: n in chosen)]
+        return [
+            (f"blocks_{i}" if len(equal) > 1 else "blocks", range(r[0], r[-1] + 1), r[0] in chosen)
+            for i, r in enumerate(equal)
+        ]
 
     @property
     def head_dim(self) -> int:
@@ -71,30 +123,35 @@ class Block(Layer):
     c: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, cache, layer, mask, angles, columns, keys):
+    def __call__(self, x, cache, layer, mask, angles, columns, keys, path: Route | None):
         """x [b, l, d], a layer's cache or None, its number -> (x, (new to it, largest score))."""
         c = self.c
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer)))(keys)
 
         def branch(name, x, function, key_column):
-            y = rms(self, f"{name}_norm", x) if c.norm == "pre" else x
-            y, extra = function(y)
-            y = rms(self, f"{name}_norm", y) if c.norm == "post" else y
+            towers = c.count({"attention": "attn_norm", "mlp": "ffn_norm"}[name])
+
+            def norm(y):
+                return rms(self, f"{name}_norm", y, towers, path)
+
+            y, extra = function(norm(x) if c.norm == "pre" else x)
+            y = norm(y) if c.norm == "post" else y
             y = dropout(y, c.dropout, None if keys is None else keys[:, key_column])
             return self.rules.constrain(x + y, "batch", "length", None), extra
 
         attention = Attention(
-            self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm, name="attention"
-        )
-        mlp = SwiGLU(self.rules, self.dtype, c.mlp, name="mlp")
+            self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm,
+            c.count("qkv"), c.count("qk_norm"), c.count("o"), name="attention",
+        )  # fmt: skip
+        mlp = SwiGLU(self.rules, self.dtype, c.mlp, c.count("ffn"), name="mlp")
 
         def attend(y):
-            y, new, peak = attention(y, mask, angles, cache, columns)
+            y, new, peak = attention(y, mask, angles, cache, columns, path)
             return y, (new if cache is not None else None, peak)
 
         x, kept = branch("attention", x, attend, 0)
-        x, _ = branch("mlp", x, lambda y: (mlp(y), None), 1)
+        x, _ = branch("mlp", x, lambda y: (mlp(y, path), None), 1)
         return x, kept
 
 
@@ -125,6 +182,7 @@ class Decoder(Layer):
         columns=None,
         keys=None,
         watch: bool = False,
+        tower=None,
     ):
         """Runs the stack.
 
@@ -136,6 +194,7 @@ class Decoder(Layer):
             columns: [b, l] int32, where in the cache these positions are written.
             keys: [b] one dropout key a row, or None to drop nothing.
             watch: return a `Watch` too.
+            tower: [b, l] int32, of every position; None sends all through tower 0.
 
         Returns:
             ([b, l, d] normalised output, cache), with `watch` (.., .., Watch).
@@ -143,29 +202,49 @@ class Decoder(Layer):
         c = self.c
         x = self.rules.constrain(x.astype(c.dtype), "batch", "length", None)
         angles = rope_angles(position, c.head_dim, c.theta)
-        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            out_axes=0,
-            length=c.depth,
-            unroll=c.unroll,
-            metadata_params={nn.PARTITION_NAME: self.rules.layers},
-        )
-        layers = stack(self.rules, self.dtype, c, name="blocks")
-        x, (new, peak) = layers(x, cache, jnp.arange(c.depth), mask, angles, columns, keys)
+        path = None
+        if tower is not None and c.towers > 1:
+            path = route(self.rules, tower, c.grouped)
+        found = []
+        for name, layers, untied in c.runs:
+            stack = self.stack(name, len(layers), untied)
+            held = cache
+            if cache is not None and len(layers) < c.depth:
+                held = KV(*(half[layers[0] : layers[-1] + 1] for half in cache))
+            number = jnp.arange(layers[0], layers[-1] + 1)
+            x, kept = stack(x, held, number, mask, angles, columns, keys, path)
+            found.append(kept)
+        new, peak = jax.tree.map(lambda *runs: jnp.concatenate(runs), *found)
         if cache is not None:
             # XLA writes in place what is provably read no more, so the columns are made to depend
             # on the output: what gave no number is not kept. Without it the cache is copied twice.
             columns = jnp.where(jnp.isnan(x[:, :, 0]), cache.keys.shape[3], columns)
             cache = jax.vmap(write, (0, 0, None))(cache, new, columns)
-        y = rms(self, "final_norm", x)
+        y = rms(self, "final_norm", x, c.count("final_norm"), path)
         if not watch:
             return y, cache
         last = jax.lax.stop_gradient(x.astype(jnp.float32))
         return y, cache, Watch(peak, jnp.sqrt(jnp.mean(last**2, axis=-1)))
+
+    def stack(self, name: str, depth: int, untied: bool) -> nn.Module:
+        """A scan over equal layers."""
+        c = (
+            self.c
+            if untied
+            else replace(self.c, towers=1, untie=(), untied_layers=(), grouped=False)
+        )
+        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        scan = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, *(nn.broadcast,) * 5),
+            out_axes=0,
+            length=depth,
+            unroll=min(c.unroll, depth),
+            metadata_params={nn.PARTITION_NAME: self.rules.layers},
+        )
+        return scan(self.rules, self.dtype, c, name=name)
 
 
 def empty_cache(c: DecoderConfig, batch: int, columns: int) -> KV:

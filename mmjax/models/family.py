@@ -66,7 +66,7 @@ class Reader(Protocol):
 
     @property
     def run(self) -> Callable:
-        """(params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache)."""
+        """(params, x [b, l, d], mask, position, cache, ...) -> ([b, l, d], cache); see Decoder."""
 
     @property
     def head(self) -> Callable:

@@ -21,6 +21,8 @@ import numpy as np
 from mmjax import diffusion, flops
 from mmjax.batch import (
     IMAGE,
+    TEXT,
+    TEXT,
     Batch,
     Vocabulary,
     causal_mask,
@@ -281,7 +283,8 @@ def denoise(parts: Parts, params, batch: Batch, noisy, t, drop=None):
         hidden, found = beside(parts, params, batch, patches, drop)
     else:
         x = inputs(parts, params, batch, patches)
-        hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, keys=drop)
+        at = parts.mask(batch), batch.position
+        hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
         found = collect(hidden, batch.image, t.shape[1], c.tokens)
     output = parts.patch_out(params, found, kept)
     return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, wide(t))
@@ -316,7 +319,8 @@ def beside(parts: Parts, params, batch: Batch, patches, drop):
         [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
     )
     x = jnp.concatenate([clean_inputs(parts, params, batch), patches.reshape(b, -1, d)], axis=1)
-    hidden, _ = parts.run(params, x, whole, position, keys=drop)
+    tower = jnp.concatenate([batch.modality, jnp.where(own > 0, IMAGE, TEXT)], axis=1)
+    hidden, _ = parts.run(params, x, whole, position, keys=drop, tower=tower)
     return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)
 
 

@@ -39,7 +39,8 @@ def prefill(parts: Reader, params, prompt: Batch, room: int) -> Filled:
     mask = jnp.pad(parts.mask(prompt), ((0, 0), (0, 0), (0, room)))
     cache = empty_cache(parts.decoder, b, length + room)
     x = parts.clean(params, prompt)
-    hidden, cache = parts.run(params, x, mask, prompt.position, cache, columns)
+    at = mask, prompt.position, cache, columns
+    hidden, cache = parts.run(params, x, *at, tower=prompt.modality)
     taken = held.sum(-1)
     pick = (taken - 1)[:, None]
     position = jnp.take_along_axis(prompt.position, pick, axis=1)[:, 0]
@@ -56,7 +57,7 @@ def text_log_likelihood(parts: Reader, params, batch: Batch):
     """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are."""
     batch = parts.coded(params, batch)
     x = parts.clean(params, batch)
-    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position)
+    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, tower=batch.modality)
     logs = jax.nn.log_softmax(logits_of(parts, params, hidden[:, :-1]), axis=-1)
     chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(chosen, ((0, 0), (1, 0)))
@@ -65,7 +66,7 @@ def text_log_likelihood(parts: Reader, params, batch: Batch):
 def embedding(parts: Reader, params, batch: Batch):
     """[b, d] f32 of unit length: the decoder's outputs averaged over a row's one document."""
     x = parts.clean(params, batch)
-    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position)
+    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, tower=batch.modality)
     held = (batch.segment > 0).astype(jnp.float32)
     total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held)
     return total / jnp.linalg.norm(total, axis=-1, keepdims=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.batch import IMAGE, Batch, Vocabulary
+from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary
 from mmjax.config import Choice
 from mmjax.layers.attention import KV
 from mmjax.models.family import Reader
@@ -284,8 +284,12 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
         total = cache.keys.shape[3]
         at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
         mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
-        x = parts.embed(params, jnp.tile(token, streams)[:, None])
-        found, cache = parts.run(params, x, mask, position.reshape(-1, 1), cache, at)
+        tokens = jnp.tile(token, streams)[:, None]
+        code = (tokens >= v.codes) & (tokens < v.codes + v.code_count)
+        found, cache = parts.run(
+            params, parts.embed(params, tokens), mask, position.reshape(-1, 1), cache, at,
+            tower=jnp.where(code, IMAGE, TEXT),
+        )  # fmt: skip
         found = found.reshape(streams, b, -1)
         return cache, jnp.where(fed[..., None], found, hidden)
 

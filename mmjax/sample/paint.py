@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
+from mmjax.batch import IMAGE
 from mmjax.layers.attention import KV
 from mmjax.models.transfusion import Config, Parts, wide
 from mmjax.sample.flow import Solver, step
@@ -72,7 +73,8 @@ def looker(parts: Parts, params, stand: Stand, solver: Solver, shared: bool):
         columns = jnp.where(jnp.tile(rows, streams)[:, None], begin + count, total)
         noisy, level = (jnp.tile(z, (streams,) + (1,) * (z.ndim - 1))[:, None] for z in (x, t))
         patches, kept = parts.patch_in(params, noisy, level)
-        hidden, cache = parts.run(params, patches[:, 0], mask, place, cache, columns)
+        tower = jnp.full(columns.shape, IMAGE)
+        hidden, cache = parts.run(params, patches[:, 0], mask, place, cache, columns, tower=tower)
         output = parts.patch_out(params, hidden[:, None], kept)
         found = diffusion.estimate(c.path, c.prediction, output, noisy, wide(level))
         v = found.velocity[:, 0]
