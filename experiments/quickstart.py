@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
         context_time=0.5,
         signal_mean=0.63,
         signal_std=0.55,
+        text_rate=1.0,
     )
 
     c.start = dict()

@@ -13,13 +13,16 @@ from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
+from mmjax.layers.tower import dense_name
 from mmjax.models import Params
-from mmjax.models.family import split
+from mmjax.models.family import lies_in, split
 from mmjax.run import Run, read_config
 from mmjax.step import State
 from mmjax.trained import load
 
-ALL = "all"  # name in `config.start` that stands for all weights
+# Names in `config.start` that stand for more than one part of the weights.
+ALL = "all"  # all weights
+LANGUAGE = "language"  # all that a text model has; towers of other modalities begin as copies
 
 
 def check(e: Experiment) -> None:
@@ -50,24 +53,35 @@ def begin(run: Run, state: State) -> State:
     params = flatten_dict(state.params, sep="/")
     for name, workdir in run.experiment.start.items():
         found = flatten_dict(load(workdir).params, sep="/")
-        wanted = [k for k in params if name == ALL or k == name or k.startswith(f"{name}/")]
+        wanted = origins(name, list(params))
         if not wanted:
             raise UserError(f"config.start names {name!r}, of which this model has no weights")
-        if name == ALL:
+        if name in (ALL, LANGUAGE):
             _check_tokenizer(run, workdir)
-        for key in wanted:
-            if key not in found or found[key].shape != params[key].shape:
-                what = found[key].shape if key in found else "absent"
+        for key, origin in wanted.items():
+            if origin not in found or found[origin].shape != params[key].shape:
+                what = found[origin].shape if origin in found else "absent"
                 raise UserError(
-                    f"config.start.{name}={workdir}: weight {key} is {what} there and of shape "
+                    f"config.start.{name}={workdir}: weight {origin} is {what} there and of shape "
                     f"{params[key].shape} here"
                 )
-            params[key] = jax.device_put(np.asarray(found[key]), params[key].sharding)
+            params[key] = jax.device_put(np.asarray(found[origin]), params[key].sharding)
     whole = unflatten_dict(params, sep="/")
     average = state.ema
     if average is not None:
         average = jax.tree.map(lambda x: x.copy(), split(whole, run.model.frozen)[0])
     return state._replace(params=whole, ema=average)
+
+
+def origins(name: str, keys: list[str]) -> dict[str, str]:
+    """Which weight, "a/b", begins as which of the other run's, for a name in `config.start`."""
+    if name == ALL:
+        return {k: k for k in keys}
+    if name == LANGUAGE:
+        text = [k for k in keys if lies_in(k, "embed") or lies_in(k, "head")]
+        decoder = {k: dense_name(k) for k in keys if lies_in(k, "decoder")}
+        return {k: k for k in text} | decoder
+    return {k: k for k in keys if lies_in(k, name)}
 
 
 def _check_tokenizer(run: Run, workdir: str) -> None:

@@ -24,7 +24,7 @@ def transfusion_config(decoder: dict | None = None, **changes) -> transfusion.Co
         decoder=decoder_config(**decoder or {}), image=4, patch=2, codec=None, unet=0,
         picture_mask="both", path="flow", prediction="data", target="velocity", image_weight=5.0,
         z_weight=1e-5, time_mean=0.0, time_std=1.0, time_shift=1.0, context="noisy",
-        context_time=0.5, signal_mean=0.6, signal_std=0.6,
+        context_time=0.5, signal_mean=0.6, signal_std=0.6, text_rate=1.0,
     )  # fmt: skip
     return transfusion.Config(**values | changes)
 

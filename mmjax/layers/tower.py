@@ -136,6 +136,13 @@ permute.defvjp(
 )
 
 
+def dense_name(path: str) -> str:
+    """The path "a/b" that a weight of any tower has in a dense decoder."""
+    group, _, name = path.rpartition("/")
+    numbered = NUMBERED.fullmatch(name)
+    return f"{group}/{numbered[1]}" if numbered else path
+
+
 def untied(params):
     """Params-shaped tree of bool: whether a leaf is one tower's; tower 0 may be left out."""
     flat = flatten_dict(params)

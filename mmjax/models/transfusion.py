@@ -17,32 +17,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mmjax import diffusion, flops
 from mmjax.batch import (
-    IMAGE,
-    TEXT,
-    TEXT,
     Batch,
     Vocabulary,
     causal_mask,
     mixed_mask,
     precedes_text,
-    slot_columns,
     slot_weight,
     target_weight,
 )
 from mmjax.codecs import autoencoder
 from mmjax.codecs.autoencoder import Codec, CodecConfig
-from mmjax.diffusion import Estimate
 from mmjax.error import UserError
 from mmjax.layers import unet
-from mmjax.layers.patch import collect, spread, to_pixels, to_signal
+from mmjax.layers.patch import to_pixels, to_signal
+from mmjax.layers.tower import dense_name
 from mmjax.layers.weight import Layer, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
-from mmjax.models.family import Model
+from mmjax.models.denoise import clean_inputs, denoise, noise_level, pick, wide
+from mmjax.models.family import Model, lies_in
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import Embed, Head, token_terms
 
@@ -68,6 +66,9 @@ class Config:
         context_time: lowest t of a picture that text follows ("noise limit", Table 8: 0.5).
         signal_mean, signal_std: of the training pixels in [-1, 1] or the latents, which are
             standardised by them, so that noise and data have one scale.
+        text_rate: share of the learning rate at which what text goes through is trained: 1, or 0
+            to freeze it (LMFusion, Shi et al. 2024, arXiv 2412.15188; with all of the decoder
+            untied, `config.start.language` a text model). See `text_weights`.
     """
 
     decoder: DecoderConfig
@@ -88,6 +89,7 @@ class Config:
     context_time: float
     signal_mean: float
     signal_std: float
+    text_rate: float
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -97,6 +99,8 @@ class Config:
                 raise UserError(
                     f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
                 )
+        if self.text_rate < 0:
+            raise UserError(f"model.text_rate={self.text_rate} must be at least 0")
         if self.image % self.patch:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
         if self.codec is not None:
@@ -175,7 +179,9 @@ class Parts(NamedTuple):
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
     """The family's submodules by the name of their subtree of the parameters."""
     at = (rules, c.decoder.dtype)
-    return {
+    # Frozen, the table's rows of BOI and EOI would stay as a text model has them: never trained.
+    borders = {"borders": Embed(*at, 2, c.decoder.width)} if c.text_rate == 0 else {}
+    return borders | {
         "embed": Embed(*at, vocabulary.size, c.decoder.width),
         "patch_in": PatchIn(*at, c.unet, c.cells, c.tokens, c.decoder.width),
         "decoder": Decoder(*at, c.decoder),
@@ -196,7 +202,9 @@ def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int
         params[name] = grown["params"]
         return found
 
-    make("embed", token)
+    for name in ("embed", "borders"):
+        if name in layers:
+            make(name, token)
     noisy, level = jnp.zeros((rows, 1, *c.shape)), jnp.zeros((rows, 1))
     patches, kept = make("patch_in", noisy, level)
     make("decoder", x, jnp.ones((1, 1, 1), bool), token)
@@ -207,26 +215,14 @@ def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int
     return params
 
 
-def noise_level(c: Config, keys, before_text):
-    """Draws t for every slot, and at least `context_time` where text follows a noisy picture.
+def text_weights(params) -> list[str]:
+    """Paths "a/b" of what text goes through: table, head, and of the decoder tower 0.
 
-    keys [b], before_text [b, i] bool -> [b, i] f32 in (0, 1).
+    Weights that the towers share are among them.
     """
-    shape = before_text.shape[1:]
-    if c.time_std == 0.0:
-        t = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-    else:
-        draw = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        t = jax.nn.sigmoid(c.time_mean + c.time_std * draw)
-    t = diffusion.shifted(t, c.time_shift)
-    if c.context == "clean":
-        return t
-    return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
-
-
-def wide(t):
-    """Times [b, i] -> [b, i, 1, 1, 1], as they meet signals."""
-    return t[:, :, None, None, None]
+    flat = flatten_dict(params, sep="/")
+    mine = ("embed", "head", "decoder")
+    return [k for k in flat if any(lies_in(k, part) for part in mine) and dense_name(k) == k]
 
 
 def to_signal_of(c: Config, codec: Codec | None, params, batch: Batch):
@@ -255,75 +251,6 @@ def mask_of(c: Config, batch: Batch):
     return mixed_mask(batch) if c.picture_mask == "both" else causal_mask(batch)
 
 
-def inputs(parts: Parts, params, batch: Batch, patches):
-    """What the decoder reads: token embeddings, and embedded patches [b, i, p, d] -> [b, l, d]."""
-    picture = (batch.modality == IMAGE)[..., None]
-    return jnp.where(picture, spread(patches, batch.image), parts.embed(params, batch.tokens))
-
-
-def clean_inputs(parts: Parts, params, batch: Batch):
-    """Decoder inputs with every picture given as it is, at t = 1."""
-    signal = parts.signal(params, batch)
-    patches, _ = parts.patch_in(params, signal, jnp.ones(signal.shape[:2]))
-    return inputs(parts, params, batch, patches)
-
-
-def denoise(parts: Parts, params, batch: Batch, noisy, t, drop=None):
-    """One pass over a batch whose pictures are noisy.
-
-    Args:
-        noisy: [b, i, h, w, c]. t: [b, i]. drop: [b] keys of dropout.
-
-    Returns:
-        (outputs at all positions [b, l, d], the estimates of its pictures [b, i, h, w, c]).
-    """
-    c = parts.config
-    patches, kept = parts.patch_in(params, noisy, t)
-    if c.context == "clean":
-        hidden, found = beside(parts, params, batch, patches, drop)
-    else:
-        x = inputs(parts, params, batch, patches)
-        at = parts.mask(batch), batch.position
-        hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
-        found = collect(hidden, batch.image, t.shape[1], c.tokens)
-    output = parts.patch_out(params, found, kept)
-    return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, wide(t))
-
-
-def beside(parts: Parts, params, batch: Batch, patches, drop):
-    """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
-
-    Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
-    original exchanged). The row grows by i p positions.
-
-    Returns:
-        (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
-    """
-    b, slots, p, d = patches.shape
-    length = batch.tokens.shape[1]
-    first, used = slot_columns(batch.image, slots)
-    at = jnp.minimum(first[:, :, None] + jnp.arange(p)[None, None], length - 1).reshape(b, -1)
-    own = jnp.repeat(jnp.arange(1, slots + 1, dtype=jnp.int32), p)[None]
-    own = jnp.where(jnp.repeat(used, p, axis=1), own, 0)  # number of the copy's picture
-    mask = parts.mask(batch)
-    back = jnp.take_along_axis(mask, at[:, :, None], axis=1)  # what the original sees
-    back &= batch.image[:, None, :] != own[:, :, None]
-    copies = (own[:, :, None] == own[:, None, :]) & (own > 0)[:, :, None]
-    if parts.config.picture_mask == "causal":
-        copies &= jnp.tril(jnp.ones((slots * p, slots * p), bool))[None]
-    forth = jnp.zeros((b, length, slots * p), bool)
-    whole = jnp.concatenate(
-        [jnp.concatenate([mask, forth], axis=2), jnp.concatenate([back, copies], axis=2)], axis=1
-    )
-    position = jnp.concatenate(
-        [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
-    )
-    x = jnp.concatenate([clean_inputs(parts, params, batch), patches.reshape(b, -1, d)], axis=1)
-    tower = jnp.concatenate([batch.modality, jnp.where(own > 0, IMAGE, TEXT)], axis=1)
-    hidden, _ = parts.run(params, x, whole, position, keys=drop, tower=tower)
-    return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)
-
-
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -340,11 +267,6 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     return token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight) | {
         "image": image
     }
-
-
-def pick(e: Estimate, target: str):
-    """The form of an estimate that a loss compares."""
-    return {"velocity": e.velocity, "data": e.data, "noise": e.noise}[target]
 
 
 def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
@@ -382,7 +304,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         vocabulary=vocabulary,
         decoder=c.decoder,
         codec=codec,
-        embed=piece("embed"),
+        embed=lambda params, tokens: embed(params, tokens),
         signal=partial(to_signal_of, c, codec),
         picture=partial(to_picture, c, codec),
         patch_in=piece("patch_in"),
@@ -393,16 +315,29 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         clean=lambda params, batch: clean_inputs(parts, params, batch),
         mask=partial(mask_of, c),
     )
+
+    def embed(params, tokens):
+        x = piece("embed")(params, tokens)
+        if "borders" not in layers:
+            return x
+        v = vocabulary
+        own = piece("borders")(params, (tokens == v.eoi).astype(jnp.int32))
+        return jnp.where(((tokens == v.boi) | (tokens == v.eoi))[..., None], own, x)
+
     codec_layers = {} if c.codec is None else autoencoder.modules(c.codec, rules)
     start = partial(
         boxed_init, c=c, layers=layers, codec_layers=codec_layers, rows=rules.split("batch")
     )
+    specs = specs_of(start)
+    text = text_weights(specs)
+    frozen = ("codec",) if c.codec else ()
     return Model(
         init=unboxed(start),
-        specs=specs_of(start),
+        specs=specs,
         loss=partial(loss, c, parts),
         flops=partial(forward_flops, c, vocabulary),
         weights={"text": 1.0, "image": c.image_weight},
         parts=parts,
-        frozen=("codec",) if c.codec else (),
+        frozen=(*frozen, *text) if c.text_rate == 0 else frozen,
+        rates={k: c.text_rate for k in text} if c.text_rate not in (0.0, 1.0) else {},
     )

@@ -17,6 +17,7 @@ from mmjax.batch import IMAGE, TEXT, mixed_mask
 from mmjax.error import UserError
 from mmjax.layers.patch import to_signal
 from mmjax.mesh import Rules, make_mesh
+from mmjax.models import denoise as noisy_pass
 from mmjax.models import transfusion
 
 MODEL, PARAMS = make(transfusion_config())
@@ -25,7 +26,7 @@ LOSS = jax.jit(MODEL.loss)
 
 @jax.jit
 def hidden(batch, noisy, t):
-    return transfusion.denoise(MODEL.parts, PARAMS, batch, noisy, t)[0]
+    return noisy_pass.denoise(MODEL.parts, PARAMS, batch, noisy, t)[0]
 
 
 def outputs(batch, shift=None):
@@ -126,8 +127,8 @@ def test_padding_has_no_gradient():
 def test_noise_level_is_limited_where_text_follows():
     c = transfusion_config()
     many = jax.random.split(jax.random.key(0), 500)
-    after = np.asarray(transfusion.noise_level(c, many, jnp.ones((500, 2), bool)))
-    free = np.asarray(transfusion.noise_level(c, many, jnp.zeros((500, 2), bool)))
+    after = np.asarray(noisy_pass.noise_level(c, many, jnp.ones((500, 2), bool)))
+    free = np.asarray(noisy_pass.noise_level(c, many, jnp.zeros((500, 2), bool)))
     assert after.min() >= 0.5 and after.max() < 1
     assert free.min() < 0.2 and abs(np.median(free) - 0.5) < 0.05
     assert np.unique(free).size == free.size  # one level a picture
@@ -239,11 +240,11 @@ def test_ddpm_learns_noise_and_a_perfect_network_has_no_loss():
     clean = model.parts.signal(params, batch)
     noise = jax.random.normal(jax.random.key(2), clean.shape)
     t = jnp.full(clean.shape[:2], 0.4)
-    noisy = diffusion.mix(c.path, clean, noise, transfusion.wide(t))
-    _, found = transfusion.denoise(model.parts, params, batch, noisy, t)
+    noisy = diffusion.mix(c.path, clean, noise, noisy_pass.wide(t))
+    _, found = noisy_pass.denoise(model.parts, params, batch, noisy, t)
     a, s = np.sin(0.2 * np.pi), np.cos(0.2 * np.pi)
     np.testing.assert_allclose(found.data, (noisy - s * found.noise) / a, atol=1e-4)
-    uniform = np.asarray(transfusion.noise_level(c, keys(batch), jnp.zeros((2, 400), bool)))
+    uniform = np.asarray(noisy_pass.noise_level(c, keys(batch), jnp.zeros((2, 400), bool)))
     assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.std() - 12**-0.5) < 0.02
 
 
@@ -256,7 +257,7 @@ def test_a_mask_that_is_causal_in_pictures_hides_later_patches():
         column = int(np.argmax(batch.image[0] == 1))
         changed = signal.copy()
         changed[0, 0, 2:, 2:] += 1.0  # the last patch
-        run = jax.jit(partial(transfusion.denoise, model.parts))
+        run = jax.jit(partial(noisy_pass.denoise, model.parts))
         before, after = (run(params, batch, x, level)[0] for x in (signal, changed))
         difference = np.abs(np.asarray(after - before)).max(-1)[0]
         assert (difference[column : column + 3] == 0).all() == hidden
@@ -269,7 +270,7 @@ def test_clean_context_shows_noise_to_nobody_else():
     batch = random_batch(3)
     signal = np.array(model.parts.signal(params, batch))
     t = jnp.full(signal.shape[:2], 0.3)
-    run = jax.jit(lambda x: transfusion.denoise(model.parts, params, batch, x, t))
+    run = jax.jit(lambda x: noisy_pass.denoise(model.parts, params, batch, x, t))
     hidden, found = run(signal)
     noisy = signal.copy()
     noisy[0, 0] += 1.0
@@ -284,7 +285,7 @@ def test_clean_context_shows_noise_to_nobody_else():
         tokens = batch.tokens.copy()
         tokens[0, column] = (tokens[0, column] + 3) % VOCABULARY.size
         moved = jax.jit(
-            lambda b: transfusion.denoise(model.parts, params, b, signal, t)[1].velocity
+            lambda b: noisy_pass.denoise(model.parts, params, b, signal, t)[1].velocity
         )(batch._replace(tokens=tokens))
         assert (np.abs(np.asarray(moved - found.velocity))[0, 0].max() > 0) == reaches
 
@@ -297,8 +298,8 @@ def test_with_a_clean_picture_both_contexts_agree():
     for t, alike in ((1.0, True), (0.5, False)):
         level = jnp.full(signal.shape[:2], t)
         noise = jax.random.normal(jax.random.key(0), signal.shape)
-        noisy = diffusion.mix("flow", signal, noise, transfusion.wide(level))
-        (h, a), (g, b) = (transfusion.denoise(m.parts, p, batch, noisy, level) for m, p in models)
+        noisy = diffusion.mix("flow", signal, noise, noisy_pass.wide(level))
+        (h, a), (g, b) = (noisy_pass.denoise(m.parts, p, batch, noisy, level) for m, p in models)
         held = batch.segment > 0
         used = np.asarray(transfusion.slot_weight(batch)) > 0
         assert np.allclose(h[held], g[held], atol=2e-5) == alike

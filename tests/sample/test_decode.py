@@ -8,7 +8,7 @@ from random_batch import VOCABULARY
 from small import make, transfusion_config
 
 from mmjax.batch import IMAGE, TEXT, Batch, mixed_mask
-from mmjax.models import transfusion
+from mmjax.models import denoise as noisy_pass
 from mmjax.sample import decode
 
 MODEL, PARAMS = make(transfusion_config())
@@ -45,7 +45,7 @@ PROMPTS = rows(row(CAPTION, PICTURE), row([V.bos, 7, 8]))
 
 @jax.jit
 def all_logits(batch):
-    x = transfusion.clean_inputs(PARTS, PARAMS, batch)
+    x = noisy_pass.clean_inputs(PARTS, PARAMS, batch)
     hidden, _ = PARTS.run(PARAMS, x, mixed_mask(batch), batch.position)
     return decode.logits_of(PARTS, PARAMS, hidden)
 

@@ -14,7 +14,7 @@ from small import make, transfusion_config
 from mmjax import diffusion
 from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.config import Choice
-from mmjax.models import transfusion
+from mmjax.models import denoise as noisy_pass
 from mmjax.sample.decode import prefill
 from mmjax.sample.engine import Options, Plan, advance, begin
 from mmjax.sample.flow import Solver
@@ -82,13 +82,13 @@ def run(parts, params, prompt, asked, keys, options):
 @partial(jax.jit, static_argnames="parts")
 def whole(parts, params, batch, noisy, t):
     """Velocities [b, i, h, w, c] from one pass over everything."""
-    return transfusion.denoise(parts, params, batch, noisy, t)[1].velocity
+    return noisy_pass.denoise(parts, params, batch, noisy, t)[1].velocity
 
 
 @partial(jax.jit, static_argnames="parts")
 def outputs(parts, params, batch, noisy, t):
     """The decoder's outputs in such a pass."""
-    return transfusion.denoise(parts, params, batch, noisy, t)[0]
+    return noisy_pass.denoise(parts, params, batch, noisy, t)[0]
 
 
 MODEL, PARAMS = make(transfusion_config())

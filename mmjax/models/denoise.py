@@ -1,0 +1,109 @@
+"""A batch with noisy pictures through a decoder: times, inputs, masks, estimates.
+
+`parts` is what `models.transfusion` makes, and any other family whose pictures go in and out as its
+do.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import diffusion
+from mmjax.batch import IMAGE, TEXT, Batch, slot_columns
+from mmjax.diffusion import Estimate
+from mmjax.layers.patch import collect, spread
+
+
+def noise_level(c, keys, before_text):
+    """Draws t for every slot, and at least `context_time` where text follows a noisy picture.
+
+    keys [b], before_text [b, i] bool -> [b, i] f32 in (0, 1).
+    """
+    shape = before_text.shape[1:]
+    if c.time_std == 0.0:
+        t = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    else:
+        draw = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        t = jax.nn.sigmoid(c.time_mean + c.time_std * draw)
+    t = diffusion.shifted(t, c.time_shift)
+    if c.context == "clean":
+        return t
+    return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
+
+
+def wide(t):
+    """Times [b, i] -> [b, i, 1, 1, 1], as they meet signals."""
+    return t[:, :, None, None, None]
+
+
+def inputs(parts, params, batch: Batch, patches):
+    """What the decoder reads: token embeddings, and embedded patches [b, i, p, d] -> [b, l, d]."""
+    picture = (batch.modality == IMAGE)[..., None]
+    return jnp.where(picture, spread(patches, batch.image), parts.embed(params, batch.tokens))
+
+
+def clean_inputs(parts, params, batch: Batch):
+    """Decoder inputs with every picture given as it is, at t = 1."""
+    signal = parts.signal(params, batch)
+    patches, _ = parts.patch_in(params, signal, jnp.ones(signal.shape[:2]))
+    return inputs(parts, params, batch, patches)
+
+
+def denoise(parts, params, batch: Batch, noisy, t, drop=None):
+    """One pass over a batch whose pictures are noisy.
+
+    Args:
+        noisy: [b, i, h, w, c]. t: [b, i]. drop: [b] keys of dropout.
+
+    Returns:
+        (outputs at all positions [b, l, d], the estimates of its pictures [b, i, h, w, c]).
+    """
+    c = parts.config
+    patches, kept = parts.patch_in(params, noisy, t)
+    if c.context == "clean":
+        hidden, found = beside(parts, params, batch, patches, drop)
+    else:
+        x = inputs(parts, params, batch, patches)
+        at = parts.mask(batch), batch.position
+        hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
+        found = collect(hidden, batch.image, t.shape[1], c.tokens)
+    output = parts.patch_out(params, found, kept)
+    return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, wide(t))
+
+
+def beside(parts, params, batch: Batch, patches, drop):
+    """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
+
+    Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
+    original exchanged). The row grows by i p positions.
+
+    Returns:
+        (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
+    """
+    b, slots, p, d = patches.shape
+    length = batch.tokens.shape[1]
+    first, used = slot_columns(batch.image, slots)
+    at = jnp.minimum(first[:, :, None] + jnp.arange(p)[None, None], length - 1).reshape(b, -1)
+    own = jnp.repeat(jnp.arange(1, slots + 1, dtype=jnp.int32), p)[None]
+    own = jnp.where(jnp.repeat(used, p, axis=1), own, 0)  # number of the copy's picture
+    mask = parts.mask(batch)
+    back = jnp.take_along_axis(mask, at[:, :, None], axis=1)  # what the original sees
+    back &= batch.image[:, None, :] != own[:, :, None]
+    copies = (own[:, :, None] == own[:, None, :]) & (own > 0)[:, :, None]
+    if parts.config.picture_mask == "causal":
+        copies &= jnp.tril(jnp.ones((slots * p, slots * p), bool))[None]
+    forth = jnp.zeros((b, length, slots * p), bool)
+    whole = jnp.concatenate(
+        [jnp.concatenate([mask, forth], axis=2), jnp.concatenate([back, copies], axis=2)], axis=1
+    )
+    position = jnp.concatenate(
+        [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
+    )
+    x = jnp.concatenate([clean_inputs(parts, params, batch), patches.reshape(b, -1, d)], axis=1)
+    tower = jnp.concatenate([batch.modality, jnp.where(own > 0, IMAGE, TEXT)], axis=1)
+    hidden, _ = parts.run(params, x, whole, position, keys=drop, tower=tower)
+    return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)
+
+
+def pick(e: Estimate, target: str):
+    """The form of an estimate that a loss compares."""
+    return {"velocity": e.velocity, "data": e.data, "noise": e.noise}[target]
