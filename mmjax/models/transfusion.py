@@ -22,7 +22,6 @@ from mmjax import diffusion, flops
 from mmjax.batch import (
     IMAGE,
     TEXT,
-    TEXT,
     Batch,
     Vocabulary,
     causal_mask,
