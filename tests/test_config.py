@@ -165,18 +165,30 @@ def test_a_family_nobody_knows():
     assert "config.family=None" in refusal(family=None)
 
 
+TWO = {"towers": 2, "untie": ("ffn",)}
+
+
 def test_a_decoder_that_cannot_be_built():
-    shape = values.to_dict(tiny())["model"]["decoder"]
+    shape = vars(tiny().model.decoder)
     for changes, words in (
         ({"width": 30}, "decoder.width=30"),
         ({"width": 36, "heads": 12}, "decoder.width=36"),  # heads of odd width cannot turn
         ({"kv_heads": 3}, "decoder.kv_heads=3 must divide decoder.heads=4"),
         ({"norm": "both"}, "decoder.norm='both' is unknown; have: pre, post"),
+        ({"untie": ("ffm",)}, "decoder.untie has 'ffm'; have: qkv, o, qk_norm, attn_norm, ffn"),
+        ({"untie": ("ffn",)}, "decoder.towers=1 with decoder.untie=('ffn',); give 1 tower"),
+        ({"towers": 2}, "decoder.towers=2 with decoder.untie=(); give 1 tower with untie=()"),
+        ({"untied_layers": (0,)}, "decoder.untied_layers=(0,) must ascend within 0 ... 1, and"),
+        (TWO | {"untied_layers": (2,)}, "decoder.untied_layers=(2,) must ascend within 0 ... 1"),
+        (TWO | {"untied_layers": (1, 0)}, "decoder.untied_layers=(1, 0) must ascend"),
+        (TWO | {"untie": ("qk_norm",), "qk_norm": False}, "but decoder.qk_norm=False; take it"),
+        (TWO | {"untie": ("ffn_norm",), "grouped": True}, "has none of qkv, o, ffn to group"),
     ):
         with pytest.raises(UserError, match=re.escape(words)) as error:
             DecoderConfig(**shape | changes)
         if better := re.search(r"try width=(\d+)", str(error.value)):
             DecoderConfig(**shape | changes | {"width": int(better[1])})
+    DecoderConfig(**shape | TWO | {"untied_layers": (1,), "grouped": True})
 
 
 def test_the_way_to_json_and_back():

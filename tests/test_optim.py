@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import decoder_config
 from tiny import tiny
 
 from mmjax import optim
@@ -14,6 +16,7 @@ from mmjax.batch import Vocabulary
 from mmjax.error import UserError
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS
+from mmjax.models.decoder import Decoder
 
 EXPERIMENT = tiny()
 CONFIG = EXPERIMENT.optim
@@ -81,6 +84,45 @@ def test_matrices_name_input_and_output_axes():
     assert block["mlp"]["down"] == ((1,), (2,))
     assert block["attention"]["q_norm_scale"] is None and block["mlp_norm"] is None
     assert found["embed"]["table"] is None and found["head"]["w"] is None
+
+
+def untied_params():
+    """A decoder whose second layer has an MLP of its own for pictures."""
+    c = decoder_config(towers=2, untie=("ffn",), untied_layers=(1,))
+    rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+    x = jnp.zeros((1, 1, 32)), jnp.ones((1, 1, 1), bool), jnp.zeros((1, 1), jnp.int32)
+    module = Decoder(rules, "float32", c)
+    return nn.unbox(jax.jit(module.init)(jax.random.key(0), *x)["params"])
+
+
+def test_weights_of_towers_are_matrices_like_those_of_a_dense_decoder():
+    shapes = jax.eval_shape(untied_params)
+    found, decays = optim.matrices(shapes), optim.decays(shapes)
+    assert found["blocks_1"]["mlp"]["up_1"] == ((1,), (2,)) == found["blocks_0"]["mlp"]["up"]
+    assert found["blocks_1"]["attention"]["o"] == ((1, 2), (3,))
+    assert decays["blocks_1"]["mlp"]["down_1"] and not decays["blocks_1"]["mlp_norm"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_tower_without_tokens_does_not_decay(kind):
+    p = untied_params()
+    c = dataclasses.replace(CONFIG, kind=kind, weight_decay=0.5, warmup=0, decay="constant")
+    tx = optim.optimizer(c, 10)
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), p)
+    idle = jax.tree.map(jnp.copy, grads)
+    idle["blocks_1"]["mlp"]["up_1"] *= 0.0
+    idle["blocks_1"]["attention"]["q"] *= 0.0  # shared, so it decays whatever its gradient
+    with jax.numpy_dtype_promotion("standard"):
+        update = jax.jit(lambda g: tx.update(g, tx.init(p), p)[0])
+        busy, spared = update(grads), update(idle)
+    assert float(jnp.abs(spared["blocks_1"]["mlp"]["up_1"]).max()) == 0
+    assert float(jnp.abs(busy["blocks_1"]["mlp"]["up_1"]).min()) > 0
+    q = p["blocks_1"]["attention"]["q"]
+    np.testing.assert_allclose(spared["blocks_1"]["attention"]["q"], -c.peak * 0.5 * q, rtol=1e-5)
+    # The tower that had tokens moves and decays as ever.
+    for name in ("down_1", "up"):
+        one, other = (u["blocks_1"]["mlp"][name] for u in (spared, busy))
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-6)
 
 
 def test_muon_moves_matrices_orthogonally_and_the_rest_like_adam():

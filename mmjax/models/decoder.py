@@ -85,7 +85,7 @@ class DecoderConfig:
         if "qk_norm" in self.untie and not self.qk_norm:
             raise UserError("decoder.untie has 'qk_norm', but decoder.qk_norm=False; take it out")
         layers = self.untied_layers
-        fits = layers == tuple(sorted(set(layers))) and set(layers) <= set(range(self.depth))
+        fits = list(layers) == sorted(set(layers)) and set(layers) <= set(range(self.depth))
         if not fits or (layers and not set(self.untie) - {"final_norm"}):
             raise UserError(
                 f"decoder.untied_layers={layers} must ascend within 0 ... {self.depth - 1}, and "

@@ -18,7 +18,8 @@ from mmjax.sample.engine import Options, Plan, advance, begin, compress, stream_
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = config.resolve(tiny_chameleon_config(), run.families()).model
-MODEL = chameleon.build(C, V, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
+RULES = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+MODEL = chameleon.build(C, V, RULES)
 PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 PARTS = MODEL.parts
 SIZE = C.tokens  # 16
@@ -55,10 +56,16 @@ MIXED = [
 ASKED = plan(4, left=[SIZE + 1, 0, 0, SIZE + 1], pictures=[0, 2, 1, 0], until=[1, 0, 0, 1])
 
 
-@partial(jax.jit, static_argnames="options")
-def whole(prompt, asked, keys, options):
-    state = begin(PARTS, PARAMS, prompt, asked, options)
-    return advance(PARTS, PARAMS, state, asked, keys, jnp.int32(options.count), options)
+def whole_of(parts, params):
+    @partial(jax.jit, static_argnames="options")
+    def whole(prompt, asked, keys, options):
+        state = begin(parts, params, prompt, asked, options)
+        return advance(parts, params, state, asked, keys, jnp.int32(options.count), options)
+
+    return whole
+
+
+whole = whole_of(PARTS, PARAMS)
 
 
 def keys(count: int, seed: int = 0):
@@ -120,10 +127,22 @@ def test_rows_that_may_draw_do():
     assert 1 in found and max(found) <= 2
 
 
-@pytest.mark.parametrize("way", ["alone", "three"])
-def test_cached_steps_equal_recomputation(way):
+def untied(layers):
+    """The same family with weights of their own for pictures."""
+    parts = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
+    shape = replace(C.decoder, towers=2, untie=parts, untied_layers=layers, grouped=True)
+    model = chameleon.build(replace(C, decoder=shape), V, RULES)
+    params = jax.jit(model.init)(jax.random.key(1))
+    params["decoder"]["final_norm_1"] *= 3.0
+    return model.parts, params
+
+
+@pytest.mark.parametrize(("way", "layers"), [("alone", None), ("three", None), ("three", (1,))])
+def test_cached_steps_equal_recomputation(way, layers):
     """Over words, a picture and words again: each stream's last output, from its whole sequence."""
     options = WAYS[way]
+    parts, params = (PARTS, PARAMS) if layers is None else untied(layers)
+    whole = whole_of(parts, params)
     asked = plan(4, left=[SIZE + 1, 0, 0, SIZE + 1], pictures=[0, 2, 1, 0], limit=30)
     state = whole(rows(*MIXED), asked, keys(4), replace(options, count=29))
     for row, ids in enumerate(written(state)):
@@ -135,8 +154,9 @@ def test_cached_steps_equal_recomputation(way):
         blank = [V.bos, *tail] if V.boi in MIXED[row][-1:] + ids else [V.bos]
         for s, sequence in enumerate([full, pictures, blank][: len(options.streams)]):
             batch = rows(sequence, length=64)
-            x = PARTS.embed(PARAMS, jnp.asarray(batch.tokens))
-            hidden, _ = PARTS.run(PARAMS, x, causal_mask(batch), jnp.asarray(batch.position))
+            x = parts.embed(params, jnp.asarray(batch.tokens))
+            at = causal_mask(batch), jnp.asarray(batch.position)
+            hidden, _ = parts.run(params, x, *at, tower=jnp.asarray(batch.modality))
             want = hidden[0, len(sequence) - 1]
             np.testing.assert_allclose(state.hidden[s, row], want, atol=1e-5, err_msg=str((row, s)))
     assert np.abs(np.asarray(state.hidden[0, 0] - state.hidden[0, 1])).max() > 1e-2
