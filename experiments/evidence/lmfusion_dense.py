@@ -1,0 +1,61 @@
+"""LMFusion against dense fine-tuning: what a text model forgets while it learns to see and draw.
+
+    python experiments/evidence/lmfusion_dense.py [--seeds=3] [--steps=1500]
+
+A text model is trained on prose, then on captioned pictures: with all weights shared and trained;
+the same with text's weights at a tenth of the rate, and as LMFusion (text frozen, a copy of it for
+images). Beside them the text model as it was, and a Transfusion that never saw prose. Needs
+out/data/scenes16, out/data/prose and out/data/small_tokenizer.json (experiments/small_text.py).
+"""
+
+import sys
+from pathlib import Path
+
+import study
+from study import Arm
+
+DENSE = {"model.decoder.towers": 1, "model.decoder.untie": "()", "model.text_rate": 1.0}
+COLUMNS = {
+    "passage_nll_prose": "prose, nats a token",
+    "text_nll_concepts": "caption, nats a token",
+    "written_all_test": "captions right",
+    "drawn_all_test": "drawings right",
+    "image_flow_loss_concepts": "flow loss",
+}
+
+
+def arms(text: Path) -> tuple[Arm, ...]:
+    """What begins as the text model in `text`."""
+    start = {"start.language": str(text)}
+    return (
+        Arm("dense", "small_lmfusion", DENSE | start),
+        Arm("dense, text at 0.1", "small_lmfusion", DENSE | start | {"model.text_rate": 0.1}),
+        Arm("lmfusion", "small_lmfusion", start),
+    )
+
+
+def main() -> None:
+    """Runs what is missing and writes the table and the figure."""
+    given = study.arguments("lmfusion_dense")
+    text = Arm("text alone", "small_text")
+    found: dict[str, list[study.Run]] = {}
+    for seed in range(given.seeds):
+        base = study.run(text, seed, 600, given.out)
+        found.setdefault("text alone", []).append(base)
+        for arm in arms(base.workdir):
+            found.setdefault(arm.name, []).append(study.run(arm, seed, given.steps, given.out))
+    rows = {n: some for n, some in found.items() if n != "text alone"}
+    before = study.values(found["text alone"], "passage_nll_prose")
+    lines = [study.table(COLUMNS, rows), ""]
+    lines.append(f"The text model before: {study.interval(before)} nats a token of prose.")
+    for name, some in rows.items():
+        change = study.difference(study.values(some, "passage_nll_prose"), before)
+        lines.append(f"forgotten by {name}: {change}")
+    out = "\n".join(lines)
+    print(out)
+    (given.out / "table.md").write_text(out + "\n")
+    study.bars(rows, COLUMNS, given.out / "results.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
