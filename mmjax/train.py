@@ -20,6 +20,7 @@ from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
+from mmjax.layers.tower import shared_fraction
 from mmjax.log import Bar, MetricsFile, rewind, tidy, write_json
 from mmjax.mesh import put
 from mmjax.run import CONFIG, Run, directory, prepare
@@ -75,6 +76,13 @@ def restore_or_init(run: Run, workdir: Path, batches, say: Callable[[str], None]
     batches.set_state(found.meta["data"])
     say(f"resuming at step {found.step} of {run.experiment.steps}")
     return found.state, found.step
+
+
+def say_shared(run: Run, say: Callable[[str], None]) -> None:
+    """Says once how much of a decoder with towers they share."""
+    share = shared_fraction(run.abstract.params.get("decoder", {}))
+    if share < 1:
+        say(f"shared_fraction={share:.3f} of the weights on a token's way through the decoder")
 
 
 class Signals:
@@ -188,6 +196,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
             rewind(workdir, done or 0)
             meta = {"config": values.to_dict(e), "identity": about}
+            say_shared(run, bar.say)
             loop(run, workdir, state, done or 0, batches, store, meta, signals, bar)
     return signals.received or 0
 

@@ -159,4 +159,5 @@ def shared_fraction(params) -> float:
     """
     mark = flatten_dict(untied(params))
     way = {p: x.size for p, x in flatten_dict(params).items() if not NUMBERED.fullmatch(p[-1])}
-    return sum(size for path, size in way.items() if not mark[path]) / sum(way.values())
+    shared = sum(size for path, size in way.items() if not mark[path])
+    return shared / sum(way.values()) if way else 1.0
