@@ -83,6 +83,27 @@ def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> R
     Raises:
         UserError: for anything that does not fit together.
     """
+    run = assemble(e, devices, workdir)
+    if wrong := undivided(run.abstract):
+        raise UserError(wrong)
+    return run
+
+
+def prepare_here(workdir: str | Path, devices=None) -> Run:
+    """A run's parts on the devices of this machine, for sampling and evaluation.
+
+    Weights are split over them, or lie whole on each where their sizes do not divide.
+    """
+    e = read_config(workdir)
+    split, whole = config.MeshConfig(1, -1, 1), config.MeshConfig(-1, 1, 1)
+    run = assemble(dataclasses.replace(e, mesh=split), devices, workdir)
+    if undivided(run.abstract):
+        run = assemble(dataclasses.replace(e, mesh=whole), devices, workdir)
+    return run
+
+
+def assemble(e: Experiment, devices=None, workdir: str | Path | None = None) -> Run:
+    """`prepare` without its last check."""
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
@@ -90,26 +111,22 @@ def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> R
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)
-    check_divisible(abstract)
     return Run(e, rules, tokenizer, model, tx, optim.schedule(e.optim, e.steps), abstract)
 
 
-def check_divisible(abstract: State) -> None:
-    """Checks that every weight divides over the mesh axes it is split on.
-
-    Raises:
-        UserError: naming the weight, its shape and the number of parts.
-    """
+def undivided(abstract: State) -> str:
+    """Says which weight does not divide over the mesh axes it is split on; "" if all do."""
     for path, x in jax.tree_util.tree_leaves_with_path(abstract.params):
         sizes = x.sharding.mesh.shape
         for size, axis in zip(x.shape, x.sharding.spec, strict=False):
             parts = sizes[axis] if axis else 1
             if size % parts:
                 name = "/".join(p.key for p in path)
-                raise UserError(
+                return (
                     f"weight {name} of shape {x.shape} does not divide over mesh.{axis}={parts}; "
                     f"change the model's size or make mesh.{axis} a divisor of {size}"
                 )
+    return ""
 
 
 def read_config(workdir: str | Path) -> Experiment:
@@ -127,8 +144,3 @@ def read_config(workdir: str | Path) -> Experiment:
 def directory(workdir: str | Path) -> Path:
     """Where a workdir keeps its checkpoints."""
     return Path(workdir).resolve() / "checkpoints"
-
-
-def on_this_machine(e: Experiment) -> Experiment:
-    """The experiment on however many devices are here: for sampling and evaluation."""
-    return dataclasses.replace(e, mesh=config.MeshConfig(data=1, fsdp=-1, tensor=1))

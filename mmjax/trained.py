@@ -15,7 +15,7 @@ from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
-from mmjax.run import Run, directory, on_this_machine, prepare, read_config
+from mmjax.run import Run, directory, prepare_here
 from mmjax.sample import decode, engine, prompt, request, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
@@ -194,7 +194,7 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     Raises:
         UserError: if the workdir holds no checkpoint.
     """
-    run = prepare(on_this_machine(read_config(workdir)), devices, workdir)
+    run = prepare_here(workdir, devices)
     averaged = run.abstract.ema is not None
     # What is frozen has no average: then both are read.
     names = ["ema"] * averaged + ["params"] * (not averaged or bool(run.model.frozen))

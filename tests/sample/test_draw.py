@@ -56,6 +56,20 @@ def test_prompts_are_answered_with_pictures_or_text(model, photo):
     assert (reseeded != made[0]).any()
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_any_number_of_devices_gives_the_same(home, photo, count):
+    """Weights of width 32 are split over four devices and lie whole on each of three."""
+    prompts = [["a red circle", mmjax.IMAGE], [photo], ["a blue star"]]
+    one = mmjax.load(home / "run", devices=ONE)
+    many = mmjax.load(home / "run", devices=jax.devices()[:count])
+    sharding = many.params["decoder"]["blocks"]["mlp"]["up"].sharding
+    assert len(sharding.device_set) == count
+    assert sharding.is_fully_replicated == (count == 3)
+    a, b = (m.generate(prompts, 2, text=6, temperature=0.5) for m in (one, many))
+    assert a[1:] == b[1:] and np.abs(a[0].astype(int) - b[0]).max() <= 1
+    assert np.asarray(a[0]).std() > 1
+
+
 def test_options_of_the_solver_change_the_picture(model):
     prompt = [["a red circle", mmjax.IMAGE]]
     plain = model.generate(prompt)[0]
