@@ -235,14 +235,16 @@ def text_terms(c: Config, parts: Parts, params, batch: Batch, x: Corrupted, hidd
     Args:
         batch: X_1. x: X_t. hidden: [b, l, d], outputs at the positions of X_t.
     """
-    n = sums(x.open.astype(jnp.float32), x.batch.segment)
-    share = x.open / jnp.maximum(take(n, x.batch.segment), 1.0)
+    opened = x.open.astype(jnp.float32)
+    n = sums(opened, x.batch.segment)
+    share = opened / jnp.maximum(take(n, x.batch.segment), 1.0)
     documents = jnp.sum(n > 0).astype(jnp.float32)
     # Every missing token reads Q at the gap it belongs to, so no bag is ever written out.
     wanted = leftmost(x.missing, x.row) if c.target == "leftmost" else x.missing
     weight = jnp.where(wanted, take(share, x.row), 0.0)
     read = jnp.take_along_axis(hidden, x.row[:, :, None], axis=1)
-    chunks = chunk_count(*batch.tokens.shape, CHUNK_TOKENS)
+    b, length = batch.tokens.shape
+    chunks = chunk_count(b, length, CHUNK_TOKENS)
     bag, _ = token_loss(read, parts.head(params), batch.tokens, weight, 0.0, chunks)
     empty, log_rate = parts.gaps(params, hidden)
     some = x.k > 0
