@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
 from small import decoder_config
+from small import oneflow_config as config
+from small import oneflow_model as make
 
 from mmjax import losses
 from mmjax.batch import IMAGE, TEXT, Batch
@@ -19,28 +21,6 @@ from mmjax.models import oneflow
 from mmjax.models.deletion import Draws, compact, corrupt, draw, leftmost
 
 V = VOCABULARY
-
-
-def config(**changes) -> oneflow.Config:
-    """Pictures of 4 x 4 pixels in four patches."""
-    values = dict(
-        decoder=decoder_config(), image=4, patch=2, mask="both", deletion="uniform", target="bag",
-        mixed=0.5, prediction="velocity", bag_weight=1.0, rate_weight=1.0, empty_weight=1.0,
-        image_weight=1.0, signal_mean=0.6, signal_std=0.6,
-    )  # fmt: skip
-    return oneflow.Config(**values | changes)
-
-
-def make(c: oneflow.Config):
-    """(model, params); layers that start at zero, and would hide leaks, are random."""
-    model = oneflow.build(c, V, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
-    params = jax.jit(model.init)(jax.random.key(0))
-    for part, name in (("patch_out", "patch"), ("gaps", "w"), ("gaps", "bias")):
-        zeros = params[part][name]
-        params[part][name] = 0.3 * jax.random.normal(jax.random.key(1), zeros.shape)
-    return model, params
-
-
 MODEL, PARAMS = make(config())
 
 
@@ -250,7 +230,7 @@ def there(x):
 def test_packed_equals_alone():
     batch = random_batch(11, rows=4, length=40)
     assert batch.segment[0].max() >= 2
-    x = corrupted("uniform", 1.0, batch, 0)[0]
+    x = corrupted("uniform", 0.0, batch, 0)[0]
     noisy = MODEL.parts.signal(PARAMS, batch)
     together = np.asarray(outputs("both", x, noisy)[0])[0]
     second = np.asarray(x.batch.segment[0]) == 2
