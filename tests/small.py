@@ -1,10 +1,10 @@
-"""A small Transfusion with random weights, for tests of its pieces."""
+"""A small Transfusion and a small OneFlow with random weights, for tests of their pieces."""
 
 import jax
 from random_batch import VOCABULARY
 
 from mmjax.mesh import Rules, make_mesh
-from mmjax.models import transfusion
+from mmjax.models import oneflow, transfusion
 from mmjax.models.decoder import DecoderConfig
 
 
@@ -37,4 +37,24 @@ def make(c: transfusion.Config):
     for part, name in ((out, "patch"), (out.get("up", {}), "out")):
         if name in part:
             part[name] = 0.3 * jax.random.normal(jax.random.key(1), part[name].shape)
+    return model, params
+
+
+def oneflow_config(**changes) -> oneflow.Config:
+    """Pictures of 4 x 4 pixels in four patches."""
+    values = dict(
+        decoder=decoder_config(), image=4, patch=2, mask="both", deletion="uniform", target="bag",
+        mixed=0.5, prediction="velocity", bag_weight=1.0, rate_weight=1.0, empty_weight=1.0,
+        image_weight=1.0, signal_mean=0.6, signal_std=0.6,
+    )  # fmt: skip
+    return oneflow.Config(**values | changes)
+
+
+def oneflow_model(c: oneflow.Config):
+    """(model, params); layers that start at zero, and would hide leaks, are random."""
+    model = oneflow.build(c, VOCABULARY, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
+    params = jax.jit(model.init)(jax.random.key(0))
+    for part, name in (("patch_out", "patch"), ("gaps", "w"), ("gaps", "bias")):
+        zeros = params[part][name]
+        params[part][name] = 0.3 * jax.random.normal(jax.random.key(1), zeros.shape)
     return model, params

@@ -1,8 +1,13 @@
 """The families. A family is a module with a `Config` and `build(config, vocabulary, rules)`."""
 
-from mmjax.models import chameleon, codec, transfusion
+from mmjax.models import chameleon, codec, oneflow, transfusion
 from mmjax.models.family import Model, Params
 
-MODELS = {"transfusion": transfusion, "chameleon": chameleon, "codec": codec}
+MODELS = {
+    "transfusion": transfusion,
+    "chameleon": chameleon,
+    "oneflow": oneflow,
+    "codec": codec,
+}
 
 __all__ = ["MODELS", "Model", "Params"]

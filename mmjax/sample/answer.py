@@ -1,0 +1,91 @@
+"""From requests to parts of text and pictures by insertion (OneFlow); the host's side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from mmjax.batch import Vocabulary
+from mmjax.data import tokenizer as bpe
+from mmjax.error import UserError
+from mmjax.mesh import put
+from mmjax.run import Run
+from mmjax.sample.oneflow import Options, Plan, generate
+from mmjax.sample.prompt import BUCKET, lay_out
+from mmjax.sample.request import Request
+from mmjax.sample.talk import ROWS, Compiled, Wish, draw_signals
+
+
+def answer(
+    run: Run,
+    params,
+    compiled: Compiled,
+    requests: Sequence[Request],
+    wish: Wish,
+    options: Options,
+    keys,
+) -> list[list]:
+    """Answers every request; -> for each its new parts, strings and uint8 [h, w, 3] arrays.
+
+    Args:
+        run, params: the model. compiled: compiles a function once.
+        requests: what is asked. wish: most tokens and pictures of those that do not draw.
+        options: but for length and slots, which follow from what is asked. keys: [n], one each.
+
+    Raises:
+        UserError: for a prompt that leaves no room, or has its slot before its end.
+    """
+    for number, request in enumerate(requests, start=1):
+        if request.infill:
+            raise UserError(f"prompt {number} has a slot before its end; put the slot last")
+    out: list[list] = []
+    for first in range(0, len(requests), ROWS):
+        some = slice(first, first + ROWS)
+        out += _answers(run, params, compiled, requests[some], wish, options, keys[some])
+    return out
+
+
+def _answers(run: Run, params, compiled, requests, wish: Wish, options, keys) -> list[list]:
+    """One batch of requests."""
+    c, p = run.experiment.data, run.model.parts.config.tokens
+    draws = np.array([r.draw for r in requests])
+    rows = lay_out([r.document for r in requests], c, run.tokenizer, draws.tolist())
+    taken = (rows.segment > 0).sum(1)
+    most = np.minimum(taken + wish.text + wish.pictures * (p + 2), c.length)
+    room = np.where(draws, taken + p + 1, most).astype(np.int32)
+    pictures = np.where(draws, 0, wish.pictures).astype(np.int32)
+    slots = int((rows.image.max(1) + np.maximum(pictures, 1)).max())
+    length = -(-max(int(room.max()), rows.tokens.shape[1]) // BUCKET) * BUCKET
+    chosen = replace(options, length=length, slots=max(slots, rows.pixels.shape[1]))
+    index = np.arange(len(requests) + -len(requests) % run.rules.split("batch"))
+    index = np.minimum(index, len(requests) - 1)
+    asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, Plan(draws, pictures, room)))
+    canvas = compiled(generate, options=chosen)(params, *put(asked, run.rules), keys[index])
+    made = np.asarray(canvas.x)
+    signals = compiled(draw_signals)(params, made.reshape(-1, *made.shape[2:]))
+    pixels = np.asarray(signals).reshape(*made.shape[:2], *signals.shape[1:])
+    tokens, image, given = (np.asarray(x) for x in (canvas.tokens, canvas.image, canvas.given))
+    v, tokenizer = run.model.parts.vocabulary, run.tokenizer
+    return [
+        [part if isinstance(part, str) else pixels[n, part - 1] for part in found]
+        for n in range(len(requests))
+        for found in [split(tokens[n], image[n], given[n], v, tokenizer)]
+    ]
+
+
+def split(tokens, image, given, v: Vocabulary, tokenizer) -> list[str | int]:
+    """A full canvas's row -> what is new in it, strings and slots from 1 on, in order; [l] all."""
+    found: list[str | int] = []
+    words: list[int] = []
+    for j, token in enumerate([*tokens.tolist(), v.eos]):
+        new = j == len(tokens) or not given[j]
+        if new and token not in v.sentinels:
+            words.append(token)
+        elif words:
+            text = bpe.decode(tokenizer, words)
+            found += [text] if text else []
+            words = []
+        if new and token == v.boi:
+            found.append(int(image[j + 1]))
+    return found
