@@ -8,36 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dials import CODE_MODEL, CODE_PARAMS, CODED, CODES, PARAMS, PATCHES, RULES, codes, patches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
 from small import make, transfusion_config
-from tiny import tiny_chameleon_config
 
-from mmjax import config, dial, losses, run
-from mmjax.batch import Vocabulary, causal_mask, mixed_mask
+from mmjax import dial, losses
+from mmjax.batch import causal_mask, mixed_mask
 from mmjax.error import UserError
-from mmjax.mesh import Rules, make_mesh
-from mmjax.models import chameleon, transfusion
 from mmjax.models import denoise as noisy_pass
 from mmjax.models import dial as family
-
-RULES = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
-PATCHES = transfusion_config(z_weight=0.0)
-PARAMS = make(PATCHES)[1] | {"mask": jax.random.normal(jax.random.key(5), (32,))}
-CODES = replace(config.resolve(tiny_chameleon_config(), run.families()).model, z_weight=1e-2)
-CODED = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
-CODE_MODEL = chameleon.build(CODES, CODED, RULES)
-CODE_PARAMS = jax.jit(CODE_MODEL.init)(jax.random.key(0)) | {"mask": PARAMS["mask"]}
-
-
-def patches(text, image, form="ramp", weight="elbo", **changes):
-    c = family.Config(replace(PATCHES, **changes), None, text, image, form, weight)
-    return family.build(c, VOCABULARY, RULES)
-
-
-def codes(text, image, form="ramp", weight="elbo"):
-    return family.build(family.Config(None, CODES, text, image, form, weight), CODED, RULES)
+from mmjax.models import transfusion
 
 
 def keys(batch, seed=0):

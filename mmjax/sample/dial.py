@@ -1,0 +1,274 @@
+"""Sampling with the dial: one more span behind every prompt, at any alpha, with a cache.
+
+The clock s takes S = steps / w even steps, so that every token has about `steps` of its own: all n
+together at alpha = 0, one after the other at alpha = 1. In a step the tokens go whose windows it
+meets, from t_i(s) to t_i(s'): patches by Euler's rule, masked tokens by being revealed with
+probability (t_i(s') - t_i(s)) / (1 - t_i(s)). A token that starts within a step is active in all of
+it, at time 0.
+Who is active is the same for all rows and known beforehand, so every step runs no more than the
+window, the tokens that it has just left clean, and the row before them, whose view of the window is
+not what later tokens are to see.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax import dial, diffusion
+from mmjax.batch import IMAGE, TEXT, Batch
+from mmjax.error import UserError
+from mmjax.models.denoise import over, paced
+from mmjax.models.dial import Parts
+from mmjax.sample.choose import allow
+from mmjax.sample.decode import logits_of, prefill
+from mmjax.sample.engine import word_ids
+from mmjax.sample.flow import guided
+
+KINDS = ("text", "codes", "patches")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made and how; hashable, and compiled in.
+
+    Attributes:
+        kind: "text", "codes" or "patches". size: n, tokens of the span.
+        steps: of each token. More than 1 only helps where several are active at a time, or patches
+            are denoised.
+        temperature: of tokens; 0 is greedy. guidance: s in u + s (c - u); 1 is none. The other
+            stream's prompt is BOS, and for a picture BOI.
+        shared: whether the patches of a picture share one position, as in training.
+    """
+
+    kind: str
+    size: int
+    steps: int
+    temperature: float
+    guidance: float
+    shared: bool
+
+    def __post_init__(self):
+        """Checks ranges."""
+        if self.kind not in KINDS:
+            raise UserError(f"kind={self.kind!r} is unknown; have: {', '.join(KINDS)}")
+        if self.size < 1 or self.steps < 1:
+            raise UserError(f"size={self.size} and steps={self.steps} must be at least 1")
+
+    @property
+    def discrete(self) -> bool:
+        """Whether tokens are made, not patches."""
+        return self.kind != "patches"
+
+
+class Plan(NamedTuple):
+    """Who goes when; numpy, the same for all rows.
+
+    Attributes:
+        time: [S + 1, n] f64, t_i at the steps' borders. active: [S, n] bool.
+        start: [S] int32, first row of the span that a step runs; -1 is the prompt's last position.
+        rows: how many it runs.
+    """
+
+    time: np.ndarray
+    active: np.ndarray
+    start: np.ndarray
+    rows: int
+
+    @property
+    def evaluations(self) -> int:
+        """Active tokens summed over steps: what a sampler pays that runs no others."""
+        return int(self.active.sum())
+
+
+def plan(form: str, alpha: float, n: int, steps: int, discrete: bool) -> Plan:
+    """Steps for a span of n tokens; see the module."""
+    with jax.ensure_compile_time_eval():
+        place = jnp.arange(n, dtype=jnp.int32)
+        window = dial.windows(form, alpha, place, jnp.full((n,), n, jnp.int32))
+    begin, end, scale = (np.asarray(x, np.float64) for x in window)
+    count = max(math.ceil(steps * scale[0] / (end - begin)[0] - 1e-4), 1)
+    clock = scale[0] * np.arange(count + 1)[:, None] / count
+    near = 1e-4 / count  # f32 windows against f64 clocks
+    active = (begin < clock[1:] - near) & (end > clock[:-1] + near)
+    time = np.clip((clock - begin) / (end - begin), 0.0, 1.0)
+    first = active.argmax(1)
+    last = n - 1 - active[:, ::-1].argmax(1)
+    start = np.concatenate([[0], first[:-1]]) - int(discrete)
+    return Plan(time, active, start.astype(np.int32), int((last - start).max()) + 1)
+
+
+def blank(parts: Parts, prompt: Batch, kind: str) -> Batch:
+    """The prompt without its content, `BOS`, and `BOI` for a picture."""
+    v = parts.vocabulary
+    index = jnp.arange(prompt.tokens.shape[1])[None]
+    tokens = jnp.where(index == 0, v.bos, jnp.where(index == 1, v.boi, v.pad))
+    both = jnp.broadcast_to(index < (1 if kind == "text" else 2), prompt.tokens.shape)
+    nothing = jnp.zeros(prompt.tokens.shape, jnp.int32)
+    return prompt._replace(
+        tokens=jnp.where(both, tokens, v.pad).astype(jnp.int32),
+        modality=nothing,
+        segment=both.astype(jnp.int32),
+        position=jnp.where(both, index, 0).astype(jnp.int32),
+        image=nothing,
+    )
+
+
+def make(parts: Parts, params, prompt: Batch, keys, options: Options):
+    """Makes a span behind every prompt.
+
+    Args:
+        prompt: [b, l] rows; each ends in text, that of a picture in BOI.
+        keys: [b], one a row.
+
+    Returns:
+        (tokens [b, n] int32, or for patches the picture's signal [b, h, w, c], and the number of
+        token evaluations a row, see Plan). Text is as long as it is asked for; what stands behind
+        its first EOS is none.
+    """
+    c, n = parts.config, options.size
+    alpha = c.text_alpha if options.kind == "text" else c.image_alpha
+    chart = plan(c.form, alpha, n, options.steps, options.discrete)
+    rows = prompt
+    if options.guidance != 1.0:
+        other = blank(parts, prompt, options.kind)
+        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prompt, other)
+    look = looker(parts, params, rows, chart, options)
+    go = reveal if options.discrete else flow
+    made = go(parts, params, look, chart, keys, options)
+    return made, jnp.asarray(chart.evaluations, jnp.int32)
+
+
+class Step(NamedTuple):
+    """A step's part of a plan, in the scan."""
+
+    number: jax.Array
+    time: jax.Array
+    to: jax.Array
+    active: jax.Array
+    start: jax.Array
+
+
+def scanned(chart: Plan, times) -> Step:
+    """All steps, stacked for a scan; times [S + 1, n] f32."""
+    count = len(chart.active)
+    number = jnp.arange(count)
+    return Step(number, times[:-1], times[1:], jnp.asarray(chart.active), jnp.asarray(chart.start))
+
+
+def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
+    """(the cache behind the prompts, a function that runs a step's rows behind them).
+
+    The function takes (x [b, n, d], what the span's tokens are now, step, cache), and returns
+    (outputs [b, w, d], which places [w] they are at, cache).
+    """
+    n, w = options.size, chart.rows
+    filled = prefill(parts, params, prompt, n)
+    total, base = filled.cache.keys.shape[3], filled.length[:, None]
+    last = jnp.take_along_axis(prompt.tokens, base - 1, axis=1)
+    anchor = parts.embed(params, last)
+    tower = TEXT if options.kind == "text" else IMAGE
+
+    def run(x, step: Step, cache):
+        row = step.start + jnp.arange(w)
+        x = jnp.concatenate([jnp.broadcast_to(anchor, (len(base), 1, x.shape[-1])), x], axis=1)
+        x = jnp.take(x, jnp.minimum(row, n - 1) + 1, axis=1)
+        columns = jnp.where(row[None] < n, base + row[None], total)
+        further = jnp.minimum(row, 0) if options.shared else row
+        place = filled.position[:, None] + 1 + further[None]
+        mask = seen(step.active, row, jnp.arange(total)[None] - base, options.discrete)
+        kind = jnp.broadcast_to(jnp.where(row < 0, TEXT, tower)[None], columns.shape)
+        hidden, cache = parts.run(params, x, mask, place, cache, columns, tower=kind)
+        return hidden, row, cache
+
+    return filled.cache, run
+
+
+def seen(active, row, column, discrete: bool):
+    """Who sees whom in a span and behind its prompt; see `mmjax.dial`.
+
+    Args:
+        active: [n] bool. row: [w] int32, places in the span; -1 is before it, from n on nothing.
+        column: [b, m] int32, places of what is in the cache, negative for the prompt.
+
+    Returns:
+        [b, w, m] bool.
+    """
+    n = len(active)
+
+    def at(place):
+        return active[jnp.clip(place, 0, n - 1)] & (place >= 0) & (place < n)
+
+    r, j = row[None, :, None], column[:, None, :]
+    both = at(r) & at(j)
+    if discrete:
+        both |= at(r + 1) & at(j) & (j != r + 1)
+    return (j <= r) | both
+
+
+def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
+    """Patches from noise by Euler's rule; -> signal [b, h, w, c]."""
+    c, (cache, run), b = parts.config.base, look, len(keys)
+    times = jnp.asarray(chart.time, jnp.float32)
+    if parts.config.image_alpha > 0:  # else all share one time, whose steps may be even
+        times = paced(c, times, jnp.zeros(times.shape, bool))
+    noise = jax.vmap(lambda key: jax.random.normal(key, c.shape))(keys)
+    streams = cache.keys.shape[1] // b
+
+    def body(carry, step: Step):
+        x, cache = carry
+        noisy = jnp.tile(x, (streams, 1, 1, 1))[:, None]
+        t = jnp.broadcast_to(step.time[None, None], (streams * b, 1, options.size))
+        t = t if parts.config.image_alpha > 0 else t[..., 0]
+        patches, kept = parts.base.patch_in(params, noisy, t)
+        found, row, cache = run(patches[:, 0], step, cache)
+        hidden = jnp.zeros(patches.shape, found.dtype).at[:, 0, row].set(found, mode="drop")
+        output = parts.base.patch_out(params, hidden, kept)
+        v = diffusion.estimate(c.path, c.prediction, output, noisy, over(c, t)).velocity[:, 0]
+        v = v if streams == 1 else guided(v[:b], v[b:], options.guidance)
+        ahead = jnp.where(step.active, step.to - step.time, 0.0)
+        return (x + over(c, ahead[None, None])[0] * v, cache), None
+
+    return jax.lax.scan(body, (noise, cache), scanned(chart, times))[0][0]
+
+
+def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
+    """Tokens from [MASK]; -> [b, n] int32."""
+    v, (cache, run), b, n = parts.vocabulary, look, len(keys), options.size
+    streams = cache.keys.shape[1] // b
+    ids = jnp.arange(v.size)
+    allowed = word_ids(v) | (ids == v.eos)
+    if options.kind == "codes":
+        allowed = (ids >= v.codes) & (ids < v.codes + v.code_count)
+    left = np.maximum(1.0 - chart.time[:-1], 1e-9)
+    chance = jnp.asarray((chart.time[1:] - chart.time[:-1]) / left, jnp.float32)
+
+    def body(carry, scan):
+        tokens, hidden, cache = carry
+        step, chance = scan
+        x = parts.embed(params, tokens)
+        x = jnp.where(hidden[..., None], params["mask"].astype(x.dtype)[None, None], x)
+        out, row, cache = run(jnp.tile(x, (streams, 1, 1)), step, cache)
+        logits = logits_of(parts, params, out)
+        if streams > 1:
+            logits = guided(logits[:b], logits[b:], options.guidance)
+        drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step.number)))(keys)
+        found = pick(allow(logits, allowed[None, None]), drawn[:, 0], options.temperature)
+        lucky = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(drawn[:, 1]) < chance[None]
+        now = hidden & step.active[None] & lucky
+        found = tokens.at[:, row + 1].set(found, mode="drop")
+        return (jnp.where(now, found, tokens), hidden & ~now, cache), None
+
+    start = jnp.full((b, n), v.pad, jnp.int32), jnp.ones((b, n), bool), cache
+    steps = scanned(chart, jnp.asarray(chart.time, jnp.float32))
+    return jax.lax.scan(body, start, (steps, chance))[0][0]
+
+
+def pick(logits, keys, temperature: float):
+    """[b, w, v], keys [b] -> ids [b, w] int32; the likeliest at temperature 0."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)

@@ -1,0 +1,253 @@
+"""Sampling with the dial: its ends against plain loops, its cache against whole passes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dials import CODE_PARAMS, CODED, CODES, PARAMS, codes, patches
+from random_batch import VOCABULARY
+
+from mmjax import dial
+from mmjax.batch import Batch
+from mmjax.error import UserError
+from mmjax.models.denoise import over
+from mmjax.sample import flow
+from mmjax.sample.dial import Options, blank, make, plan
+
+LENGTHS = (3, 5)
+
+
+def prompts(v=VOCABULARY, picture=True):
+    """Two rows `BOS words (BOI)` of different lengths."""
+    rng = np.random.default_rng(0)
+    tokens = np.zeros((2, 6), np.int32)
+    for row, length in zip(tokens, LENGTHS, strict=True):
+        row[:length] = rng.integers(9, 30, length)
+        row[0] = v.bos
+        if picture:
+            row[length - 1] = v.boi
+    held = (np.arange(6)[None] < np.array(LENGTHS)[:, None]).astype(np.int32)
+    place, nothing = np.arange(6, dtype=np.int32)[None] * held, np.zeros_like(tokens)
+    pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
+    return Batch(tokens, nothing, held, place, nothing, np.zeros((2, 6), np.float32), pixels)
+
+
+def coded_prompts(picture=True):
+    return prompts(CODED, picture)._replace(pixels=np.zeros((2, 1, 0, 0, 3), np.uint8))
+
+
+def options(**changes):
+    base = dict(kind="text", size=5, steps=1, temperature=0.0, guidance=1.0, shared=False)
+    return Options(**base | changes)
+
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+def sample(model, params, prompt, o, keys=KEYS):
+    made, cost = jax.jit(partial(make, model.parts, options=o))(params, prompt, keys)
+    return np.asarray(made), int(cost)
+
+
+def greedy(model, params, prompt, n, allowed, hidden=None):
+    """Token after token, the whole row again each time."""
+    base = model.parts.base
+    found = []
+    for row, length in enumerate(LENGTHS):
+        tokens = prompt.tokens[row, :length].tolist()
+        for _ in range(n):
+            x = base.embed(params, jnp.array([tokens]))
+            mask = jnp.tril(jnp.ones((1, len(tokens), len(tokens)), bool))
+            out, _ = base.run(params, x, mask, jnp.arange(len(tokens))[None])
+            logits = np.array(out[0, -1] @ params["head"]["w"])
+            logits[~allowed] = -np.inf
+            tokens.append(int(logits.argmax()))
+        found.append(tokens[length:])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("form", dial.FORMS)
+def test_alpha_one_is_greedy_decoding(form):
+    allowed = np.ones(VOCABULARY.size, bool)
+    allowed[[0, 1, 3, 4, 5, 6]] = False
+    model = patches(1.0, 0.0, form)
+    want = greedy(model, PARAMS, prompts(picture=False), 5, allowed)
+    got, cost = sample(model, PARAMS, prompts(picture=False), options())
+    np.testing.assert_array_equal(got, want)
+    assert cost == 5
+    allowed = np.arange(CODED.size) >= CODED.codes
+    n = CODES.tokens
+    got, cost = sample(
+        codes(0.5, 1.0, form), CODE_PARAMS, coded_prompts(), options(kind="codes", size=n)
+    )
+    model = codes(1.0, 1.0)
+    np.testing.assert_array_equal(got, greedy(model, CODE_PARAMS, coded_prompts(), n, allowed))
+    assert cost == n
+    other, cost = sample(
+        codes(1.0, 0.0), CODE_PARAMS, coded_prompts(), options(kind="codes", size=n)
+    )
+    assert cost == n and (other != got).any()
+
+
+def whole(model, prompt, n, active, time, x):
+    """One pass over prompt and picture without a cache -> velocity [h, w, c]; row 0 alone."""
+    c, base, length = model.parts.config.base, model.parts.base, LENGTHS[0]
+    t = jnp.asarray(time, jnp.float32)[None, None]
+    table, kept = base.patch_in(PARAMS, x[None, None], t)
+    words = base.embed(PARAMS, jnp.asarray(prompt.tokens[:1, :length]))
+    mask = np.tril(np.ones((length + n,) * 2, bool))
+    together = jnp.pad(active[:, None] & active[None], ((length, 0), (length, 0)))
+    hidden, _ = base.run(
+        PARAMS, jnp.concatenate([words, table[:, 0]], 1), (jnp.asarray(mask) | together)[None],
+        jnp.arange(length + n)[None],
+    )  # fmt: skip
+    output = base.patch_out(PARAMS, hidden[:, None, length:], kept)
+    one = jnp.maximum(1.0 - over(c, t), 0.05)
+    return ((output - x[None, None]) / one)[0, 0]
+
+
+@pytest.mark.parametrize("form", dial.FORMS)
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
+def test_patches_are_those_of_whole_passes(alpha, form):
+    """Euler by hand, nothing cached; at alpha = 0 the plain solver's, all patches together."""
+    model = patches(1.0, alpha, form, time_std=0.0)
+    o = options(kind="patches", size=4, steps=3)
+    got, cost = sample(model, PARAMS, prompts(), o)
+    chart = plan(form, alpha, 4, 3, False)
+    x = jax.random.normal(KEYS[0], (4, 4, 3))
+    base = model.parts.config.base
+    step = jax.jit(partial(whole, model, prompts(), 4))
+    noise = x
+    for k, active in enumerate(chart.active):
+        ahead = np.where(active, chart.time[k + 1] - chart.time[k], 0)
+        size = over(base, jnp.asarray(ahead, jnp.float32)[None, None])[0, 0]
+        x = x + size * step(active, chart.time[k], x)
+    np.testing.assert_allclose(got[0], x, rtol=1e-3, atol=1e-3)
+    assert cost == chart.active.sum() and (chart.time[-1] == 1).all()
+    if alpha == 0.0:
+        assert cost == 4 * 3
+
+        def velocity(x, t):
+            return step(np.ones(4, bool), jnp.broadcast_to(t[0], (4,)), x[0])[None]
+
+        want = flow.solve("euler", "flow", velocity, noise[None], jnp.linspace(0, 1, 4))[0]
+        np.testing.assert_allclose(got[0], want, rtol=1e-3, atol=1e-3)
+    else:
+        together, _ = sample(patches(1.0, 0.0, form, time_std=0.0), PARAMS, prompts(), o)
+        assert (form == "block" and alpha == 0.3) or np.abs(together[0] - got[0]).max() > 1e-2
+
+
+@jax.jit
+def code_logits(tokens, hidden, active):
+    """One pass over the first prompt and n codes without a cache -> the codes' logits [n, v]."""
+    n, length = len(hidden), LENGTHS[0]
+    base = codes(0.5, 0.5).parts.base
+    x = base.embed(CODE_PARAMS, tokens[None])
+    x = jnp.where(hidden[None, :, None], CODE_PARAMS["mask"][None, None], x)
+    prompt = base.embed(CODE_PARAMS, jnp.asarray(coded_prompts().tokens[:1, :length]))
+    now = jnp.pad(active, (length, 1))
+    r, j = jnp.arange(length + n)[:, None], jnp.arange(length + n)[None]
+    mask = (j <= r) | (now[r] & now[j]) | (now[r + 1] & now[j] & (j != r + 1))
+    x = jnp.concatenate([prompt, x], 1)
+    out, _ = base.run(CODE_PARAMS, x, mask[None], jnp.arange(length + n)[None])
+    return out[0, length - 1 : -1] @ CODE_PARAMS["head"]["w"]
+
+
+@pytest.mark.parametrize(("alpha", "form"), [(0.0, "ramp"), (0.7, "ramp"), (0.5, "block")])
+def test_codes_are_those_of_whole_passes(alpha, form):
+    """The likeliest code where the sampler's own draws reveal one; nothing cached."""
+    n, steps = CODES.tokens, 2
+    o = options(kind="codes", size=n, steps=steps)
+    got, _ = sample(codes(1.0, alpha, form), CODE_PARAMS, coded_prompts(), o)
+    chart = plan(form, alpha, n, steps, True)
+    tokens, hidden = np.zeros(n, np.int32), np.ones(n, bool)
+    for k, active in enumerate(chart.active):
+        logits = np.array(code_logits(tokens, hidden, active))
+        logits[:, : CODED.codes] = -np.inf
+        chance = (chart.time[k + 1] - chart.time[k]) / np.maximum(1 - chart.time[k], 1e-9)
+        key = jax.random.split(jax.random.fold_in(KEYS[0], k))[1]
+        now = hidden & active & (np.asarray(jax.random.uniform(key, (n,))) < chance)
+        tokens, hidden = np.where(now, logits.argmax(-1), tokens).astype(np.int32), hidden & ~now
+    assert not hidden.any()
+    np.testing.assert_array_equal(got[0], tokens)
+
+
+@pytest.mark.parametrize("kind", ["text", "codes", "patches"])
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_rows_are_independent(kind, alpha):
+    model, params, prompt = codes(alpha, alpha), CODE_PARAMS, coded_prompts(kind == "codes")
+    n = CODES.tokens
+    if kind == "patches":
+        model, params, prompt, n = patches(1.0, alpha), PARAMS, prompts(), 4
+    o = options(kind=kind, size=n, steps=3, temperature=1.0, guidance=2.0)
+    both, _ = sample(model, params, prompt, o)
+    last, _ = sample(model, params, jax.tree.map(lambda x: x[1:], prompt), o, KEYS[1:])
+    np.testing.assert_allclose(both[1:], last, rtol=1e-4, atol=1e-4)
+    other, _ = sample(model, params, prompt, o, KEYS[::-1])
+    assert (other != both).any()
+    if kind == "codes":
+        assert both.min() >= CODED.codes and both.max() < CODED.size
+
+
+def test_guidance_goes_from_the_blank_prompt_to_the_full_one():
+    model, o = patches(1.0, 0.4), options(kind="patches", size=4, steps=2)
+    plain, _ = sample(model, PARAMS, prompts(), o)
+    nothing, _ = sample(
+        model, PARAMS, prompts(), options(kind="patches", size=4, steps=2, guidance=0.0)
+    )
+    empty = blank(model.parts, prompts(), "patches")
+    want, _ = sample(model, PARAMS, empty, o)
+    np.testing.assert_allclose(nothing, want, rtol=1e-3, atol=1e-3)
+    assert np.abs(nothing - plain).max() > 1e-2
+    assert np.asarray(empty.segment).sum(1).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("form", dial.FORMS)
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("n", [1, 4, 16, 37])
+def test_a_plan_brings_every_token_from_start_to_end(form, alpha, n):
+    for steps in (1, 4):
+        for discrete in (False, True):
+            chart = plan(form, alpha, n, steps, discrete)
+            ahead = np.diff(chart.time, axis=0)
+            assert (chart.time[0] == 0).all() and (chart.time[-1] == 1).all()
+            # No token moves while it is not active, and none is active that does not move.
+            assert (ahead[~chart.active] < 1e-4).all() and (ahead[chart.active] > 0).all()
+            count = len(chart.active)
+            width = 1 / n if alpha == 1 else None
+            assert width is None or count == steps * n
+            rows = chart.start[:, None] + np.arange(chart.rows)
+            for k in range(count):
+                needed = set(np.flatnonzero(chart.active[k]))
+                needed |= set(np.flatnonzero(chart.active[k - 1])) if k else set()
+                if discrete:
+                    needed |= {min(needed) - 1}
+                assert needed <= set(rows[k].tolist())
+            if alpha == 1.0:
+                assert chart.evaluations == n * steps and chart.rows <= 3
+            if alpha == 0.0:
+                assert chart.evaluations == n * steps
+
+
+def test_masked_tokens_are_revealed_at_the_rate_of_the_clock():
+    """With steps enough, a token of alpha = 0 is revealed at a uniform time."""
+    chart = plan("ramp", 0.0, 3, 10, True)
+    left = np.ones(3)
+    shares = []
+    for k in range(10):
+        chance = (chart.time[k + 1] - chart.time[k]) / (1 - chart.time[k])
+        shares.append(left * chance)
+        left = left * (1 - chance)
+    np.testing.assert_allclose(shares, 0.1, atol=1e-12)
+    model = codes(0.0, 0.0)
+    o = options(size=6, steps=6, temperature=1.0)
+    made, _ = sample(model, CODE_PARAMS, coded_prompts(False), o)
+    assert made.min() >= CODED.eos and made.max() < CODED.codes and made.shape == (2, 6)
+
+
+@pytest.mark.parametrize("changes", [{"kind": "sound"}, {"size": 0}, {"steps": 0}])
+def test_what_cannot_be_made_is_refused(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        options(**changes)
