@@ -51,17 +51,23 @@ def sample(model, params, prompt, o, keys=KEYS):
     return np.asarray(made), int(cost)
 
 
-def greedy(model, params, prompt, n, allowed, hidden=None):
+def greedy(model, params, prompt, n, allowed):
     """Token after token, the whole row again each time."""
-    base = model.parts.base
+    size = max(LENGTHS) + n
+    mask = jnp.tril(jnp.ones((1, size, size), bool))
+
+    @jax.jit
+    def logits_of(tokens):
+        x = model.parts.base.embed(params, tokens[None])
+        out, _ = model.parts.base.run(params, x, mask, jnp.arange(size)[None])
+        return out[0] @ params["head"]["w"]
+
     found = []
     for row, length in enumerate(LENGTHS):
         tokens = prompt.tokens[row, :length].tolist()
         for _ in range(n):
-            x = base.embed(params, jnp.array([tokens]))
-            mask = jnp.tril(jnp.ones((1, len(tokens), len(tokens)), bool))
-            out, _ = base.run(params, x, mask, jnp.arange(len(tokens))[None])
-            logits = np.array(out[0, -1] @ params["head"]["w"])
+            padded = np.array(tokens + [0] * (size - len(tokens)), np.int32)
+            logits = np.array(logits_of(padded)[len(tokens) - 1])
             logits[~allowed] = -np.inf
             tokens.append(int(logits.argmax()))
         found.append(tokens[length:])
