@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
         guidance_start=0.0,
         guidance_stop=1.0,
         guidance_least=1.0,
+        text_guidance=1.0,
         image_guidance=0.0,
         contrast=0.0,
         text=24,

@@ -205,6 +205,7 @@ class SampleConfig:
         guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
         guidance_start, guidance_stop: times between which pictures that are denoised are guided.
         guidance_least: see `sample.flow.Solver`; 1 leaves guided velocities as they are.
+        text_guidance: w of insertions (OneFlow), see `sample.oneflow`; 1 is none.
         image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
             three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
             codes, instead of guidance; 0 is none.
@@ -218,6 +219,7 @@ class SampleConfig:
     guidance_start: float
     guidance_stop: float
     guidance_least: float
+    text_guidance: float
     image_guidance: float
     contrast: float
     text: int
@@ -226,7 +228,13 @@ class SampleConfig:
 
     def __post_init__(self):
         """Checks ranges."""
-        for name, least in (("steps", 1), ("text", 1), ("guidance", 0), ("image_guidance", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("text", 1),
+            ("guidance", 0),
+            ("image_guidance", 0),
+            ("text_guidance", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("contrast", "guidance_start", "guidance_stop", "guidance_least"):
