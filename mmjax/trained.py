@@ -16,7 +16,8 @@ from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, on_this_machine, prepare, read_config
-from mmjax.sample import decode, engine, prompt, request, talk
+from mmjax.sample import answer, decode, engine, prompt, request, talk
+from mmjax.sample import oneflow as insertion
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
@@ -76,6 +77,11 @@ class Trained:
         """Whether pictures are written as tokens, rather than denoised."""
         return self.run.model.parts.vocabulary.code_count > 0
 
+    @property
+    def inserts(self) -> bool:
+        """Whether text is written by insertion, in no order."""
+        return self.run.experiment.family == "oneflow"
+
     def check_options(self, options) -> None:
         """Checks that the model generates, and knows the options of `generate`.
 
@@ -89,6 +95,8 @@ class Trained:
         named = {"text", "guidance", *choices}
         if self.writes_codes:
             named |= {"image_guidance", "contrast", *(f"image_{n}" for n in choices)}
+        elif self.inserts:
+            named = {"text", "guidance", "steps"}
         else:
             named |= set(SOLVING)
         if unknown := set(options) - named:
@@ -132,7 +140,8 @@ class Trained:
             options: override the experiment's `sample` group: text (most tokens), guidance;
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
-                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least.
+                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least. A
+                OneFlow has text, guidance and steps (of its text too).
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -144,6 +153,11 @@ class Trained:
         self.check_options(options)
         asked = [request.parse(p) for p in prompts]
         c = self.sample_config(options)
+        keys, wish = row_keys(seed, len(asked)), talk.Wish(c.text, pictures)
+        if self.inserts:
+            if stream is not None:
+                raise UserError("text of a oneflow comes in no order; give no stream")
+            return _plain(asked, self._insert(asked, wish, keys, c), pictures)
         how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance)
         if self.writes_codes:
             how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
@@ -159,16 +173,17 @@ class Trained:
             self.params,
             self.compiled,
             asked,
-            talk.Wish(c.text, pictures),
+            wish,
             how,
-            row_keys(seed, len(asked)),
+            keys,
             stream,
         )
-        if pictures:
-            return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
-        return [
-            parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
-        ]
+        return _plain(asked, made, pictures)
+
+    def _insert(self, asked, wish: talk.Wish, keys, c: SampleConfig) -> list[list]:
+        shared = self.run.experiment.data.shared_position
+        how = insertion.Options(c.steps, 0, 0, c.guidance, 1.0, shared)
+        return answer.answer(self.run, self.params, self.compiled, asked, wish, how, keys)
 
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
@@ -178,7 +193,13 @@ class Trained:
         return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
 
     def score(self, documents: Sequence) -> np.ndarray:
-        """Log-likelihood in nats of all text of each document, given its pictures as they are."""
+        """Log-likelihood in nats of all text of each document, given its pictures as they are.
+
+        Raises:
+            UserError: for a model that writes in no order, which has none.
+        """
+        if self.inserts:
+            raise UserError(f"a {self.run.experiment.family} has no likelihood; use generate")
         rows = self.rows(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
         return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)
@@ -186,6 +207,13 @@ class Trained:
     def embed(self, documents: Sequence) -> np.ndarray:
         """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`."""
         return self.call(decode.embedding, self.rows(documents))
+
+
+def _plain(asked: Sequence[request.Request], made: list[list], pictures: int) -> list:
+    """Parts as `generate` gives them."""
+    if pictures:
+        return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
+    return [parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)]
 
 
 def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:

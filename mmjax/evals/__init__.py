@@ -24,5 +24,10 @@ _READS_AND_DRAWS = {
 EVALS = {
     "transfusion": _READS_AND_DRAWS,
     "chameleon": _READS_AND_DRAWS,
+    "oneflow": {
+        "drawing": drawing.evaluate,
+        "frechet": frechet.evaluate,
+        "scenes": scenes.evaluate,
+    },
     "codec": {"reconstruction": reconstruction.evaluate},
 }
