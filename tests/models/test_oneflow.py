@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
-from small import decoder_config
+from small import decoder_config, story
 from small import oneflow_config as config
 from small import oneflow_model as make
 
@@ -29,17 +29,6 @@ def corrupted(deletion, mixed, batch, seed):
     keys = jax.random.split(jax.random.key(seed), len(batch.tokens))
     draws = draw(keys, batch.tokens.shape[1], batch.pixels.shape[1])
     return corrupt(deletion, mixed, V, batch, draws), draws
-
-
-def story(rows: int) -> Batch:
-    """The same document in every row: three words, a picture, three words."""
-    line = [V.bos, 7, 8, 9, V.boi, *[V.pad] * 4, V.eoi, 10, 11, 12, V.eos]
-    patch = np.array([0] * 5 + [1] * 4 + [0] * 5, np.int32)
-    place = np.arange(len(line), dtype=np.int32)
-    fields = np.array(line, np.int32), patch, np.ones_like(patch), place, patch
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
-    row = Batch(*fields, (place > 0).astype(np.float32), pixels)
-    return jax.tree.map(lambda x: np.repeat(x[None], rows, axis=0), row)
 
 
 def keys(batch, seed=0):

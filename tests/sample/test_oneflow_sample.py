@@ -5,10 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from random_batch import VOCABULARY
-from small import oneflow_config, oneflow_model
+from small import oneflow_config, oneflow_model, story
 
+from mmjax import losses
 from mmjax.batch import Batch
 from mmjax.sample import oneflow as sampler
 from mmjax.sample.oneflow import Canvas, Inserted, Options, Plan, Seen
@@ -267,3 +269,41 @@ def test_insertion_moves_what_stands_to_the_right():
     assert batch.position[0, :13].tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8, 0]
     apart = sampler.batch_of(moved, V, shared=False)
     assert apart.position[0, :12].tolist() == list(range(12))
+
+
+def test_a_trained_model_gives_its_document_back():
+    """300 steps on one document; before them nothing of it is there."""
+    c = oneflow_config(mixed=1.0, prediction="data", image_weight=5.0)
+    model, _ = oneflow_model(c)
+    fresh = jax.jit(model.init)(jax.random.key(0))
+    batch, tx = story(32), optax.adam(1e-2)
+
+    def objective(params, key):
+        return losses.total(model.loss(params, batch, keys_of(key, 32)), model.weights)
+
+    def update(carry, key):
+        params, opt = carry
+        value, grads = jax.value_and_grad(objective)(params, key)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt = tx.update(grads, opt, params)
+        return (optax.apply_updates(params, updates), opt), value
+
+    run = jax.jit(partial(jax.lax.scan, update))
+    (params, _), values = run((fresh, tx.init(fresh)), keys(300))
+    assert values[-20:].mean() < 0.5 * values[:20].mean()
+    o = Options(20, 24, 1, 1.0, 1.0, False)
+    write = jax.jit(partial(sampler.generate, model.parts, options=o))
+    rows, asked = prompt(*[(V.bos,)] * 16), plan((False,) * 16, (1,) * 16, (24,) * 16)
+    before, after = (write(p, rows, asked, keys(16)) for p in (fresh, params))
+    document = tuple(batch.tokens[0, :-1].tolist())
+    right = [r for r in range(16) if text(after, r) == document]
+    print([text(after, r) for r in range(4)], values[::20])
+    assert len(right) >= 10 and document not in [text(before, r) for r in range(16)]
+    true = batch.pixels[0, 0].astype(float)
+    error = np.abs(np.asarray(model.parts.picture(params, after.x[:, 0]))[right] - true).mean()
+    assert error < 25 < np.abs(true - true.mean()).mean()
+
+
+def keys_of(key, count):
+    """A key a row, of one key."""
+    return jax.random.split(key, count)
