@@ -82,6 +82,11 @@ class Trained:
         """Whether pictures are written as tokens, rather than denoised."""
         return self.run.model.parts.vocabulary.code_count > 0
 
+    @property
+    def inserts(self) -> bool:
+        """Whether text is written by insertion, in no order."""
+        return self.run.experiment.family == "oneflow"
+
     def check_options(self, options) -> None:
         """Checks that the model generates, and knows the options of `generate`.
 
@@ -206,6 +211,13 @@ class Trained:
     def embed(self, documents: Sequence) -> np.ndarray:
         """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`."""
         return self.call(decode.embedding, self.rows(documents))
+
+
+def _plain(asked: Sequence[request.Request], made: list[list], pictures: int) -> list:
+    """Parts as `generate` gives them."""
+    if pictures:
+        return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
+    return [parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)]
 
 
 def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
