@@ -9,26 +9,15 @@ from ml_collections import ConfigDict
 
 from mmjax.config import load
 
+HERE = Path(__file__).parent
+
 
 def get_config() -> ConfigDict:
-    """The Transfusion's fields with OneFlow's model and objective."""
-    c = load(str(Path(__file__).parent / "small_transfusion.py"))
-    base = c.model
+    """The small Transfusion's fields with OneFlow's model and objective."""
+    c = load(str(HERE / "small_transfusion.py"))
+    model = load(str(HERE / "oneflow_scenes.py")).model
+    for name in ("decoder", "image", "patch"):
+        model[name] = c.model[name]
     c.family = "oneflow"
-    c.model = dict(
-        decoder=base.decoder,
-        image=base.image,
-        patch=base.patch,
-        mask="both",
-        deletion="uniform",
-        target="bag",
-        mixed=0.2,
-        prediction=base.prediction,
-        bag_weight=1.0,
-        rate_weight=1.0,
-        empty_weight=1.0,
-        image_weight=base.image_weight,
-        signal_mean=base.signal_mean,
-        signal_std=base.signal_std,
-    )
+    c.model = model
     return c

@@ -98,7 +98,7 @@ class Trained:
             raise UserError("a codec neither reads, writes nor draws; load a model that does")
         choices = [f.name for f in fields(Choice)]
         named = {"text", "guidance", *OPTIONS[e.family]}
-        if e.family != "oneflow":
+        if not self.inserts:
             named |= set(choices)
         if self.writes_codes:
             named |= {f"image_{n}" for n in choices}
@@ -157,7 +157,7 @@ class Trained:
         asked = [request.parse(p) for p in prompts]
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
-        if self.run.experiment.family == "oneflow":
+        if self.inserts:
             made = self._insert(asked, wish, c, keys, stream)
         else:
             made = self._advance(asked, wish, c, keys, stream)
@@ -170,7 +170,7 @@ class Trained:
     def _insert(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
         """Answers by insertion."""
         if stream:
-            raise UserError("a oneflow does not write from left to right, so it does not stream")
+            raise UserError("text of a oneflow comes in no order; give no stream")
         shared = self.run.experiment.data.shared_position
         how = oneflow.Options(c.steps, 0, 0, c.guidance, c.text_guidance, shared)
         return answer.answer(self.run, self.params, self.compiled, asked, wish, how, keys)
@@ -202,7 +202,7 @@ class Trained:
         Raises:
             UserError: for a family that does not write from left to right.
         """
-        if self.run.experiment.family == "oneflow":
+        if self.inserts:
             raise UserError("a oneflow has no likelihood of a text; load a model that writes on")
         rows = self.rows(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
@@ -211,13 +211,6 @@ class Trained:
     def embed(self, documents: Sequence) -> np.ndarray:
         """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`."""
         return self.call(decode.embedding, self.rows(documents))
-
-
-def _plain(asked: Sequence[request.Request], made: list[list], pictures: int) -> list:
-    """Parts as `generate` gives them."""
-    if pictures:
-        return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
-    return [parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)]
 
 
 def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
