@@ -140,12 +140,14 @@ def _token_loss_backward(z_weight, chunks, saved, cotangent):
 token_loss.defvjp(_token_loss_forward, _token_loss_backward)
 
 
-def flow_loss(found, target, weight) -> Term:
+def flow_loss(found, target, weight, share=None) -> Term:
     """Mean squared error of each image, averaged over images (Transfusion, section 3.3).
 
     Args:
         found, target: [b, i, h, w, c], what is predicted (velocity, noise or data) and should be.
         weight: [b, i]; 0 for empty slots.
+        share: [b, i, h, w, 1], what parts of a picture count; all the same without it.
     """
-    error = jnp.mean((found.astype(jnp.float32) - target) ** 2, axis=(2, 3, 4))
+    error = (found.astype(jnp.float32) - target) ** 2
+    error = jnp.mean(error if share is None else share * error, axis=(2, 3, 4))
     return Term(jnp.sum(weight * error), jnp.sum(weight))

@@ -1,12 +1,13 @@
 """The families. A family is a module with a `Config` and `build(config, vocabulary, rules)`."""
 
-from mmjax.models import chameleon, codec, oneflow, transfusion
+from mmjax.models import chameleon, codec, dial, oneflow, transfusion
 from mmjax.models.family import Model, Params
 
 MODELS = {
     "transfusion": transfusion,
     "chameleon": chameleon,
     "oneflow": oneflow,
+    "dial": dial,
     "codec": codec,
 }
 

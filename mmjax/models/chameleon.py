@@ -115,7 +115,7 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     drop = keys if c.decoder.dropout > 0 else None
     x = parts.embed(params, batch.tokens)
     hidden, _, watch = parts.run(
-        params, x, causal_mask(batch), batch.position, keys=drop, watch=True, tower=batch.modality
+        params, x, parts.mask(batch), batch.position, keys=drop, watch=True, tower=batch.modality
     )
     weight = next_weight(batch)
     written = batch.modality[:, 1:]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mmjax import diffusion
 from mmjax.batch import IMAGE, TEXT, Batch, slot_columns
 from mmjax.diffusion import Estimate
-from mmjax.layers.patch import collect, spread
+from mmjax.layers.patch import collect, spread, unpatchify
 
 
 def noise_level(c, keys, before_text):
@@ -30,9 +30,34 @@ def noise_level(c, keys, before_text):
     return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
 
 
+def paced(c, u, before_text):
+    """Times with the distribution of `noise_level` from uniform ones: its quantile function.
+
+    u in [0, 1], before_text of the same shape -> f32; 1 stays 1, and 0 is the lowest time.
+    """
+    t = u
+    if c.time_std != 0.0:
+        t = jax.nn.sigmoid(c.time_mean + c.time_std * jax.scipy.special.ndtri(u))
+    t = diffusion.shifted(t, c.time_shift)
+    if c.context == "clean":
+        return t
+    return jnp.where(before_text, c.context_time + (1.0 - c.context_time) * t, t)
+
+
 def wide(t):
     """Times [b, i] -> [b, i, 1, 1, 1], as they meet signals."""
     return t[:, :, None, None, None]
+
+
+def over(c, x):
+    """Numbers of pictures [b, i], or of their patches [b, i, p], as they meet signals.
+
+    -> [b, i, 1, 1, 1] or [b, i, h, w, 1].
+    """
+    if x.ndim == 2:
+        return wide(x)
+    h, w, _ = c.shape
+    return unpatchify(jnp.repeat(x[..., None], c.cells**2, axis=-1), c.cells, h, w)
 
 
 def inputs(parts, params, batch: Batch, patches):
@@ -48,11 +73,12 @@ def clean_inputs(parts, params, batch: Batch):
     return inputs(parts, params, batch, patches)
 
 
-def denoise(parts, params, batch: Batch, noisy, t, drop=None):
+def denoise(parts, params, batch: Batch, noisy, t, drop=None, within=None):
     """One pass over a batch whose pictures are noisy.
 
     Args:
-        noisy: [b, i, h, w, c]. t: [b, i]. drop: [b] keys of dropout.
+        noisy: [b, i, h, w, c]. t: [b, i], or one a patch [b, i, p]. drop: [b] keys of dropout.
+        within: as `beside` has it.
 
     Returns:
         (outputs at all positions [b, l, d], the estimates of its pictures [b, i, h, w, c]).
@@ -60,21 +86,22 @@ def denoise(parts, params, batch: Batch, noisy, t, drop=None):
     c = parts.config
     patches, kept = parts.patch_in(params, noisy, t)
     if c.context == "clean":
-        hidden, found = beside(parts, params, batch, patches, drop)
+        hidden, found = beside(parts, params, batch, patches, drop, within)
     else:
         x = inputs(parts, params, batch, patches)
         at = parts.mask(batch), batch.position
         hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
         found = collect(hidden, batch.image, t.shape[1], c.tokens)
     output = parts.patch_out(params, found, kept)
-    return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, wide(t))
+    return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, over(c, t))
 
 
-def beside(parts, params, batch: Batch, patches, drop):
+def beside(parts, params, batch: Batch, patches, drop, within=None):
     """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
 
     Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
-    original exchanged). The row grows by i p positions.
+    original exchanged). The row grows by i p positions. `within` [b, i p, i p] bool says which of a
+    picture's own copies see each other; without it that follows from `picture_mask`.
 
     Returns:
         (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
@@ -91,6 +118,8 @@ def beside(parts, params, batch: Batch, patches, drop):
     copies = (own[:, :, None] == own[:, None, :]) & (own > 0)[:, :, None]
     if parts.config.picture_mask == "causal":
         copies &= jnp.tril(jnp.ones((slots * p, slots * p), bool))[None]
+    if within is not None:
+        copies &= within
     forth = jnp.zeros((b, length, slots * p), bool)
     whole = jnp.concatenate(
         [jnp.concatenate([mask, forth], axis=2), jnp.concatenate([back, copies], axis=2)], axis=1

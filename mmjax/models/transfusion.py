@@ -39,7 +39,7 @@ from mmjax.layers.weight import Layer, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
-from mmjax.models.denoise import clean_inputs, denoise, noise_level, pick, wide
+from mmjax.models.denoise import clean_inputs, denoise, noise_level, over, pick
 from mmjax.models.family import Model, lies_in
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import Embed, Head, token_terms
@@ -254,14 +254,28 @@ def mask_of(c: Config, batch: Batch):
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    clean = parts.signal(params, batch)
-    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws[:, 0])
     t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
-    noisy = diffusion.mix(c.path, clean, noise, wide(t))
-    drop = draws[:, 2] if c.decoder.dropout > 0 else None
-    hidden, found = denoise(parts, params, batch, noisy, t, drop)
-    true = diffusion.truth(c.path, clean, noise, wide(t))
-    image = flow_loss(pick(found, c.target), pick(true, c.target), slot_weight(batch))
+    return loss_at(c, parts, params, batch, t, draws[:, 0], draws[:, 2])
+
+
+def loss_at(
+    c: Config, parts: Parts, params, batch: Batch, t, noise, drop, share=None, within=None
+) -> Terms:
+    """Both losses of a batch at given times.
+
+    Args:
+        t: [b, i], or one a patch [b, i, p]. noise, drop: [b], keys of the noise and of dropout.
+        share: [b, i, p], what each patch counts; all the same without it.
+        within: [b, i p, i p] bool, see `denoise.beside`.
+    """
+    clean = parts.signal(params, batch)
+    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(noise)
+    noisy = diffusion.mix(c.path, clean, noise, over(c, t))
+    drop = drop if c.decoder.dropout > 0 else None
+    hidden, found = denoise(parts, params, batch, noisy, t, drop, within)
+    true = diffusion.truth(c.path, clean, noise, over(c, t))
+    counts = None if share is None else over(c, share)
+    image = flow_loss(pick(found, c.target), pick(true, c.target), slot_weight(batch), counts)
     weight = target_weight(batch)[..., None]
     head = parts.head(params)
     return token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight) | {

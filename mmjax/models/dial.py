@@ -1,0 +1,326 @@
+"""One network between autoregression and flow: a base family, and alpha for text and for pictures.
+
+The base is Transfusion (pictures are patches, denoised) or Chameleon (pictures are codes). Its
+network is trained under the masks and times of `mmjax.dial`, with one weight more, the embedding of
+[MASK]. At alpha = 1 for text and 0 for patches this is Transfusion, at 1 and 1 with codes it is
+Chameleon, term for term and bit for bit.
+
+Spans: a picture; and a maximal run of text with a loss, EOS with it, without BOI and EOI. Those
+two, BOS and prompts belong to none: they are clean, and where they have a loss they are predicted
+from what stands before, as ever. With a Transfusion base that excludes EOI after a picture, and
+every picture is denoised, also in a prompt, as there. Later parts see an earlier one as it stands
+at its own clock (pictures as they are, with the base's `context="clean"`).
+
+Discrete tokens are clean with probability t_i, else [MASK], and the masked active ones count
+    L = E_s E_mask sum_i (1 / w) active_i masked_i / (1 - t_i) CE_i,
+which bounds -log p(x) from above at every alpha: it averages over the orders in which independent
+reveal times, uniform in the windows, uncover the tokens. At alpha = 1 it is -log p(x) itself, and
+is taken in one causal pass, every token being given to those behind it. Patches count
+    L = E_s E_noise (1 / n) sum_i (1 / w) active_i |f_theta(x_t, t)_i - target_i|^2.
+At alpha = 1 that is autoregression with a flow for every patch: no likelihood, and no bound of one.
+Sums run over tokens (times their loss weights) and pictures, as in the base: a long text counts
+more than a short one.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import dial
+from mmjax.batch import (
+    IMAGE,
+    TEXT,
+    Batch,
+    Vocabulary,
+    causal_mask,
+    next_weight,
+    precedes_text,
+    target_weight,
+)
+from mmjax.dial import FORMS, Moment
+from mmjax.error import UserError
+from mmjax.layers.patch import collect
+from mmjax.layers.weight import PARAM_DTYPE, normal
+from mmjax.losses import Terms
+from mmjax.mesh import Rules
+from mmjax.models import chameleon, transfusion
+from mmjax.models.chameleon import Config as Chameleon
+from mmjax.models.decoder import DecoderConfig
+from mmjax.models.denoise import paced
+from mmjax.models.family import Model
+from mmjax.models.transfusion import Config as Transfusion
+
+CLOCK, MASKS, EMBEDDING = 0x636C, 0x6D61, 0x656D  # folded into keys for draws the base lacks
+LEAST = 1e-3  # smallest 1 - t that anything is divided by
+
+
+@dataclass(frozen=True)
+class Config:
+    """The family's configuration.
+
+    Attributes:
+        transfusion, chameleon: the base's configuration; one of them, the other None.
+        text_alpha, image_alpha: from 0, flow, to 1, autoregression.
+        form: "ramp", windows that overlap; "block", blocks one after the other. See `mmjax.dial`.
+        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for 1, which is no bound
+            (MaskGIT, Show-o).
+    """
+
+    transfusion: Transfusion | None
+    chameleon: Chameleon | None
+    text_alpha: float
+    image_alpha: float
+    form: str
+    weight: str
+
+    def __post_init__(self):
+        """Checks fields against each other."""
+        if (self.transfusion is None) == (self.chameleon is None):
+            given = "neither" if self.chameleon is None else "both"
+            raise UserError(
+                f"model.transfusion and model.chameleon: {given} given; give one of them, and "
+                f"None for the other"
+            )
+        for name in ("text_alpha", "image_alpha"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"model.{name}={getattr(self, name)} must lie between 0 and 1")
+        for name, known in (("form", FORMS), ("weight", ("elbo", "none"))):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
+                )
+        if self.transfusion is not None:
+            self._check_pictures(self.transfusion)
+
+    def _check_pictures(self, base: Transfusion) -> None:
+        if base.picture_mask != "both":
+            raise UserError(
+                f"model.transfusion.picture_mask={base.picture_mask!r}: who sees whom follows from "
+                f"model.image_alpha; give 'both'"
+            )
+        if base.unet and self.image_alpha > 0:
+            raise UserError(
+                f"model.transfusion.unet={base.unet} shows patches to their neighbours, which only "
+                f"model.image_alpha=0 allows; give unet=0 for image_alpha={self.image_alpha}"
+            )
+
+    @property
+    def base(self) -> Any:
+        """The base's configuration."""
+        return self.chameleon if self.transfusion is None else self.transfusion
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder's shape."""
+        return self.base.decoder
+
+    @property
+    def codec(self):
+        """The base's codec, or None."""
+        return self.base.codec
+
+    @property
+    def image(self) -> int:
+        """Side of a picture in pixels."""
+        return self.base.image
+
+    @property
+    def tokens(self) -> int:
+        """Positions a picture takes."""
+        return self.base.tokens
+
+    @property
+    def codes(self) -> int:
+        """Image codes in the vocabulary."""
+        return getattr(self.base, "codes", 0)
+
+
+class Parts(NamedTuple):
+    """The family's pieces, for its loss and for sampling.
+
+    Attributes:
+        config: the family's. base: the base family's parts, functions of the same params.
+        vocabulary, decoder, embed, run, head, coded, clean: the base's.
+        mask: batch -> [b, l, l] bool, of documents that are given.
+    """
+
+    config: Config
+    base: Any
+    vocabulary: Vocabulary
+    decoder: DecoderConfig
+    embed: Any
+    run: Any
+    head: Any
+    coded: Any
+    clean: Any
+    mask: Any
+
+
+class Draw(NamedTuple):
+    """Clocks and masks of a batch.
+
+    Attributes:
+        now: what the clocks say. discrete: [b, l] bool, tokens that are masked with time.
+        masked: [b, l] bool, those that are now.
+    """
+
+    now: Moment
+    discrete: jax.Array
+    masked: jax.Array
+
+
+def predicted(c: Config, batch: Batch):
+    """[b, l - 1] f32: weight of predicting token j + 1 from position j, as the base has it."""
+    return target_weight(batch) if c.chameleon is None else next_weight(batch)
+
+
+def members(c: Config, batch: Batch, vocabulary: Vocabulary):
+    """([b, l] bool: in a span and discrete, [b, l] bool: in a span).
+
+    Discrete tokens of alpha = 1 are in none: given to those behind them, they are predicted in one
+    pass, which has the loss's mean over clocks for its value.
+    """
+    border = (batch.tokens == vocabulary.boi) | (batch.tokens == vocabulary.eoi)
+    written = jnp.pad(predicted(c, batch) > 0, ((0, 0), (1, 0))) & ~border
+    word = batch.modality == TEXT
+    discrete = written & word if c.text_alpha < 1 else jnp.zeros_like(word)
+    if c.chameleon is None:
+        return discrete, discrete | (batch.image > 0)
+    if c.image_alpha < 1:
+        discrete |= written & ~word
+    return discrete, discrete
+
+
+def draw(c: Config, batch: Batch, vocabulary: Vocabulary, keys) -> Draw:
+    """Draws every span's clock and its masks; `keys` [b], one a row."""
+    discrete, inside = members(c, batch, vocabulary)
+    held = dial.spans(batch, inside)
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    now = look(c, batch, held, dial.clocks(fold(keys, CLOCK), held))
+    length = held.number.shape[1]
+    chance = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, MASKS))
+    return Draw(now, discrete, discrete & (chance >= now.time))
+
+
+def look(c: Config, batch: Batch, held: dial.Spans, s) -> Moment:
+    """Every span at clock s [b, l], with its modality's alpha."""
+    alpha = jnp.where(batch.modality == IMAGE, c.image_alpha, c.text_alpha)
+    return dial.moment(c.form, alpha, held, s)
+
+
+def coefficient(c: Config, drawn: Draw):
+    """[b, l] f32: what each token's cross-entropy counts; 1 outside spans, and 1 on average."""
+    share = drawn.now.rate * drawn.masked.astype(jnp.float32)
+    if c.weight == "elbo":
+        share /= jnp.maximum(1.0 - drawn.now.time, LEAST)
+    return jnp.where(drawn.discrete, share, 1.0)
+
+
+def posed(c: Config, base, batch: Batch, drawn: Draw):
+    """The base's parts, reading [MASK] where tokens are masked, under the mask of the moment."""
+
+    def embed(params, tokens):
+        hidden = params["mask"].astype(c.decoder.dtype)[None, None]
+        return jnp.where(drawn.masked[..., None], hidden, base.embed(params, tokens))
+
+    now = drawn.now
+    if copied(c) and c.image_alpha > 0:
+        # The clock is that of the noisy copies; the row itself holds the pictures as they are.
+        now = now._replace(active=now.active & drawn.discrete)
+    seen = dial.visible(batch, now, drawn.discrete)
+    return base._replace(embed=embed, mask=lambda _: seen)
+
+
+def copied(c: Config) -> bool:
+    """Whether noisy pictures stand in copies behind the row."""
+    return c.transfusion is not None and c.transfusion.context == "clean"
+
+
+def recount(c: Config, terms: Terms, batch: Batch) -> Terms:
+    """Terms per token rather than per masked token: their counts without the coefficients.
+
+    What is logged beside the loss stays a mean over masked tokens, but for the bound.
+    """
+    weight, written = predicted(c, batch), batch.modality[:, 1:]
+    counts = {"text": weight.sum()}
+    if c.chameleon is not None:
+        word, code = (jnp.where(written == kind, weight, 0.0).sum() for kind in (TEXT, IMAGE))
+        counts = {"text": c.chameleon.text_weight * word, "image": c.chameleon.image_weight * code}
+    new = {"text" if c.chameleon is None else "tokens": sum(counts.values())}
+    if c.weight == "elbo":
+        new |= {f"{name}/nll": count for name, count in counts.items()}
+    return terms | {name: terms[name]._replace(count=count) for name, count in new.items()}
+
+
+def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
+    """The base's terms at clocks drawn here. `keys` [b], one a row, drive all draws."""
+    return loss_of(c, parts, params, batch, draw(c, batch, parts.vocabulary, keys), keys)
+
+
+def loss_of(c: Config, parts: Parts, params, batch: Batch, drawn: Draw, keys) -> Terms:
+    """The base's terms at given clocks and masks; `keys` drive its own draws, see `loss`."""
+    base = posed(c, parts.base, batch, drawn)
+    weighed = batch._replace(weight=batch.weight * coefficient(c, drawn))
+    if c.transfusion is None:
+        terms = chameleon.loss(c.base, base, params, weighed, keys)
+        whole = c.text_alpha == c.image_alpha == 1
+    else:
+        terms = pictures(c, c.transfusion, base, params, weighed, drawn.now, keys)
+        whole = c.text_alpha == 1
+    return terms if whole else recount(c, terms, batch)
+
+
+def pictures(c: Config, base: Transfusion, parts, params, batch: Batch, now: Moment, keys) -> Terms:
+    """Transfusion's terms, each patch at its own time.
+
+    At alpha = 0 a picture's time is drawn by Transfusion, else from the clock's uniform one by the
+    same distribution's quantile function.
+    """
+    if c.image_alpha == 0:
+        return transfusion.loss(base, parts, params, batch, keys)
+    draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    slots, p = batch.pixels.shape[1], base.tokens
+    u, rate = (collect(x[..., None], batch.image, slots, p)[..., 0] for x in (now.time, now.rate))
+    before = precedes_text(batch, parts.vocabulary)[..., None]
+    t = paced(base, u, jnp.broadcast_to(before, u.shape))
+    within = None
+    if copied(c):
+        flat = (rate > 0).reshape(len(u), -1)
+        index = jnp.arange(slots * p)
+        within = (index[None, :] <= index[:, None])[None] | (flat[:, :, None] & flat[:, None, :])
+    return transfusion.loss_at(
+        base, parts, params, batch, t, draws[:, 0], draws[:, 2], rate, within
+    )
+
+
+def given_mask(c: Config, base, batch: Batch):
+    """[b, l, l] bool: patches of alpha = 0 both ways, all else causal.
+
+    Tokens too, whatever their alpha: so they can be scored from left to right.
+    """
+    return base.mask(batch) if c.image_alpha == 0 else causal_mask(batch)
+
+
+def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
+    """The family's `Model` for one configuration, vocabulary and layout."""
+    family = chameleon if c.transfusion is None else transfusion
+    model = family.build(c.base, vocabulary, rules)
+    base = model.parts
+    parts = Parts(
+        c, base, vocabulary, base.decoder, base.embed, base.run, base.head, base.coded, base.clean,
+        partial(given_mask, c, base),
+    )  # fmt: skip
+
+    def init(key):
+        own = jax.random.fold_in(key, EMBEDDING)
+        return model.init(key) | {"mask": normal(own, (c.decoder.width,), PARAM_DTYPE, 1.0)}
+
+    return model._replace(
+        init=init,
+        specs=model.specs | {"mask": rules.spec("embed")},
+        loss=partial(loss, c, parts),
+        parts=parts,
+    )
