@@ -94,8 +94,8 @@ class Trained:
             UserError: naming the one that is unknown or out of range.
         """
         e = self.run.experiment
-        if e.family == "codec":
-            raise UserError("a codec neither reads, writes nor draws; load a model that does")
+        if e.family not in OPTIONS:
+            raise UserError(f"a {e.family} neither reads, writes nor draws; load a model that does")
         choices = [f.name for f in fields(Choice)]
         named = {"text", "guidance", *OPTIONS[e.family]}
         if not self.inserts:
