@@ -303,3 +303,21 @@ def test_a_trained_model_gives_its_document_back():
     true = batch.pixels[0, 0].astype(float)
     error = np.abs(np.asarray(model.parts.picture(params, after.x[:, 0]))[right] - true).mean()
     assert error < 25 < np.abs(true - true.mean()).mean()
+
+
+@pytest.mark.parametrize(
+    ("left", "room", "begun_at"), [(1, 32, [0]), (2, 32, [0, 1]), (2, 14, [0])]
+)
+def test_one_step_begins_no_more_pictures_than_asked_for_and_fit(left, room, begun_at):
+    """Everywhere at once BOI is wanted; the leftmost get it, and a slot each."""
+    canvas = begun(prompt((V.bos, 7, 8, 9)), plan(pictures=(left,), room=(room,)), keys(1))
+    canvas = canvas._replace(open=jnp.arange(32)[None] < 4)
+    sure = jnp.full((1, 32), 50.0)
+    q = jnp.full((1, 32, V.size), -1e9).at[:, :, V.boi].set(0.0)
+    seen = Seen(-sure, sure, q, canvas.x)
+    new = sampler.choose(canvas, seen, V, OPTIONS, False, jnp.array([True]), P, keys(1))
+    want = np.zeros(32, int)
+    want[begun_at] = P + 2
+    np.testing.assert_array_equal(new.size[0], want)
+    assert new.slot[0, begun_at].tolist() == list(range(1, len(begun_at) + 1))
+    assert new.slot.sum() == sum(range(len(begun_at) + 1))
