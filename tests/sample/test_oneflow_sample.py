@@ -273,13 +273,15 @@ def test_insertion_moves_what_stands_to_the_right():
 
 def test_a_trained_model_gives_its_document_back():
     """300 steps on one document; before them nothing of it is there."""
-    c = oneflow_config(mixed=1.0, prediction="data", image_weight=5.0)
-    model, _ = oneflow_model(c)
+    c = oneflow_config(mixed=1.0, prediction="data")
+    model = oneflow_model(c)[0]
     fresh = jax.jit(model.init)(jax.random.key(0))
-    batch, tx = story(32), optax.adam(1e-2)
+    batch, rate = story(32), optax.cosine_decay_schedule(1e-2, 300)
+    # Clipped, for data prediction begins with pictures far off, which unsettles the text for long.
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
     def objective(params, key):
-        return losses.total(model.loss(params, batch, keys_of(key, 32)), model.weights)
+        return losses.total(model.loss(params, batch, jax.random.split(key, 32)), model.weights)
 
     def update(carry, key):
         params, opt = carry
@@ -297,13 +299,25 @@ def test_a_trained_model_gives_its_document_back():
     before, after = (write(p, rows, asked, keys(16)) for p in (fresh, params))
     document = tuple(batch.tokens[0, :-1].tolist())
     right = [r for r in range(16) if text(after, r) == document]
-    print([text(after, r) for r in range(4)], values[::20])
-    assert len(right) >= 10 and document not in [text(before, r) for r in range(16)]
+    assert len(right) >= 12 and document not in [text(before, r) for r in range(16)]
     true = batch.pixels[0, 0].astype(float)
     error = np.abs(np.asarray(model.parts.picture(params, after.x[:, 0]))[right] - true).mean()
     assert error < 25 < np.abs(true - true.mean()).mean()
 
 
-def keys_of(key, count):
-    """A key a row, of one key."""
-    return jax.random.split(key, count)
+@pytest.mark.parametrize(
+    ("left", "room", "begun_at"), [(1, 32, [0]), (2, 32, [0, 1]), (2, 14, [0])]
+)
+def test_one_step_begins_no_more_pictures_than_asked_for_and_fit(left, room, begun_at):
+    """Everywhere at once BOI is wanted; the leftmost get it, and a slot each."""
+    canvas = begun(prompt((V.bos, 7, 8, 9)), plan(pictures=(left,), room=(room,)), keys(1))
+    canvas = canvas._replace(open=jnp.arange(32)[None] < 4)
+    sure = jnp.full((1, 32), 50.0)
+    q = jnp.full((1, 32, V.size), -1e9).at[:, :, V.boi].set(0.0)
+    seen = Seen(-sure, sure, q, canvas.x)
+    new = sampler.choose(canvas, seen, V, OPTIONS, False, jnp.array([True]), P, keys(1))
+    want = np.zeros(32, int)
+    want[begun_at] = P + 2
+    np.testing.assert_array_equal(new.size[0], want)
+    assert new.slot[0, begun_at].tolist() == list(range(1, len(begun_at) + 1))
+    assert new.slot.sum() == sum(range(len(begun_at) + 1))
