@@ -321,3 +321,13 @@ def test_one_step_begins_no_more_pictures_than_asked_for_and_fit(left, room, beg
     np.testing.assert_array_equal(new.size[0], want)
     assert new.slot[0, begun_at].tolist() == list(range(1, len(begun_at) + 1))
     assert new.slot.sum() == sum(range(len(begun_at) + 1))
+
+
+def test_noise_is_that_of_a_rows_own_key():
+    rows = prompt((V.bos, 7, V.boi), (V.bos, 7, V.boi))
+    asked = plan((True, True), (0, 0), (8, 8))
+    both = begun(rows, asked, keys(2))
+    alone = begun(*jax.tree.map(lambda x: x[1:], (rows, asked)), keys(2)[1:])
+    np.testing.assert_array_equal(both.x[1], alone.x[0])
+    assert np.abs(np.asarray(both.x[0, 0] - both.x[1, 0])).max() > 0.1
+    assert not np.asarray(both.x[:, 1]).any()  # a slot not asked for stays vacant
