@@ -4,6 +4,8 @@
 do.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -73,12 +75,12 @@ def clean_inputs(parts, params, batch: Batch):
     return inputs(parts, params, batch, patches)
 
 
-def denoise(parts, params, batch: Batch, noisy, t, drop=None, within=None):
+def denoise(parts, params, batch: Batch, noisy, t, drop=None, sight=None):
     """One pass over a batch whose pictures are noisy.
 
     Args:
         noisy: [b, i, h, w, c]. t: [b, i], or one a patch [b, i, p]. drop: [b] keys of dropout.
-        within: as `beside` has it.
+        sight: as `beside` has it.
 
     Returns:
         (outputs at all positions [b, l, d], the estimates of its pictures [b, i, h, w, c]).
@@ -86,7 +88,7 @@ def denoise(parts, params, batch: Batch, noisy, t, drop=None, within=None):
     c = parts.config
     patches, kept = parts.patch_in(params, noisy, t)
     if c.context == "clean":
-        hidden, found = beside(parts, params, batch, patches, drop, within)
+        hidden, found = beside(parts, params, batch, patches, drop, sight)
     else:
         x = inputs(parts, params, batch, patches)
         at = parts.mask(batch), batch.position
@@ -96,12 +98,23 @@ def denoise(parts, params, batch: Batch, noisy, t, drop=None, within=None):
     return hidden, diffusion.estimate(c.path, c.prediction, output, noisy, over(c, t))
 
 
-def beside(parts, params, batch: Batch, patches, drop, within=None):
+class Sight(NamedTuple):
+    """What a noisy copy sees of its own picture; other pictures are none of its business here.
+
+    Attributes:
+        copies: [b, i p, i p] bool. originals: [b, i p, l] bool, of the picture as it is.
+    """
+
+    copies: jax.Array
+    originals: jax.Array
+
+
+def beside(parts, params, batch: Batch, patches, drop, sight: Sight | None = None):
     """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
 
     Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
-    original exchanged). The row grows by i p positions. `within` [b, i p, i p] bool says which of a
-    picture's own copies see each other; without it that follows from `picture_mask`.
+    original exchanged). The row grows by i p positions. Without `sight` a copy sees those of its
+    picture that `picture_mask` allows, and no original.
 
     Returns:
         (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
@@ -114,12 +127,13 @@ def beside(parts, params, batch: Batch, patches, drop, within=None):
     own = jnp.where(jnp.repeat(used, p, axis=1), own, 0)  # number of the copy's picture
     mask = parts.mask(batch)
     back = jnp.take_along_axis(mask, at[:, :, None], axis=1)  # what the original sees
-    back &= batch.image[:, None, :] != own[:, :, None]
+    other = batch.image[:, None, :] != own[:, :, None]
+    back &= other if sight is None else other | sight.originals
     copies = (own[:, :, None] == own[:, None, :]) & (own > 0)[:, :, None]
     if parts.config.picture_mask == "causal":
         copies &= jnp.tril(jnp.ones((slots * p, slots * p), bool))[None]
-    if within is not None:
-        copies &= within
+    if sight is not None:
+        copies &= sight.copies
     forth = jnp.zeros((b, length, slots * p), bool)
     whole = jnp.concatenate(
         [jnp.concatenate([mask, forth], axis=2), jnp.concatenate([back, copies], axis=2)], axis=1

@@ -259,20 +259,20 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
 
 
 def loss_at(
-    c: Config, parts: Parts, params, batch: Batch, t, noise, drop, share=None, within=None
+    c: Config, parts: Parts, params, batch: Batch, t, noise, drop, share=None, sight=None
 ) -> Terms:
     """Both losses of a batch at given times.
 
     Args:
         t: [b, i], or one a patch [b, i, p]. noise, drop: [b], keys of the noise and of dropout.
         share: [b, i, p], what each patch counts; all the same without it.
-        within: [b, i p, i p] bool, see `denoise.beside`.
+        sight: see `denoise.beside`.
     """
     clean = parts.signal(params, batch)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(noise)
     noisy = diffusion.mix(c.path, clean, noise, over(c, t))
     drop = drop if c.decoder.dropout > 0 else None
-    hidden, found = denoise(parts, params, batch, noisy, t, drop, within)
+    hidden, found = denoise(parts, params, batch, noisy, t, drop, sight)
     true = diffusion.truth(c.path, clean, noise, over(c, t))
     counts = None if share is None else over(c, share)
     image = flow_loss(pick(found, c.target), pick(true, c.target), slot_weight(batch), counts)

@@ -1,0 +1,482 @@
+"""The dial's family at its ends and between: what it must equal, and what must not leak."""
+
+from dataclasses import replace
+from itertools import product
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_batch import VOCABULARY, random_batch
+from small import make, transfusion_config
+from tiny import tiny_chameleon_config
+
+from mmjax import config, dial, losses, run
+from mmjax.batch import Vocabulary, causal_mask, mixed_mask
+from mmjax.error import UserError
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models import chameleon, transfusion
+from mmjax.models import denoise as noisy_pass
+from mmjax.models import dial as family
+
+RULES = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+PATCHES = transfusion_config(z_weight=0.0)
+PARAMS = make(PATCHES)[1] | {"mask": jax.random.normal(jax.random.key(5), (32,))}
+CODES = replace(config.resolve(tiny_chameleon_config(), run.families()).model, z_weight=1e-2)
+CODED = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
+CODE_MODEL = chameleon.build(CODES, CODED, RULES)
+CODE_PARAMS = jax.jit(CODE_MODEL.init)(jax.random.key(0)) | {"mask": PARAMS["mask"]}
+
+
+def patches(text, image, form="ramp", weight="elbo", **changes):
+    c = family.Config(replace(PATCHES, **changes), None, text, image, form, weight)
+    return family.build(c, VOCABULARY, RULES)
+
+
+def codes(text, image, form="ramp", weight="elbo"):
+    return family.build(family.Config(None, CODES, text, image, form, weight), CODED, RULES)
+
+
+def keys(batch, seed=0):
+    return jax.random.split(jax.random.key(seed), len(batch.tokens))
+
+
+def code_batch(seed):
+    """Documents of words and codes, some of it not trained on."""
+    batch = random_batch(seed, length=64, slots=2, patches=CODES.tokens)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(CODED.codes, CODED.size, batch.tokens.shape)
+    words = np.where(batch.tokens >= 7, batch.tokens + 2, batch.tokens)
+    return batch._replace(
+        tokens=np.where(batch.image > 0, drawn, words).astype(np.int32),
+        weight=batch.weight * (rng.random(batch.weight.shape) < 0.9),
+        pixels=np.zeros((len(batch.tokens), 2, 0, 0, 3), np.uint8),
+    )
+
+
+BATCH, CODE_BATCH = random_batch(0), code_batch(3)
+
+
+def terms(model, params, batch, seed=0):
+    return jax.jit(model.loss)(params, batch, keys(batch, seed))
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name].sum, b[name].sum, err_msg=name)
+        np.testing.assert_array_equal(a[name].count, b[name].count, err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"context": "clean"}, {"time_std": 0.0, "path": "cosine"}])
+def test_one_and_zero_are_transfusion(changes):
+    base = transfusion.build(replace(PATCHES, **changes), VOCABULARY, RULES)
+    want = terms(base, PARAMS, BATCH)
+    for form in dial.FORMS:
+        assert_equal(terms(patches(1.0, 0.0, form, **changes), PARAMS, BATCH), want)
+    wrong = terms(patches(0.6, 0.0, **changes), PARAMS, BATCH)
+    assert float(wrong["text"].sum) != float(want["text"].sum)
+    assert float(wrong["text"].count) == float(want["text"].count)
+    wrong = terms(patches(1.0, 0.4, **changes), PARAMS, BATCH)
+    assert float(wrong["image"].sum) != float(want["image"].sum)
+
+
+def test_one_and_one_with_codes_are_chameleon():
+    want = terms(CODE_MODEL, CODE_PARAMS, CODE_BATCH)
+    for form in dial.FORMS:
+        assert_equal(terms(codes(1.0, 1.0, form), CODE_PARAMS, CODE_BATCH), want)
+    for wrong in (codes(0.9, 1.0), codes(1.0, 0.9)):
+        found = terms(wrong, CODE_PARAMS, CODE_BATCH)
+        assert float(found["tokens"].sum) != float(want["tokens"].sum)
+        assert float(found["tokens"].count) == float(want["tokens"].count)
+
+
+def test_the_parameters_are_the_bases_and_one_more():
+    for model, base in ((patches(0.3, 0.3), make(PATCHES)[0]), (codes(0.3, 0.3), CODE_MODEL)):
+        shapes, plain = (jax.eval_shape(m.init, jax.random.key(0)) for m in (model, base))
+        assert shapes.pop("mask").shape == (32,)
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, plain)
+        assert jax.tree.structure(plain | {"mask": 0}) == jax.tree.structure(
+            model.specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
+        )
+        assert model.frozen == base.frozen and model.weights == base.weights
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(model.init(key)["head"]["w"], CODE_MODEL.init(key)["head"]["w"])
+
+
+# One document, BOS and n words, all of them one span.
+N = 4
+WORDS = random_batch(1, rows=1, length=N + 1)._replace(
+    tokens=np.array([[1, 9, 17, 30, 12]], np.int32),
+    modality=np.zeros((1, N + 1), np.int32),
+    segment=np.ones((1, N + 1), np.int32),
+    position=np.arange(N + 1, dtype=np.int32)[None],
+    image=np.zeros((1, N + 1), np.int32),
+    weight=np.array([[0.0] + [1.0] * N], np.float32),
+    pixels=np.zeros((1, 1, 4, 4, 3), np.uint8),
+)
+MEMBER = jnp.asarray(WORDS.weight > 0)
+
+
+def drawn_at(alpha, s, masked):
+    """A draw with its clock and masks [n] put by hand; every alpha the general way."""
+    now = dial.moment("ramp", alpha, dial.spans(WORDS, MEMBER), jnp.full(MEMBER.shape, s))
+    masked = jnp.concatenate([jnp.zeros(1, bool), masked])[None]
+    return family.Draw(now, MEMBER, masked)
+
+
+def sum_at(alpha, weight="elbo"):
+    """(s, masked [n]) -> the loss's sum over the document, under jit."""
+    model = patches(alpha, 0.0, weight=weight)
+    c, parts = model.parts.config, model.parts
+
+    @jax.jit
+    @jax.vmap
+    def found(s, masked):
+        drawn = drawn_at(alpha, s, masked)
+        return family.loss_of(c, parts, PARAMS, WORDS, drawn, keys(WORDS))["text"].sum
+
+    return found
+
+
+def expected(alpha, points, shares):
+    """The loss, exactly over masks, by quadrature over s."""
+    states = np.array(list(product([True, False], repeat=N)))
+    s = np.repeat(points, len(states)).astype(np.float32)
+    masked = np.tile(states, (len(points), 1))
+    window = dial.windows("ramp", alpha, jnp.arange(N)[None], jnp.full((1, N), N))
+    time = np.asarray(dial.local_time(s[:, None], window), np.float64)
+    chance = np.where(masked, 1 - time, time).prod(1)
+    share = np.repeat(shares, len(states)) * chance
+    return (share * np.asarray(sum_at(alpha)(s, masked), np.float64)).sum()
+
+
+@jax.jit
+def nll_under(mask, masked, tokens):
+    """-log p [n] of each token from the row before it; mask [l, l], masked [l] hide tokens."""
+    base = make_parts()
+    x = base.embed(PARAMS, tokens[None])
+    x = jnp.where(masked[None, :, None], PARAMS["mask"][None, None], x)
+    hidden, _ = base.run(PARAMS, x, mask[None], WORDS.position)
+    logits = (hidden[0, :-1] @ PARAMS["head"]["w"]).astype(jnp.float32)
+    logs = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logs, tokens[1:, None], axis=1)[:, 0], logits
+
+
+def make_parts():
+    return transfusion.build(PATCHES, VOCABULARY, RULES).parts
+
+
+TOKENS = jnp.asarray(WORDS.tokens[0])
+
+
+def test_discrete_alpha_one_is_autoregression():
+    causal = jnp.asarray(np.tril(np.ones((N + 1, N + 1), bool)))
+    nll, logits = nll_under(causal, jnp.zeros(N + 1, bool), TOKENS)
+    points = (np.arange(N) + 0.5) / N
+    np.testing.assert_allclose(expected(1.0, points, np.full(N, 1 / N)), nll.sum(), rtol=1e-5)
+    fast = terms(patches(1.0, 0.0), PARAMS, WORDS)["text"]
+    np.testing.assert_allclose(fast.sum, nll.sum(), rtol=1e-5)
+    assert fast.count == N
+    # At each moment the active token's logits are those of teacher forcing, to the last bit.
+    for k, s in enumerate(points):
+        for reveal in (False, True):
+            masked = (np.arange(N) > k) | ((np.arange(N) == k) & ~np.array(reveal))
+            drawn = drawn_at(1.0, np.float32(s), jnp.asarray(masked))
+            assert np.flatnonzero(np.asarray(drawn.now.active)) == [k + 1]
+            seen = dial.visible(WORDS, drawn.now, drawn.discrete)[0]
+            _, found = nll_under(seen, drawn.masked[0], TOKENS)
+            np.testing.assert_array_equal(found[k], logits[k])
+        wide = drawn_at(0.5, np.float32(s), jnp.asarray(masked))
+        seen = dial.visible(WORDS, wide.now, wide.discrete)[0]
+        _, found = nll_under(seen, wide.masked[0], TOKENS)
+        if np.asarray(wide.now.active).sum() > 1:
+            assert np.abs(np.asarray(found - logits)[k]).max() > 1e-3
+    assert abs(expected(0.5, points, np.full(N, 1 / N)) - float(nll.sum())) > 1e-2
+
+
+def test_discrete_alpha_zero_is_masked_diffusion_and_any_order():
+    """The mean over all orders, from the network's answers to each set of revealed tokens."""
+    full = np.ones((N + 1, N + 1), bool)
+    full[0, 1] = False  # the anchor does not see the token it predicts
+    states = np.array(list(product([True, False], repeat=N)))
+    hide = jax.vmap(nll_under, (None, 0, None))
+    padded = np.pad(states, ((0, 0), (1, 0)))
+    nll = np.asarray(hide(jnp.asarray(full), jnp.asarray(padded), TOKENS)[0], np.float64)
+    orders = 0.0
+    for masked, losses_of in zip(states, nll, strict=True):
+        k = int((~masked).sum())
+        if k < N:
+            share = factorial(k) * factorial(N - 1 - k) / factorial(N)
+            orders += share * losses_of[masked].sum()
+    # In s the integrand is a polynomial of degree 3: Gauss' rule with 4 points is exact.
+    x, w = np.polynomial.legendre.leggauss(4)
+    np.testing.assert_allclose(expected(0.0, (x + 1) / 2, w / 2), orders, rtol=1e-5)
+    peeking = np.asarray(hide(jnp.ones_like(full), jnp.asarray(padded), TOKENS)[0])
+    assert np.abs(peeking - nll)[:, 0].max() > 1e-3
+
+
+def test_without_the_bounds_weight_every_masked_token_counts_one():
+    s = jnp.array([0.25, 0.75])
+    masked = jnp.ones((2, N), bool)
+    bound, plain = (np.asarray(sum_at(0.0, w)(s, masked)) for w in ("elbo", "none"))
+    np.testing.assert_allclose(bound, plain / (1 - np.array([0.25, 0.75])), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("form", dial.FORMS)
+def test_every_token_counts_one_on_average(alpha, form):
+    many = jax.tree.map(lambda x: np.repeat(x, 4000, axis=0), WORDS)
+    c = patches(alpha, 0.0, form).parts.config
+    drawn = jax.jit(lambda k: family.draw(c, many, VOCABULARY, k))(keys(many))
+    share = np.asarray(family.coefficient(c, drawn))
+    assert (share[:, 0] == 1).all()
+    # Clipping 1 - t costs a thousandth; the draws have heavy tails, so the check is by the part
+    # below 20, whose mean is 1 - 1 / (20 w).
+    width = float(np.asarray(dial.windows(form, alpha, jnp.arange(N), jnp.full((N,), N)).width)[0])
+    small = np.where(share[:, 1:] < 20, share[:, 1:], 0)
+    np.testing.assert_allclose(small.mean(0), 1 - 1 / (20 * width), atol=0.15)
+    assert share[:, 1:].std() > 0.3
+
+
+def reachable(allowed, depth):
+    reach = allowed.copy()
+    for _ in range(depth):
+        reach |= np.einsum("bij,bjk->bik", reach.astype(int), allowed.astype(int)) > 0
+    return reach
+
+
+def seen_at(model, batch, seed):
+    """A draw, and the mask of its moment."""
+    drawn = family.draw(model.parts.config, batch, model.parts.vocabulary, keys(batch, seed))
+    posed = family.posed(model.parts.config, model.parts.base, batch, drawn)
+    return drawn, np.asarray(posed.mask(batch))
+
+
+@jax.jit
+def code_hidden(batch, drawn, mask):
+    base = family.posed(codes(0.5, 0.5).parts.config, CODE_MODEL.parts, batch, drawn)
+    x = base.embed(CODE_PARAMS, batch.tokens)
+    return base.run(CODE_PARAMS, x, mask, batch.position)[0]
+
+
+@settings(max_examples=16, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.7, 1.0]), st.data())
+def test_codes_and_words_do_not_leak(seed, alpha, data):
+    batch = code_batch(seed)
+    model = codes(alpha, 1.0 - alpha, data.draw(st.sampled_from(dial.FORMS)))
+    drawn, mask = seen_at(model, batch, seed)
+    reach = reachable(mask, CODES.decoder.depth)
+    number, masked = np.asarray(drawn.now.spans.number), np.asarray(drawn.masked)
+    # Spans see no later span, and given or finished rows nothing ahead but as an anchor.
+    for r in range(len(mask)):
+        a, b = np.meshgrid(number[r], number[r], indexing="ij")
+        assert not reach[r][(a > 0) & (b > a)].any()
+    before = np.asarray(code_hidden(batch, drawn, mask))
+    held = np.argwhere(batch.segment > 0)
+    r, j = held[data.draw(st.integers(0, len(held) - 1))]
+    tokens = batch.tokens.copy()
+    tokens[r, j] = (tokens[r, j] + 7) % CODED.size
+    change = np.abs(before - np.asarray(code_hidden(batch._replace(tokens=tokens), drawn, mask)))
+    change = change.max(-1)
+    mine = np.arange(len(mask)) == r
+    assert (change[~mine] == 0).all()
+    assert (change[r][~reach[r, :, j] & (batch.segment[r] > 0)] == 0).all()
+    assert (change[r, j] == 0) == masked[r, j]  # a hidden token is known to nobody
+    if masked[r, j]:
+        assert (change == 0).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.7, 1.0]), st.data())
+def test_patches_do_not_leak(seed, alpha, data):
+    batch = random_batch(seed)
+    model = patches(1.0 - alpha, alpha, data.draw(st.sampled_from(dial.FORMS)))
+    drawn, mask = seen_at(model, batch, seed)
+    reach = reachable(mask, 2)
+    x = np.random.default_rng(seed).normal(size=(*batch.tokens.shape, 32)).astype(np.float32)
+    held = np.argwhere(batch.image > 0)
+    if not len(held):
+        return
+    r, j = held[data.draw(st.integers(0, len(held) - 1))]
+    other = x.copy()
+    other[r, j] += 1
+    change = np.abs(np.asarray(ran(x, mask, batch.position) - ran(other, mask, batch.position)))
+    change = change.max(-1)
+    assert (change[r][~reach[r, :, j] & (batch.segment[r] > 0)] == 0).all() and change[r, j] > 0
+    picture = np.flatnonzero(batch.image[r] == batch.image[r, j])
+    now = np.asarray(drawn.now.active)[r]
+    if alpha == 0.0:
+        assert (change[r, picture] > 0).all()
+    if alpha == 1.0:
+        assert now[picture].sum() == 1 and (change[r, picture[picture < j]] == 0).all()
+
+
+@jax.jit
+def ran(x, mask, position):
+    return make_parts().run(PARAMS, x, mask, position)[0]
+
+
+def picture_row(seed=0):
+    """BOS BOI patches EOI EOS; nothing follows the picture, so its times are free."""
+    batch = random_batch(seed, rows=1, length=8, slots=1)
+    kind = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], np.int32)
+    return batch._replace(
+        tokens=np.array([[1, 3, 0, 0, 0, 0, 4, 2]], np.int32), modality=kind, image=kind,
+        segment=np.ones((1, 8), np.int32), position=np.arange(8, dtype=np.int32)[None],
+        weight=np.array([[0, 1, 1, 1, 1, 1, 1, 1]], np.float32),
+        pixels=np.random.default_rng(seed).integers(0, 256, (1, 1, 4, 4, 3)).astype(np.uint8),
+    )  # fmt: skip
+
+
+PICTURE = picture_row()
+NOISE = jax.random.normal(jax.random.key(2), (1, 1, 4, 4, 3))
+
+
+def estimate_at(mask, t, noise=NOISE):
+    """The velocity [1, 1, 4, 4, 3] with patches at times t [1, 1, 4], under a mask."""
+    base = make_parts()._replace(mask=lambda _: mask)
+    clean = base.signal(PARAMS, PICTURE)
+    level = noisy_pass.over(PATCHES, t)
+    noisy = level * clean + (1 - level) * noise
+    return noisy_pass.denoise(base, PARAMS, PICTURE, noisy, t)[1].velocity
+
+
+def by_patch(x):
+    """[1, 1, 4, 4, 3] -> [4, 12]."""
+    return np.asarray(x).reshape(2, 2, 2, 2, 3).transpose(0, 2, 1, 3, 4).reshape(4, 12)
+
+
+def test_continuous_alpha_zero_is_one_time_for_all_patches():
+    held = dial.spans(PICTURE, PICTURE.image > 0)
+    now = dial.moment("ramp", 0.0, held, jnp.full((1, 8), 0.3))
+    mask = dial.visible(PICTURE, now, jnp.zeros((1, 8), bool))
+    np.testing.assert_array_equal(mask, mixed_mask(PICTURE))
+    each = by_patch(estimate_at(mask, now.time[:, None, 2:6]))
+    np.testing.assert_allclose(each, by_patch(estimate_at(mask, jnp.full((1, 1), 0.3))), atol=1e-5)
+    apart = by_patch(estimate_at(mask, jnp.array([[[0.3, 0.3, 0.3, 0.5]]])))
+    assert np.abs(apart - each).max() > 1e-2
+
+
+def test_continuous_alpha_one_is_next_patch_flow_matching_in_two_streams():
+    """Every moment of the single clock against one pass over [clean ; noisy], block by block."""
+    held = dial.spans(PICTURE, PICTURE.image > 0)
+    u = jnp.array([0.2, 0.4, 0.6, 0.8])
+    model = patches(1.0, 1.0, context="clean", time_std=0.0)
+    c = model.parts.config
+    drawn = family.draw(c, PICTURE, VOCABULARY, keys(PICTURE))
+    base = family.posed(c, model.parts.base, PICTURE, drawn)
+    _, sight = family.blocks(c, PICTURE, 4, keys(PICTURE))
+    clean, t = base.signal(PARAMS, PICTURE), u[None, None]
+    level = noisy_pass.over(c.transfusion, t)
+    noisy = level * clean + (1 - level) * NOISE
+    two = by_patch(noisy_pass.denoise(base, PARAMS, PICTURE, noisy, t, sight=sight)[1].velocity)
+    for k in range(4):
+        now = dial.moment("ramp", 1.0, held, jnp.full((1, 8), (k + u[k]) / 4))
+        mask = dial.visible(PICTURE, now, jnp.zeros((1, 8), bool))
+        one = by_patch(estimate_at(mask, now.time[:, None, 2:6]))
+        np.testing.assert_allclose(one[k], two[k], rtol=1e-4, atol=1e-4)
+        # Unstarted patches are noise that nobody sees; finished ones are as they are.
+        later = NOISE.at[0, 0, 2:].add(3.0) if k < 2 else NOISE
+        seen = by_patch(estimate_at(mask, now.time[:, None, 2:6], later))
+        np.testing.assert_array_equal(seen[k], one[k])
+        wide = by_patch(estimate_at(mixed_mask(PICTURE), now.time[:, None, 2:6]))
+        assert k == 3 or np.abs(wide[k] - two[k]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("form", "alpha"), [("ramp", 1.0), ("block", 0.5)])
+def test_two_streams_have_the_mean_of_one_clock(form, alpha):
+    one = patches(1.0, alpha, form, time_std=0.0)
+    two = patches(1.0, alpha, form, time_std=0.0, context="clean")
+    many = jax.tree.map(lambda x: np.repeat(x, 512, axis=0), PICTURE)
+
+    def samples(model):
+        def found(key):
+            return model.loss(PARAMS, PICTURE, key[None])["image"].sum
+
+        return np.asarray(jax.jit(jax.vmap(found))(jax.random.split(jax.random.key(4), 3000)))
+
+    a, b = samples(one), samples(two)
+    error = (a.var() / a.size + b.var() / b.size) ** 0.5
+    assert abs(a.mean() - b.mean()) < 4 * error
+    assert b.var() < 0.7 * a.var()
+    assert len(many.tokens) == 512
+
+
+def test_a_given_document_is_read_as_the_dial_left_it():
+    for alpha, want in ((0.0, mixed_mask), (0.5, causal_mask), (1.0, causal_mask)):
+        np.testing.assert_array_equal(patches(0.0, alpha).parts.mask(BATCH), want(BATCH))
+        np.testing.assert_array_equal(codes(0.0, alpha).parts.mask(BATCH), causal_mask(BATCH))
+
+
+def test_paced_times_have_the_base_familys_distribution():
+    for changes in ({}, {"time_mean": -0.5, "time_std": 0.7, "time_shift": 2.0}, {"time_std": 0.0}):
+        c = transfusion_config(**changes)
+        before = jnp.broadcast_to(jnp.array([[False, True]]), (20_000, 2))
+        drawn = noisy_pass.noise_level(c, jax.random.split(jax.random.key(0), 20_000), before)
+        share = np.array([0.05, 0.3, 0.5, 0.8, 0.95], np.float32)
+        want = np.quantile(np.asarray(drawn), share, axis=0)
+        u = jnp.broadcast_to(jnp.asarray(share)[:, None], (5, 2))
+        np.testing.assert_allclose(noisy_pass.paced(c, u, before[:5]), want, atol=0.015)
+        ends = noisy_pass.paced(c, jnp.array([[0.0, 0.0], [1.0, 1.0]]), before[:2])
+        np.testing.assert_allclose(ends, [[0.0, 0.5], [1.0, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [patches(0.4, 0.6), patches(0.0, 1.0, context="clean")])
+def test_rows_are_independent_and_all_weights_learn(model):
+    batch = random_batch(5)
+    both = terms(model, PARAMS, batch)
+    each = [
+        jax.jit(model.loss)(
+            PARAMS, jax.tree.map(lambda x, r=r: x[r : r + 1], batch), keys(batch)[r : r + 1]
+        )
+        for r in range(2)
+    ]
+    for name in ("text", "image"):
+        np.testing.assert_allclose(both[name].sum, sum(float(e[name].sum) for e in each), rtol=1e-4)
+    assert float(terms(model, PARAMS, batch, 1)["image"].sum) != float(both["image"].sum)
+    grad = jax.jit(
+        jax.grad(lambda p: losses.total(model.loss(p, batch, keys(batch)), model.weights))
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grad(PARAMS)))
+    assert np.abs(grad(PARAMS)["mask"]).max() > 0
+
+
+def test_sentinels_around_pictures_and_prompts_are_given():
+    """They are clean, and where they have a loss, are predicted with weight 1."""
+    model = codes(0.0, 0.0)
+    discrete, inside = (
+        np.asarray(x) for x in family.members(model.parts.config, CODE_BATCH, CODED)
+    )
+    np.testing.assert_array_equal(discrete, inside)
+    border = np.isin(CODE_BATCH.tokens, (CODED.boi, CODED.eoi)) & (CODE_BATCH.image == 0)
+    assert border.any() and not discrete[border | (CODE_BATCH.weight == 0)].any()
+    assert discrete[CODE_BATCH.tokens == CODED.eos].any() and discrete[CODE_BATCH.image > 0].any()
+    drawn = family.draw(model.parts.config, CODE_BATCH, CODED, keys(CODE_BATCH))
+    assert not np.asarray(drawn.masked)[~discrete].any() and np.asarray(drawn.masked).any()
+    assert (np.asarray(family.coefficient(model.parts.config, drawn))[~discrete] == 1).all()
+    discrete, inside = (
+        np.asarray(x) for x in family.members(patches(0.0, 0.0).parts.config, BATCH, VOCABULARY)
+    )
+    np.testing.assert_array_equal(inside & ~discrete, BATCH.image > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transfusion": None}, "neither given"),
+        ({"chameleon": CODES}, "both given"),
+        ({"text_alpha": 1.5}, "text_alpha=1.5"),
+        ({"form": "stairs"}, "ramp, block"),
+        ({"weight": "x"}, "elbo, none"),
+        ({"transfusion": replace(PATCHES, picture_mask="causal")}, "picture_mask='causal'"),
+        ({"transfusion": replace(PATCHES, unet=8)}, "unet=8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, words):
+    good = family.Config(PATCHES, None, 0.5, 0.5, "ramp", "elbo")
+    with pytest.raises(UserError, match=words):
+        replace(good, **changes)
