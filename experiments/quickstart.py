@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
         shared_position=True,
         resize="pil_box",
         spans=0.0,
+        bottleneck="none",
+        shrink=2,
         coded=False,
         window=512,
         workers=0,

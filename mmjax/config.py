@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from mmjax.error import UserError
 from mmjax.values import build
 
+REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -28,7 +30,8 @@ class SourceConfig:
 
     Attributes:
         path: its directory. weight: its share of the documents.
-        template: "" takes documents as they are; "sep" makes prompts and answers of conversations.
+        template: "" takes documents as they are; "sep" makes prompts and answers of conversations;
+            "reconstruct" asks for a picture that is given, "caption" for the words to one.
         balance: gives text, captioned pictures, pictured answers and interleaved documents equal
             shares, however many there are of each.
     """
@@ -72,6 +75,9 @@ class DataConfig:
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
+        bottleneck: what keeps the template "reconstruct" from being solved by copying: "lowres"
+            shrinks the given picture, "registers" puts 16 learned tokens behind it, through which
+            alone it is seen; "none". shrink: how many times smaller a side "lowres" makes it.
         coded: read the codes or latents `mmjax tokenize` made of the sources, not their pictures.
         window: documents packed together; the order of rows follows from it.
         workers: processes that read data; 0 is a thread. The order does not depend on it.
@@ -89,6 +95,8 @@ class DataConfig:
     shared_position: bool
     resize: str
     spans: float
+    bottleneck: str
+    shrink: int
     coded: bool
     window: int
     workers: int
@@ -313,6 +321,11 @@ def check(e: Experiment) -> None:
         raise UserError(
             f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "
             f"try {nearest(e.batch, e.accumulate)}"
+        )
+    if e.data.bottleneck == "registers" and e.family not in REGISTER_FAMILIES:
+        raise UserError(
+            f"config.data.bottleneck='registers' needs a mask that a {e.family} does not have; "
+            f"give 'lowres'"
         )
     for name in ("image", "patch"):
         if getattr(e.model, name, getattr(e.data, name)) != getattr(e.data, name):
