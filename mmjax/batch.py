@@ -40,11 +40,13 @@ class Image:
     """A picture, still encoded (PNG, JPEG, ...) until a worker decodes it.
 
     In a data set that `mmjax tokenize` wrote, `data` is empty and `coded` holds what a codec made.
+    With `shrink` > 1 a picture is read as if its side had that many times fewer pixels.
     """
 
     data: bytes
     loss: bool = True
     coded: Coded | None = None
+    shrink: int = 1
 
     @property
     def content(self) -> bytes | np.ndarray:
@@ -63,6 +65,7 @@ class Vocabulary:
         size: v, of all three together.
         pad, bos, eos: padding, begin and end of a document. boi, eoi: around a picture.
         sep: between prompt and answer. eoss: end of a moved span. masks: where spans stood (CM3).
+        registers: see `unparted`; () if there are none.
         codes: id of the first image code. code_count: how many there are.
     """
 
@@ -77,12 +80,13 @@ class Vocabulary:
     masks: tuple[int, ...] = ()
     codes: int = 0
     code_count: int = 0
+    registers: tuple[int, ...] = ()
 
     @property
     def sentinels(self) -> tuple[int, ...]:
         """Ids that stand for neither text nor image codes."""
         named = (self.pad, self.bos, self.eos, self.boi, self.eoi, self.sep, self.eoss)
-        return named + self.masks
+        return named + self.masks + self.registers
 
 
 class Batch(NamedTuple):
@@ -127,19 +131,38 @@ def causal(length: int):
     return (index[None, :] <= index[:, None])[None]
 
 
-def causal_mask(batch: Batch):
-    """[b, l, l] bool: causal within each packed document (Chameleon, plain language models)."""
-    return causal(batch.tokens.shape[1]) & same_document(batch.segment, batch.segment)
+def unparted(batch: Batch, registers: tuple[int, ...]):
+    """[b, l, l] bool: no register parts key j from query i.
+
+    Registers are a bottleneck: they see all before them, and what follows sees them and BOS, but
+    nothing else that stands before them. So a picture can be told through them only. Also the EOI
+    of a picture that is read lies behind them, for it has seen the picture.
+    """
+    mark = jnp.isin(batch.tokens, jnp.array(registers, jnp.int32))
+    passed = jnp.cumsum(mark.astype(jnp.int32), axis=1)
+    seen = mark | (batch.position == 0)
+    return (passed[:, :, None] == passed[:, None, :]) | mark[:, :, None] | seen[:, None, :]
 
 
-def mixed_mask(batch: Batch):
+def causal_mask(batch: Batch, registers: tuple[int, ...] = ()):
+    """[b, l, l] bool: causal within each packed document (Chameleon, plain language models).
+
+    `registers`: ids of registers, see `unparted`.
+    """
+    mask = causal(batch.tokens.shape[1]) & same_document(batch.segment, batch.segment)
+    return mask & unparted(batch, registers) if registers else mask
+
+
+def mixed_mask(batch: Batch, registers: tuple[int, ...] = ()):
     """[b, l, l] bool: causal, and bidirectional inside each picture (Transfusion, section 3.1).
 
     M_ij = ((j <= i) or (i and j lie in one picture)) and (i and j lie in one document).
+    `registers`: ids of registers, see `unparted`.
     """
     within = same_image(batch.image, batch.image)
     document = same_document(batch.segment, batch.segment)
-    return (causal(batch.tokens.shape[1]) | within) & document
+    mask = (causal(batch.tokens.shape[1]) | within) & document
+    return mask & unparted(batch, registers) if registers else mask
 
 
 def target_weight(batch: Batch):

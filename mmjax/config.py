@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from mmjax.error import UserError
 from mmjax.values import build
 
+REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -28,7 +30,8 @@ class SourceConfig:
 
     Attributes:
         path: its directory. weight: its share of the documents.
-        template: "" takes documents as they are; "sep" makes prompts and answers of conversations.
+        template: "" takes documents as they are; "sep" makes prompts and answers of conversations;
+            "reconstruct" asks for a picture that is given, "caption" for the words to one.
         balance: gives text, captioned pictures, pictured answers and interleaved documents equal
             shares, however many there are of each.
     """
@@ -72,6 +75,9 @@ class DataConfig:
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
+        bottleneck: what keeps the template "reconstruct" from being solved by copying: "lowres"
+            shrinks the given picture, "registers" puts 16 learned tokens behind it, through which
+            alone it is seen; "none". shrink: how many times smaller a side "lowres" makes it.
         coded: read the codes or latents `mmjax tokenize` made of the sources, not their pictures.
         window: documents packed together; the order of rows follows from it.
         workers: processes that read data; 0 is a thread. The order does not depend on it.
@@ -89,6 +95,8 @@ class DataConfig:
     shared_position: bool
     resize: str
     spans: float
+    bottleneck: str
+    shrink: int
     coded: bool
     window: int
     workers: int
@@ -205,6 +213,7 @@ class SampleConfig:
         guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
         guidance_start, guidance_stop: times between which pictures that are denoised are guided.
         guidance_least: see `sample.flow.Solver`; 1 leaves guided velocities as they are.
+        text_guidance: w of insertions (OneFlow), see `sample.oneflow`; 1 is none.
         image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
             three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
             codes, instead of guidance; 0 is none.
@@ -218,6 +227,7 @@ class SampleConfig:
     guidance_start: float
     guidance_stop: float
     guidance_least: float
+    text_guidance: float
     image_guidance: float
     contrast: float
     text: int
@@ -226,7 +236,13 @@ class SampleConfig:
 
     def __post_init__(self):
         """Checks ranges."""
-        for name, least in (("steps", 1), ("text", 1), ("guidance", 0), ("image_guidance", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("text", 1),
+            ("guidance", 0),
+            ("image_guidance", 0),
+            ("text_guidance", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("contrast", "guidance_start", "guidance_stop", "guidance_least"):
@@ -305,6 +321,11 @@ def check(e: Experiment) -> None:
         raise UserError(
             f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "
             f"try {nearest(e.batch, e.accumulate)}"
+        )
+    if e.data.bottleneck == "registers" and e.family not in REGISTER_FAMILIES:
+        raise UserError(
+            f"config.data.bottleneck='registers' needs a mask that a {e.family} does not have; "
+            f"give 'lowres'"
         )
     for name in ("image", "patch"):
         if getattr(e.model, name, getattr(e.data, name)) != getattr(e.data, name):

@@ -51,6 +51,21 @@ def causal_counts(batch: Batch) -> tuple[float, float]:
     return float((np.asarray(batch.segment) > 0).sum()), pairs
 
 
+def parted(batch: Batch, registers: tuple[int, ...]) -> float:
+    """Host batch -> pairs of the counts above that registers part, see `mmjax.batch.unparted`."""
+    if not registers:
+        return 0.0
+    mark = np.isin(batch.tokens, registers)
+    rows, columns = np.nonzero((np.asarray(batch.segment) > 0) & ~mark & (batch.position > 0))
+    document = np.asarray(batch.segment)[rows, columns]
+    passed = np.cumsum(mark, axis=1)[rows, columns]
+
+    def squares(*labels) -> float:
+        return float((np.unique(np.stack(labels), axis=1, return_counts=True)[1] ** 2.0).sum())
+
+    return (squares(rows, document) - squares(rows, document, passed)) / 2
+
+
 def pictures(batch: Batch) -> float:
     """Host batch -> pictures in it."""
     return float(np.asarray(batch.image).max(axis=1).sum())

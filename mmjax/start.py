@@ -23,6 +23,7 @@ from mmjax.trained import load
 # Names in `config.start` that stand for more than one part of the weights.
 ALL = "all"  # all weights
 LANGUAGE = "language"  # all that a text model has; towers of other modalities begin as copies
+VOCABULARY_AXIS = {"embed/table": 0, "head/w": 1}  # of weights that have a slice an id
 
 
 def check(e: Experiment) -> None:
@@ -52,12 +53,12 @@ def begin(run: Run, state: State) -> State:
     """
     params = flatten_dict(state.params, sep="/")
     for name, workdir in run.experiment.start.items():
-        found = flatten_dict(load(workdir).params, sep="/")
+        new = new_ids(run, workdir) if name in (ALL, LANGUAGE) else ()
+        held = flatten_dict(load(workdir).params, sep="/")
+        found = {k: _with_slices(k, x, params.get(k), new) for k, x in held.items()}
         wanted = origins(name, list(params))
         if not wanted:
             raise UserError(f"config.start names {name!r}, of which this model has no weights")
-        if name in (ALL, LANGUAGE):
-            _check_tokenizer(run, workdir)
         for key, origin in wanted.items():
             if origin not in found or found[origin].shape != params[key].shape:
                 what = found[origin].shape if origin in found else "absent"
@@ -84,13 +85,29 @@ def origins(name: str, keys: list[str]) -> dict[str, str]:
     return {k: k for k in keys if lies_in(k, name)}
 
 
-def _check_tokenizer(run: Run, workdir: str) -> None:
+def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
+    """Ids that a run has and the one it begins as has not: registers, if any.
+
+    Raises:
+        UserError: if their tokenizers differ otherwise.
+    """
     path = Path(workdir) / TOKENIZER
-    if run.tokenizer.to_str() != bpe.load(path).to_str():
+    mine, theirs = run.tokenizer, bpe.load(path)
+    new = () if bpe.vocabulary(theirs).registers else bpe.vocabulary(mine).registers
+    if mine.to_str() != (bpe.with_registers(theirs) if new else theirs).to_str():
         raise UserError(
             f"config.start begins as {workdir}, whose tokenizer is another; give "
             f"data.tokenizer={path}"
         )
+    return new
+
+
+def _with_slices(key: str, found, fresh, new: tuple[int, ...]):
+    """A weight of another run with slices of new ids, if it has one an id, from the fresh one."""
+    if not new or key not in VOCABULARY_AXIS or fresh is None:
+        return found
+    axis, places = VOCABULARY_AXIS[key], np.array(new) - np.arange(len(new))
+    return np.insert(np.asarray(found), places, np.take(np.asarray(fresh), new, axis), axis)
 
 
 def digest(codec: Params) -> str:

@@ -16,12 +16,18 @@ from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import decode, engine, prompt, request, talk
+from mmjax.sample import answer, decode, engine, oneflow, prompt, request, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
-# Options of pictures that are denoised.
-SOLVING = ("solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least")
+# Options of `generate` by family, beside `text` and `guidance`; names of Choice are added.
+OPTIONS = {
+    "chameleon": ("image_guidance", "contrast"),
+    "transfusion": (
+        "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least",
+    ),
+    "oneflow": ("steps", "text_guidance"),
+}  # fmt: skip
 
 
 @dataclass
@@ -76,6 +82,11 @@ class Trained:
         """Whether pictures are written as tokens, rather than denoised."""
         return self.run.model.parts.vocabulary.code_count > 0
 
+    @property
+    def inserts(self) -> bool:
+        """Whether text is written by insertion, in no order."""
+        return self.run.experiment.family == "oneflow"
+
     def check_options(self, options) -> None:
         """Checks that the model generates, and knows the options of `generate`.
 
@@ -83,14 +94,14 @@ class Trained:
             UserError: naming the one that is unknown or out of range.
         """
         e = self.run.experiment
-        if e.family == "codec":
-            raise UserError("a codec neither reads, writes nor draws; load a model that does")
+        if e.family not in OPTIONS:
+            raise UserError(f"a {e.family} neither reads, writes nor draws; load a model that does")
         choices = [f.name for f in fields(Choice)]
-        named = {"text", "guidance", *choices}
+        named = {"text", "guidance", *OPTIONS[e.family]}
+        if not self.inserts:
+            named |= set(choices)
         if self.writes_codes:
-            named |= {"image_guidance", "contrast", *(f"image_{n}" for n in choices)}
-        else:
-            named |= set(SOLVING)
+            named |= {f"image_{n}" for n in choices}
         if unknown := set(options) - named:
             raise UserError(
                 f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
@@ -132,7 +143,8 @@ class Trained:
             options: override the experiment's `sample` group: text (most tokens), guidance;
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
-                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least.
+                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
+                OneFlow only text, steps, guidance and text_guidance.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -144,6 +156,27 @@ class Trained:
         self.check_options(options)
         asked = [request.parse(p) for p in prompts]
         c = self.sample_config(options)
+        wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
+        if self.inserts:
+            made = self._insert(asked, wish, c, keys, stream)
+        else:
+            made = self._advance(asked, wish, c, keys, stream)
+        if pictures:
+            return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
+        return [
+            parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
+        ]
+
+    def _insert(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
+        """Answers by insertion."""
+        if stream:
+            raise UserError("text of a oneflow comes in no order; give no stream")
+        shared = self.run.experiment.data.shared_position
+        how = oneflow.Options(c.steps, 0, 0, c.guidance, c.text_guidance, shared)
+        return answer.answer(self.run, self.params, self.compiled, asked, wish, how, keys)
+
+    def _advance(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
+        """Answers by the interleaved engine."""
         how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance)
         if self.writes_codes:
             how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
@@ -154,21 +187,7 @@ class Trained:
                 solver=Solver(c.solver, c.steps, c.shift, c.guidance, *span),
                 shared=self.run.experiment.data.shared_position,
             )
-        made = talk.talk(
-            self.run,
-            self.params,
-            self.compiled,
-            asked,
-            talk.Wish(c.text, pictures),
-            how,
-            row_keys(seed, len(asked)),
-            stream,
-        )
-        if pictures:
-            return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
-        return [
-            parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
-        ]
+        return talk.talk(self.run, self.params, self.compiled, asked, wish, how, keys, stream)
 
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
@@ -178,7 +197,13 @@ class Trained:
         return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
 
     def score(self, documents: Sequence) -> np.ndarray:
-        """Log-likelihood in nats of all text of each document, given its pictures as they are."""
+        """Log-likelihood in nats of all text of each document, given its pictures as they are.
+
+        Raises:
+            UserError: for a family that does not write from left to right.
+        """
+        if self.inserts:
+            raise UserError("a oneflow has no likelihood of a text; load a model that writes on")
         rows = self.rows(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
         return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)

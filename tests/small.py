@@ -1,8 +1,10 @@
 """A small Transfusion and a small OneFlow with random weights, for tests of their pieces."""
 
 import jax
+import numpy as np
 from random_batch import VOCABULARY
 
+from mmjax.batch import Batch
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import oneflow, transfusion
 from mmjax.models.decoder import DecoderConfig
@@ -58,3 +60,26 @@ def oneflow_model(c: oneflow.Config):
         zeros = params[part][name]
         params[part][name] = 0.3 * jax.random.normal(jax.random.key(1), zeros.shape)
     return model, params
+
+
+def story(rows: int) -> Batch:
+    """The same document in every row: three words, a picture, three words."""
+    line = [
+        VOCABULARY.bos,
+        7,
+        8,
+        9,
+        VOCABULARY.boi,
+        *[VOCABULARY.pad] * 4,
+        VOCABULARY.eoi,
+        10,
+        11,
+        12,
+        VOCABULARY.eos,
+    ]
+    patch = np.array([0] * 5 + [1] * 4 + [0] * 5, np.int32)
+    place = np.arange(len(line), dtype=np.int32)
+    fields = np.array(line, np.int32), patch, np.ones_like(patch), place, patch
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
+    row = Batch(*fields, (place > 0).astype(np.float32), pixels)
+    return jax.tree.map(lambda x: np.repeat(x[None], rows, axis=0), row)

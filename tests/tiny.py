@@ -81,3 +81,13 @@ def tiny_chameleon_config(data: Path | str = "unused", **changes):
 def tiny(data: Path | str = "unused", **changes):
     """The same, resolved."""
     return config.resolve(tiny_config(data, **changes), run.families())
+
+
+def tiny_oneflow_config(data: Path | str = "unused", **changes):
+    """oneflow_scenes.py shrunk."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / "oneflow_scenes.py"))
+    small = {name: c.model[name] for name in ("image", "patch")}
+    decoder = c.model.decoder.to_dict()
+    c.family, c.model = "oneflow", big.model.to_dict() | small | {"decoder": decoder}
+    return changed(c, changes)

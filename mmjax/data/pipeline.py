@@ -20,27 +20,45 @@ from mmjax.config import DataConfig, SourceConfig
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
-from mmjax.data.pixels import decode_all, start_worker
+from mmjax.data.pixels import Shrunk, decode_all, start_worker
 from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
 from mmjax.data.spans import move_spans
-from mmjax.data.transform import conversation, drop_caption, kind, order
+from mmjax.data.transform import captioning, conversation, drop_caption, kind, order, reconstruction
 from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
-TEMPLATES = ("sep",)  # of `transform.conversation`
+TEMPLATES = ("sep", "reconstruct", "caption")
+BOTTLENECKS = ("none", "lowres", "registers")
 
 
 def check(c: DataConfig) -> None:
     """Checks names that only the data engine knows.
 
     Raises:
-        UserError: for an unknown way of resizing or template.
+        UserError: for an unknown way of resizing, template or bottleneck, or a bottleneck that
+            does not go with the rest.
     """
-    if c.resize not in RESIZE:
-        raise UserError(f"data.resize={c.resize!r} is unknown; have: {', '.join(RESIZE)}")
+    for name, value, known in (
+        ("resize", c.resize, RESIZE),
+        ("bottleneck", c.bottleneck, BOTTLENECKS),
+    ):
+        if value not in known:
+            raise UserError(f"data.{name}={value!r} is unknown; have: {', '.join(known)}")
+    if c.bottleneck == "lowres" and c.coded:
+        raise UserError(
+            "data.bottleneck='lowres' shrinks pictures before they are coded; give data.coded=False"
+        )
+    if c.bottleneck == "lowres" and (c.shrink < 2 or c.image % c.shrink):
+        raise UserError(
+            f"data.shrink={c.shrink} must be at least 2 and divide data.image={c.image}; try 2 or 4"
+        )
+    if c.bottleneck == "registers" and c.spans:
+        raise UserError(
+            f"data.bottleneck='registers' has an order that data.spans={c.spans} breaks; give 0"
+        )
     for name, source in c.sources.items():
         if source.template not in ("", *TEMPLATES):
             raise UserError(
@@ -50,12 +68,12 @@ def check(c: DataConfig) -> None:
 
 
 def tokenizer_of(c: DataConfig) -> Tokenizer:
-    """The run's tokenizer: the one named, or that of the first data set."""
+    """The run's tokenizer: the one named, or that of the first data set; registers if it needs."""
     first = next(iter(c.sources))
-    if c.tokenizer:
-        return bpe.load(c.tokenizer)
-    records(c, first, "train")  # says which command builds a missing data set
-    return bpe.load(path_of(c, first) / store.TOKENIZER)
+    if not c.tokenizer:
+        records(c, first, "train")  # says which command builds a missing data set
+    found = bpe.load(c.tokenizer or path_of(c, first) / store.TOKENIZER)
+    return bpe.with_registers(found) if c.bottleneck == "registers" else found
 
 
 def path_of(c: DataConfig, name: str) -> Path:
@@ -125,7 +143,11 @@ def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Generator) -> Document:
-    """Record -> document: a conversation by the template, or caption and picture in drawn order."""
+    """Record -> document: by its source's template, or caption and picture in drawn order."""
+    if template == "reconstruct":
+        return reconstruction(record, rng, c.bottleneck, c.shrink)
+    if template == "caption":
+        return captioning(record)
     if template:
         return conversation(record, template)
     return drop_caption(order(record.document, rng, c.text_first), rng, c.caption_dropout)
@@ -138,7 +160,10 @@ def to_pieces(
     vocab = bpe.vocabulary(tokenizer)
     pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position)
     for piece, document in zip(pieces, documents, strict=True):
-        piece["pictures"] = [p.content for p in document if isinstance(p, Image)]
+        pictures = [p for p in document if isinstance(p, Image)]
+        piece["pictures"] = [
+            Shrunk(p.data, p.shrink) if p.shrink > 1 else p.content for p in pictures
+        ]
     if c.spans == 0.0:
         return pieces
     return [move_spans(p, rng, vocab, c.spans) for p in pieces]

@@ -6,17 +6,28 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from mmjax.data.resize import RESIZE
+from mmjax.data.resize import RESIZE, pil_bilinear_aa, pil_box
 from mmjax.error import UserError
 
 
-def decode_image(data: bytes, size: int, resize: str) -> np.ndarray:
+class Shrunk(NamedTuple):
+    """An encoded picture that is read as if its side had `factor` times fewer pixels."""
+
+    data: bytes
+    factor: int
+
+
+def decode_image(data: bytes, size: int, resize: str, shrink: int = 1) -> np.ndarray:
     """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
+
+    With `shrink` > 1, which divides size, what the picture shows is what is left of it when each
+    square of shrink x shrink pixels has become one: their mean, and bilinear between the means.
 
     Raises:
         UserError: if the bytes are no readable picture.
@@ -26,7 +37,10 @@ def decode_image(data: bytes, size: int, resize: str) -> np.ndarray:
             picture = flatten(opened)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
-    return RESIZE[resize](np.asarray(picture, np.uint8), size)
+    pixels = RESIZE[resize](np.asarray(picture, np.uint8), size)
+    if shrink == 1:
+        return pixels
+    return pil_bilinear_aa(pil_box(pixels, size // shrink), size)
 
 
 def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -40,9 +54,18 @@ def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def decode_all(pictures: Sequence[bytes | np.ndarray], size: int, resize: str) -> list[np.ndarray]:
+def decode_all(
+    pictures: Sequence[bytes | Shrunk | np.ndarray], size: int, resize: str
+) -> list[np.ndarray]:
     """Encoded pictures -> [size, size, 3] uint8 each, see `decode_image`; latents as they are."""
-    return [p if isinstance(p, np.ndarray) else decode_image(p, size, resize) for p in pictures]
+
+    def pixels(p: bytes | Shrunk | np.ndarray) -> np.ndarray:
+        if isinstance(p, np.ndarray):
+            return p
+        data, factor = p if isinstance(p, Shrunk) else (p, 1)
+        return decode_image(data, size, resize, factor)
+
+    return [pixels(p) for p in pictures]
 
 
 def start_worker() -> None:

@@ -11,8 +11,10 @@ from mmjax.batch import IMAGE, TEXT, Document, Image, Text, Vocabulary
 from mmjax.error import UserError
 
 MASKS = 8  # most spans CM3 may move in one document
+# Only vocabularies of runs that use them have registers; see `mmjax.batch.unparted`.
+REGISTERS = tuple(f"<register:{i}>" for i in range(16))
 # As whole parts of a document, these stand for the sentinels of their names.
-SEPARATOR, MASK = "<sep>", "<mask:0>"
+SEPARATOR, MASK, REGISTER = "<sep>", "<mask:0>", REGISTERS[0]  # the last for all registers
 SENTINELS = (
     "<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", SEPARATOR, "<eoss>",
     *(f"<mask:{i}>" for i in range(MASKS)),
@@ -46,6 +48,12 @@ def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def with_registers(tokenizer: Tokenizer) -> Tokenizer:
+    """Adds the registers it lacks behind its last id."""
+    tokenizer.add_special_tokens([r for r in REGISTERS if tokenizer.token_to_id(r) is None])
+    return tokenizer
+
+
 def load(path: str | Path) -> Tokenizer:
     """Reads a tokenizer.json; one from elsewhere gets our sentinels behind its ids.
 
@@ -62,11 +70,18 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def vocabulary(tokenizer: Tokenizer, codes: int = 0) -> Vocabulary:
-    """The id space of a tokenizer with the sentinels, and of `codes` image codes behind it."""
+    """The id space of a tokenizer with the sentinels, and of `codes` image codes behind it.
+
+    It has registers where the tokenizer has them.
+    """
     ids = [int(tokenizer.token_to_id(s)) for s in SENTINELS]  # type: ignore[arg-type]
     pad, bos, eos, boi, eoi, sep, eoss = ids[:7]
     size = tokenizer.get_vocab_size()
-    return Vocabulary(size + codes, pad, bos, eos, boi, eoi, sep, eoss, tuple(ids[7:]), size, codes)
+    found = (tokenizer.token_to_id(r) for r in REGISTERS)
+    registers = tuple(i for i in found if i is not None)
+    return Vocabulary(
+        size + codes, pad, bos, eos, boi, eoi, sep, eoss, tuple(ids[7:]), size, codes, registers
+    )
 
 
 def chameleon_vocabulary() -> Vocabulary:
@@ -144,6 +159,7 @@ def lay_out_all(
 
     Raises:
         TypeError: for a part that is neither Text nor Image.
+        UserError: for registers, where the vocabulary has none.
     """
     texts = [p.text for d in documents for p in d if isinstance(p, Text)]
     ids = iter(encode_all(tokenizer, texts))
@@ -179,11 +195,18 @@ def _positions(document, texts, vocab, patches, shared_position, end) -> dict[st
         position.extend(range(start, start + len(ids)) if step else [start] * len(ids))
         weight.extend([float(loss)] * len(ids))
 
+    named = {
+        SEPARATOR: [vocab.sep], MASK: list(vocab.masks[:1]), REGISTER: list(vocab.registers)
+    }  # fmt: skip
+    if not vocab.registers and any(isinstance(p, Text) and p.text == REGISTER for p in document):
+        raise UserError(
+            "the tokenizer has no registers; train with data.bottleneck='registers', which adds "
+            "them, or give data.bottleneck='lowres'"
+        )
     slot = 0
     for part in document:
         if isinstance(part, Text):
             found = next(texts)
-            named = {SEPARATOR: [vocab.sep], MASK: list(vocab.masks[:1])}
             add(named.get(part.text, found), TEXT, 0, part.loss)
         elif isinstance(part, Image):
             slot += 1

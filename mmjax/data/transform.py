@@ -8,10 +8,55 @@ import numpy as np
 
 from mmjax.batch import Document, Image, Text
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import SEPARATOR
+from mmjax.data.tokenizer import REGISTER, SEPARATOR
 from mmjax.error import UserError
 
 Parts = list[Text | Image]
+
+DROPPED = 0.1  # share of reconstructions without a request, and of those without what to read
+# Requests of reconstruction; the first is the one that evaluations make.
+RECONSTRUCT = (
+    "Draw this picture again.",
+    "Draw the same picture once more.",
+    "Show me exactly this picture.",
+    "Make a copy of the picture.",
+    "Please redraw what you see.",
+    "Paint what was just shown.",
+    "Give me the picture back.",
+    "Repeat the image.",
+    "Create an image like this one.",
+    "Reproduce this image.",
+    "Reconstruct the image from what you saw.",
+    "What did it look like? Draw it.",
+    "Recreate the scene above.",
+    "Keep every detail and draw it again.",
+    "Sketch the same scene.",
+    "The same again, please.",
+    "Now draw that.",
+    "Render the picture you were given.",
+    "Return the picture as it was.",
+    "Produce an identical image.",
+    "Copy the colours and shapes of this picture.",
+    "From memory, draw the picture.",
+    "Imagine this picture and show it.",
+    "Restore the picture in full.",
+    "Can you draw this for me?",
+    "Generate this very image.",
+    "I want to see that picture again.",
+    "Depict the same things in the same places.",
+    "Make it look just like the original.",
+    "Draw it with nothing added and nothing left out.",
+    "Mirror nothing, change nothing: draw it.",
+    "Do it again.",
+    "Let the picture appear once more.",
+    "Rebuild the image.",
+    "Turn what you understood into a picture.",
+    "Put the scene back on the canvas.",
+    "Show what the picture contains.",
+    "Write the image out again.",
+    "Another print of this, please.",
+    "Duplicate the image.",
+)
 
 
 def order(document: Document, rng: np.random.Generator, text_first: float) -> Document:
@@ -67,6 +112,56 @@ def conversation(record: Record, template: str) -> Document:
             f"facts 'roles' or 'questions', so leave it out for this data set"
         )
     return tuple(said)
+
+
+def reconstruction(
+    record: Record, rng: np.random.Generator, bottleneck: str, shrink: int
+) -> Document:
+    """A picture to read, a request to draw it, and the same picture as the answer.
+
+    Reconstruction alignment (Xie et al. 2025, arXiv 2509.07295): what a model reads of a picture
+    is a denser prompt than any caption. As one codec serves both sides here, copying would do; so
+    the picture that is read is shrunk ("lowres"), or followed by registers that alone see it.
+    In a tenth of the documents there is no request, in a tenth no picture to read; only the answer
+    has a loss. Of several pictures one is drawn.
+
+    Raises:
+        UserError: if the record has no picture.
+    """
+    pictures = _pictures(record, "reconstruct")
+    picture = pictures[int(rng.integers(len(pictures)))]
+    wordless, blind = rng.random(2) < DROPPED
+    parts: Parts = [] if blind else [given(picture, bottleneck, shrink)]
+    parts += [Text(REGISTER, loss=False)] * (bottleneck == "registers")
+    request = RECONSTRUCT[int(rng.integers(len(RECONSTRUCT)))]
+    parts += [] if wordless else [Text(request, loss=False)]
+    return (*parts, replace(picture, loss=True))
+
+
+def given(picture: Image, bottleneck: str, shrink: int) -> Image:
+    """A picture as it is read before it is reconstructed."""
+    return replace(picture, loss=False, shrink=shrink if bottleneck == "lowres" else 1)
+
+
+def captioning(record: Record) -> Document:
+    """A record's pictures to read, and then its texts to write.
+
+    Raises:
+        UserError: if the record has no picture.
+    """
+    pictures = [replace(picture, loss=False) for picture in _pictures(record, "caption")]
+    texts = [part for part in record.document if isinstance(part, Text)]
+    return (*pictures, *(replace(text, loss=True) for text in texts))
+
+
+def _pictures(record: Record, template: str) -> list[Image]:
+    found = [part for part in record.document if isinstance(part, Image)]
+    if not found:
+        raise UserError(
+            f"record {record.id} has no picture, which the template {template!r} needs; leave it "
+            f"out for this data set"
+        )
+    return found
 
 
 def kind(document: Document) -> str:

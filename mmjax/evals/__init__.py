@@ -24,5 +24,8 @@ _READS_AND_DRAWS = {
 EVALS = {
     "transfusion": _READS_AND_DRAWS,
     "chameleon": _READS_AND_DRAWS,
+    # It has no likelihood of a caption from left to right.
+    "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
+    "dial": {},
     "codec": {"reconstruction": reconstruction.evaluate},
 }

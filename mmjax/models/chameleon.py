@@ -152,6 +152,7 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     """
     d = c.decoder
     tokens, pairs = flops.causal_counts(batch)
+    pairs -= flops.parted(batch, vocabulary.registers)
     words = float((np.asarray(next_weight(batch)) > 0).sum())
     return (
         flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
@@ -194,7 +195,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         head=piece("head"),
         coded=lambda params, batch: with_codes(parts, params, batch),
         clean=lambda params, batch: parts.embed(params, with_codes(parts, params, batch).tokens),
-        mask=causal_mask,
+        mask=partial(causal_mask, registers=vocabulary.registers),
     )
     codec_layers = autoencoder.modules(c.codec, rules)
     start = partial(

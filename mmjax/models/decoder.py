@@ -228,11 +228,8 @@ class Decoder(Layer):
 
     def stack(self, name: str, depth: int, untied: bool) -> nn.Module:
         """A scan over equal layers."""
-        c = (
-            self.c
-            if untied
-            else replace(self.c, towers=1, untie=(), untied_layers=(), grouped=False)
-        )
+        shared = replace(self.c, towers=1, untie=(), untied_layers=(), grouped=False)
+        c = self.c if untied else shared
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         scan = nn.scan(
             block,

@@ -25,15 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import diffusion, flops
-from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, mixed_mask, same_document
+from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask, same_document
 from mmjax.error import UserError
 from mmjax.layers.linear import linear
-from mmjax.layers.patch import collect, spread, to_pixels, to_signal
+from mmjax.layers.patch import collect, to_pixels, to_signal
 from mmjax.layers.weight import Layer, specs_of, unboxed, zeros
 from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.deletion import Corrupted, corrupt, draw, leftmost, sums, take
+from mmjax.models.denoise import clean_inputs, inputs, wide
 from mmjax.models.family import Model
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import CHUNK_TOKENS, Embed, Head
@@ -194,19 +195,6 @@ def mask_of(c: Config, batch: Batch):
     return mixed_mask(batch) if c.mask == "causal" else same_document(batch.segment, batch.segment)
 
 
-def inputs_of(parts: Parts, params, batch: Batch, patches):
-    """What the decoder reads: token embeddings, and embedded patches [b, i, p, d] -> [b, l, d]."""
-    picture = (batch.modality == IMAGE)[..., None]
-    return jnp.where(picture, spread(patches, batch.image), parts.embed(params, batch.tokens))
-
-
-def clean_inputs(parts: Parts, params, batch: Batch):
-    """Decoder inputs with every picture given as it is, at t = 1."""
-    signal = parts.signal(params, batch)
-    patches, _ = parts.patch_in(params, signal, jnp.ones(signal.shape[:2]))
-    return inputs_of(parts, params, batch, patches)
-
-
 def look(parts: Parts, params, batch: Batch, noisy, t, drop=None):
     """One pass over X_t.
 
@@ -218,15 +206,11 @@ def look(parts: Parts, params, batch: Batch, noisy, t, drop=None):
     """
     c = parts.config
     patches, kept = parts.patch_in(params, noisy, t)
-    x = inputs_of(parts, params, batch, patches)
-    hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, keys=drop)
+    x = inputs(parts, params, batch, patches)
+    at = parts.mask(batch), batch.position
+    hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
     output = parts.patch_out(params, collect(hidden, batch.image, t.shape[1], c.tokens), kept)
     return hidden, diffusion.estimate("flow", c.prediction, output, noisy, wide(t)).velocity
-
-
-def wide(t):
-    """Times [b, i] -> [b, i, 1, 1, 1], as they meet signals."""
-    return t[:, :, None, None, None]
 
 
 def text_terms(c: Config, parts: Parts, params, batch: Batch, x: Corrupted, hidden) -> Terms:

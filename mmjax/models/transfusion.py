@@ -246,15 +246,16 @@ def to_picture(c: Config, codec: Codec | None, params, signal):
     return to_pixels(x) if codec is None else autoencoder.decode_latents(codec, params["codec"], x)
 
 
-def mask_of(c: Config, batch: Batch):
+def mask_of(c: Config, registers: tuple[int, ...], batch: Batch):
     """[b, l, l] bool: Transfusion's mask, or its ablation that is causal in pictures too."""
-    return mixed_mask(batch) if c.picture_mask == "both" else causal_mask(batch)
+    return (mixed_mask if c.picture_mask == "both" else causal_mask)(batch, registers)
 
 
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
+    t = jnp.where(slot_weight(batch) > 0, t, 1.0)  # a picture without loss is read as it is
     return loss_at(c, parts, params, batch, t, draws[:, 0], draws[:, 2])
 
 
@@ -290,6 +291,7 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     """
     d = c.decoder
     tokens, pairs = (flops.mixed_counts if c.picture_mask == "both" else flops.causal_counts)(batch)
+    pairs -= flops.parted(batch, vocabulary.registers)
     pictures = flops.pictures(batch)
     words = float((np.asarray(target_weight(batch)) > 0).sum())
     time = 2 * pictures * (TIME_FEATURES * d.width + d.width**2)
@@ -327,7 +329,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         head=piece("head"),
         coded=lambda params, batch: batch,
         clean=lambda params, batch: clean_inputs(parts, params, batch),
-        mask=partial(mask_of, c),
+        mask=partial(mask_of, c, vocabulary.registers),
     )
 
     def embed(params, tokens):

@@ -25,7 +25,8 @@ import numpy as np
 from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, patch_index
 from mmjax.layers.linear import linear
 from mmjax.models.deletion import compact, shift, take
-from mmjax.models.oneflow import Parts, look, wide
+from mmjax.models.denoise import wide
+from mmjax.models.oneflow import Parts, look
 from mmjax.sample.engine import word_ids
 from mmjax.sample.flow import guided
 

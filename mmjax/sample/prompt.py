@@ -40,8 +40,8 @@ def lay_out(
     for document, piece, opens in zip(documents, laid, opened, strict=True):
         if opens:
             piece = _append(piece, vocab.boi)
-        given = [p.data for p in document if isinstance(p, Image)]
-        piece["pictures"] = [_decoded(data, c, len(pieces) + 1) for data in given]
+        given = [p for p in document if isinstance(p, Image)]
+        piece["pictures"] = [_decoded(p, c, len(pieces) + 1) for p in given]
         pieces.append(piece)
         need = len(piece["tokens"]) + (c.patches if opens else 0)
         if need > c.length:
@@ -56,10 +56,10 @@ def lay_out(
     return pipeline.begin_rows(shape, vocab, c.resize, [[p] for p in pieces])()
 
 
-def _decoded(data: bytes, c: DataConfig, number: int):
+def _decoded(picture: Image, c: DataConfig, number: int):
     """A prompt's picture as pixels, here rather than by a worker, so that an error names it."""
     try:
-        return decode_image(data, c.image, c.resize)
+        return decode_image(picture.data, c.image, c.resize, picture.shrink)
     except UserError as error:
         raise UserError(f"prompt {number}: {error}") from error
 

@@ -44,6 +44,7 @@ NUMBERS = {
     "guidance_stop": "time until which they are, 1 is the finished picture",
     "guidance_least": "least share of its length that guidance keeps; 1 leaves it",
     "shift": "how much of the solver's steps lie near noise; 1 spaces them evenly",
+    "text_guidance": "scale of guidance of insertions (OneFlow)",
     "image_guidance": "scale of guidance by the prompt's pictures alone",
     "contrast": "alpha of contrastive decoding of image codes",
     "temperature": "of text, 0 is greedy",

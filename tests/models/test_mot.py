@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_batch import random_batch
-from small import decoder_config
+from small import decoder_config, make, transfusion_config
 from tiny import tiny_chameleon_config
 
 from mmjax import config, run
@@ -18,7 +18,7 @@ from mmjax.batch import IMAGE, TEXT, Vocabulary, causal_mask
 from mmjax.layers.grouped import BLOCK
 from mmjax.layers.tower import route, shared_fraction, untied
 from mmjax.mesh import Rules, make_mesh, shardings
-from mmjax.models import chameleon
+from mmjax.models import chameleon, transfusion
 from mmjax.models.decoder import UNTIE, Decoder
 from mmjax.step import gradients
 
@@ -232,3 +232,24 @@ def test_chameleon_gives_pictures_their_tower():
         assert np.abs(x).max() > 0, name
     for name, x in flatten_dict(grad(words)).items():
         assert (np.abs(x).max() > 0) == (not name[-1].endswith("_1")), name
+
+
+def test_transfusion_denoises_with_the_tower_of_pictures():
+    """The first picture sees the same in a row of its own noise and as a copy behind the row."""
+    batch = random_batch(3)
+    found = {}
+    for context in ("noisy", "clean"):
+        model, params = make(
+            transfusion_config(dict(towers=2, untie=UNTIE), context=context, context_time=0.0)
+        )
+        signal = model.parts.signal(params, batch)
+        t = jnp.full(signal.shape[:2], 0.3)
+
+        def velocity(params, model=model, signal=signal, t=t):
+            return transfusion.denoise(model.parts, params, batch, signal, t)[1].velocity[0, 0]
+
+        found[context] = np.asarray(jax.jit(velocity)(params))
+        params["decoder"] = moved(params["decoder"], "o")
+        changed = np.asarray(jax.jit(velocity)(params))
+        assert np.abs(changed - found[context]).max() > 1e-2
+    np.testing.assert_allclose(found["clean"], found["noisy"], atol=2e-5)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
-from small import decoder_config
+from small import decoder_config, story
 from small import oneflow_config as config
 from small import oneflow_model as make
 
@@ -29,17 +29,6 @@ def corrupted(deletion, mixed, batch, seed):
     keys = jax.random.split(jax.random.key(seed), len(batch.tokens))
     draws = draw(keys, batch.tokens.shape[1], batch.pixels.shape[1])
     return corrupt(deletion, mixed, V, batch, draws), draws
-
-
-def story(rows: int) -> Batch:
-    """The same document in every row: three words, a picture, three words."""
-    line = [V.bos, 7, 8, 9, V.boi, *[V.pad] * 4, V.eoi, 10, 11, 12, V.eos]
-    patch = np.array([0] * 5 + [1] * 4 + [0] * 5, np.int32)
-    place = np.arange(len(line), dtype=np.int32)
-    fields = np.array(line, np.int32), patch, np.ones_like(patch), place, patch
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
-    row = Batch(*fields, (place > 0).astype(np.float32), pixels)
-    return jax.tree.map(lambda x: np.repeat(x[None], rows, axis=0), row)
 
 
 def keys(batch, seed=0):
@@ -193,9 +182,7 @@ def test_pictures_have_the_flow_loss():
 
 @partial(jax.jit, static_argnums=0)
 def outputs(mask, x, noisy):
-    model = oneflow.build(config(mask=mask), V, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
-    hidden, velocity = oneflow.look(model.parts, PARAMS, x.batch, noisy, x.t)
-    return hidden, velocity
+    return oneflow.look(build(config(mask=mask)).parts, PARAMS, x.batch, noisy, x.t)
 
 
 def test_nothing_of_what_is_deleted_reaches_the_network():
@@ -268,29 +255,44 @@ def sentence(n: int) -> Batch:
 
 def cuts(c, batch):
     """[m + 1] bag and empty terms of all cuts of a document of m words, summed."""
-    model, _ = make(c)
+    model = build(c)
     m, b = batch.tokens.shape[1] - 2, batch.tokens.shape[1] - 1
     every = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), b, axis=0), batch)
     zero = jnp.zeros((b, m + 3))
     clock = jnp.repeat((jnp.arange(0.5, b)[:, None]) / b, m + 3, axis=1)
     draws = Draws(zero, zero, clock, zero[:, :-1], zero[:, :1], zero[:, :1])
-    x = corrupt(c.deletion, 1.0, V, every, draws)
+
+    @jax.jit
+    def run():
+        x = corrupt(c.deletion, 1.0, V, every, draws)
+        signal = model.parts.signal(PARAMS, every)
+        hidden, _ = oneflow.look(model.parts, PARAMS, x.batch, signal, x.t)
+        return x, oneflow.text_terms(c, model.parts, PARAMS, every, x, hidden)
+
+    x, terms = run()
     np.testing.assert_array_equal(x.missing.sum(1), m - np.arange(b))
-    hidden, _ = oneflow.look(model.parts, PARAMS, x.batch, model.parts.signal(PARAMS, every), x.t)
-    terms = oneflow.text_terms(c, model.parts, PARAMS, every, x, hidden)
     assert terms["bag"].count == b  # one open gap a cut
     return float(terms["bag"].sum + terms["empty"].sum)
+
+
+def build(c):
+    return oneflow.build(c, V, Rules(make_mesh(1, 1, 1, jax.devices()[:1])))
 
 
 def test_leftmost_with_deleted_suffixes_is_autoregression():
     """Summed over all cuts, it is the negative log-likelihood, teacher-forced, with an end."""
     batch = sentence(6)
     c = config(mask="causal", deletion="suffix", target="leftmost")
-    model, _ = make(c)
-    x = model.parts.clean(PARAMS, batch)
-    hidden, _ = model.parts.run(PARAMS, x, model.parts.mask(batch), batch.position)
-    log_q = jax.nn.log_softmax(hidden @ PARAMS["head"]["w"], axis=-1)
-    empty, _ = model.parts.gaps(PARAMS, hidden)
+    parts = build(c).parts
+
+    @jax.jit
+    def forced():
+        x = parts.clean(PARAMS, batch)
+        hidden, _ = parts.run(PARAMS, x, parts.mask(batch), batch.position)
+        log_q = jax.nn.log_softmax(hidden @ PARAMS["head"]["w"], axis=-1)
+        return log_q, parts.gaps(PARAMS, hidden)[0]
+
+    log_q, empty = forced()
     goes, ends = np.asarray(jax.nn.log_sigmoid(-empty))[0], np.asarray(jax.nn.log_sigmoid(empty))[0]
     steps = [goes[j] + log_q[0, j, batch.tokens[0, j + 1]] for j in range(6)]
     likelihood = float(sum(steps) + ends[6])
@@ -339,12 +341,12 @@ def test_every_form_has_finite_gradients():
         {}, {"mask": "causal"}, {"deletion": "suffix"}, {"target": "leftmost"},
         {"prediction": "data"}, {"decoder": decoder_config(dropout=0.3)},
     ):  # fmt: skip
-        model, params = make(config(**changes))
+        model = build(config(**changes))
 
         def objective(p, model=model):
             return losses.total(model.loss(p, batch, keys(batch)), model.weights)
 
-        value, grads = jax.jit(jax.value_and_grad(objective))(params)
+        value, grads = jax.jit(jax.value_and_grad(objective))(PARAMS)
         sizes = [float(np.abs(x).max()) for x in jax.tree.leaves(grads)]
         assert np.isfinite([value, *sizes]).all() and min(sizes) > 0
 

@@ -270,11 +270,11 @@ def test_clean_context_shows_noise_to_nobody_else():
     batch = random_batch(3)
     signal = np.array(model.parts.signal(params, batch))
     t = jnp.full(signal.shape[:2], 0.3)
-    run = jax.jit(lambda x: noisy_pass.denoise(model.parts, params, batch, x, t))
-    hidden, found = run(signal)
+    run = jax.jit(lambda b, x: noisy_pass.denoise(model.parts, params, b, x, t))
+    hidden, found = run(batch, signal)
     noisy = signal.copy()
     noisy[0, 0] += 1.0
-    other, changed = run(noisy)
+    other, changed = run(batch, noisy)
     held = batch.segment > 0
     np.testing.assert_array_equal(hidden[held], other[held])
     difference = np.abs(np.asarray(changed.velocity - found.velocity)).max((2, 3, 4))
@@ -284,9 +284,7 @@ def test_clean_context_shows_noise_to_nobody_else():
     for column, reaches in ((first - 1, True), (first + 5, False)):
         tokens = batch.tokens.copy()
         tokens[0, column] = (tokens[0, column] + 3) % VOCABULARY.size
-        moved = jax.jit(
-            lambda b: noisy_pass.denoise(model.parts, params, b, signal, t)[1].velocity
-        )(batch._replace(tokens=tokens))
+        moved = run(batch._replace(tokens=tokens), signal)[1].velocity
         assert (np.abs(np.asarray(moved - found.velocity))[0, 0].max() > 0) == reaches
 
 

@@ -15,6 +15,7 @@ from mmjax import diffusion
 from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.config import Choice
 from mmjax.models import denoise as noisy_pass
+from mmjax.models.decoder import UNTIE
 from mmjax.sample.decode import prefill
 from mmjax.sample.engine import Options, Plan, advance, begin
 from mmjax.sample.flow import Solver
@@ -102,6 +103,7 @@ FORMS = {
     "heun": ({}, {"kind": "heun"}),
     "guided": ({}, {"guidance": 2.5}),
     "interval": ({}, {"guidance": 2.5, "start": 0.4, "least": 0.5}),
+    "towers": ({"decoder": {"towers": 2, "untie": UNTIE}}, {}),
     "unet": ({"unet": 8}, {"shift": 2.0}),
 }
 
