@@ -1,5 +1,6 @@
 """Every mask against a loop that reads the definition, on random layouts."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
 
 from mmjax import batch as b
+from mmjax import flops
 from mmjax.batch import IMAGE, TEXT
 
 seeds = st.integers(0, 10_000)
@@ -46,6 +48,60 @@ def test_the_two_masks_differ_where_a_picture_is():
     batch = random_batch(0)
     assert (batch.image > 0).any()
     assert (np.asarray(b.mixed_mask(batch)) != np.asarray(b.causal_mask(batch))).any()
+
+
+def with_registers(seed):
+    """Random layouts, some of whose words are registers, and their ids."""
+    batch, registers = random_batch(seed), (20, 21, 22, 23)
+    rng = np.random.default_rng(seed)
+    word = (batch.modality == TEXT) & (batch.segment > 0) & (batch.tokens >= 5)
+    made = word & (rng.random(word.shape) < 0.3)
+    tokens = np.where(made, rng.integers(20, 24, word.shape), np.where(word, 9, batch.tokens))
+    return batch._replace(tokens=tokens.astype(np.int32)), registers
+
+
+def parted(registers, batch, r, i, j):
+    """Whether some register stands between key j and query i, neither of which is one, nor BOS."""
+    between = batch.tokens[r, j + 1 : i]
+    free = batch.tokens[r, i] in registers or batch.tokens[r, j] in registers
+    return not free and batch.position[r, j] > 0 and np.isin(between, registers).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_registers_part_what_follows_from_what_stands_before(seed):
+    batch, registers = with_registers(seed)
+    rules = (
+        (b.mixed_mask, lambda *a: a[3] <= a[2] or one_picture(*a)),
+        (b.causal_mask, lambda *a: a[3] <= a[2]),
+    )
+    for mask, rule in rules:
+        want = brute(batch, lambda *a, rule=rule: rule(*a) and not parted(registers, *a))
+        np.testing.assert_array_equal(mask(batch, registers), want)
+        np.testing.assert_array_equal(mask(batch), brute(batch, rule))
+
+
+def test_registers_part_some_pairs_and_cost_nothing_where_there_are_none():
+    made = [with_registers(seed) for seed in range(9)]
+    parted_pairs = [
+        np.asarray(b.mixed_mask(batch)).sum() - np.asarray(b.mixed_mask(batch, registers)).sum()
+        for batch, registers in made
+    ]
+    assert sum(parted_pairs) > 100 and min(parted_pairs) >= 0
+    jaxprs = [
+        str(jax.make_jaxpr(lambda x, r=r: b.mixed_mask(x, r))(made[0][0])) for r in ((), (9,))
+    ]
+    assert "cumsum" in jaxprs[1] and "cumsum" not in jaxprs[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_flops_count_the_pairs_that_registers_part(seed):
+    batch, registers = with_registers(seed)
+    for mask, count in ((b.mixed_mask, flops.mixed_counts), (b.causal_mask, flops.causal_counts)):
+        pairs = count(batch)[1] - flops.parted(batch, registers)
+        assert pairs == np.asarray(mask(batch, registers)).sum()
+    assert flops.parted(batch, ()) == 0.0
 
 
 @settings(max_examples=25, deadline=None)

@@ -131,16 +131,21 @@ def reconstruction(
     pictures = _pictures(record, "reconstruct")
     picture = pictures[int(rng.integers(len(pictures)))]
     wordless, blind = rng.random(2) < DROPPED
-    parts: Parts = [] if blind else [given(picture, bottleneck, shrink)]
-    parts += [Text(REGISTER, loss=False)] * (bottleneck == "registers")
     request = RECONSTRUCT[int(rng.integers(len(RECONSTRUCT)))]
-    parts += [] if wordless else [Text(request, loss=False)]
-    return (*parts, replace(picture, loss=True))
+    read, words = None if blind else picture, "" if wordless else request
+    return asked(read, words, picture, bottleneck, shrink)
 
 
-def given(picture: Image, bottleneck: str, shrink: int) -> Image:
-    """A picture as it is read before it is reconstructed."""
-    return replace(picture, loss=False, shrink=shrink if bottleneck == "lowres" else 1)
+def asked(
+    read: Image | None, request: str, answer: Image, bottleneck: str, shrink: int
+) -> Document:
+    """The document of `reconstruction`; any picture may be read, or none, and "" is no request."""
+    parts: Parts = []
+    if read is not None:
+        parts += [replace(read, loss=False, shrink=shrink if bottleneck == "lowres" else 1)]
+    parts += [Text(REGISTER, loss=False)] * (bottleneck == "registers")
+    parts += [Text(request, loss=False)] * bool(request)
+    return (*parts, replace(answer, loss=True))
 
 
 def captioning(record: Record) -> Document:

@@ -1,6 +1,7 @@
 """Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
 from mmjax.evals import (
+    alignment,
     answers,
     caption,
     drawing,
@@ -19,6 +20,7 @@ _READS_AND_DRAWS = {
     "scenes": scenes.evaluate,
     "answers": answers.evaluate,
     "passages": passages.evaluate,
+    "alignment": alignment.evaluate,
 }
 
 EVALS = {

@@ -129,3 +129,23 @@ def test_a_header_that_promises_too_many_pixels():
     raw += struct.pack(">I", zlib.crc32(header))
     with pytest.raises(UserError, match="cannot be decoded"):
         decode_image(raw, 8)
+
+
+def test_a_shrunk_picture_shows_the_means_of_its_squares_alone():
+    coarse = RNG.integers(50, 200, (4, 4, 3)).astype(np.uint8)
+    detail = RNG.integers(1, 50, (4, 1, 4, 1, 3)) * np.array([1, -1]).reshape(1, 2, 1, 1, 1)
+    flat = np.repeat(np.repeat(coarse, 2, 0), 2, 1)
+    rough = (flat + np.broadcast_to(detail, (4, 2, 4, 2, 3)).reshape(8, 8, 3)).astype(np.uint8)
+    seen, same = (pixels.decode_image(png(x), 8, "pil_box", 2) for x in (flat, rough))
+    np.testing.assert_array_equal(seen, same)
+    assert (
+        seen.shape == (8, 8, 3)
+        and (decode_image(png(rough), 8) != decode_image(png(flat), 8)).all()
+    )
+    other = pixels.decode_image(png(flat[::-1]), 8, "pil_box", 2)
+    assert (other != seen).any() and np.abs(other[::-1].astype(int) - seen).max() <= 1
+    given = [pixels.Shrunk(png(flat), 2), png(flat), PICTURE]
+    for found, want in zip(
+        pixels.decode_all(given, 8, "pil_box"), [seen, flat, PICTURE], strict=True
+    ):
+        np.testing.assert_array_equal(found, want)

@@ -13,12 +13,15 @@ from mmjax.data import tokenizer as bpe
 from mmjax.data.formats.llava import items
 from mmjax.data.pack import first_fit
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import SEPARATOR
+from mmjax.data.tokenizer import REGISTER, SEPARATOR
 from mmjax.data.transform import (
+    RECONSTRUCT,
+    captioning,
     conversation,
     drop_caption,
     kind,
     order,
+    reconstruction,
 )
 from mmjax.error import UserError
 
@@ -198,3 +201,80 @@ def test_as_many_conversations_a_row_as_fit():
 )
 def test_what_a_document_teaches(document, expected):
     assert kind(document) == expected
+
+
+REGISTERED = Text(REGISTER, loss=False)
+
+
+def reconstructions(bottleneck, count=2000, record=None):
+    """Documents of one picture; -> each as (what stands before the answer, answer)."""
+    generator, record = rng(), record or Record("1", (RED, A))
+    made = [reconstruction(record, generator, bottleneck, 2) for _ in range(count)]
+    return [(document[:-1], document[-1]) for document in made]
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "read", "behind"),
+    [
+        ("none", replace(A, loss=False), ()),
+        ("lowres", replace(A, loss=False, shrink=2), ()),
+        ("registers", replace(A, loss=False), (REGISTERED,)),
+    ],
+)
+def test_a_picture_is_read_and_asked_for_and_only_the_answer_has_a_loss(bottleneck, read, behind):
+    made = reconstructions(bottleneck)
+    assert all(answer == A for _, answer in made)
+    requests = [
+        before[-1].text for before, _ in made if before and before[-1] not in (read, *behind)
+    ]
+    assert set(requests) == set(RECONSTRUCT)
+    assert abs(len(requests) / len(made) - 0.9) < 0.027
+    seen = [before[:1] == (read,) for before, _ in made]
+    assert abs(np.mean(seen) - 0.9) < 0.027
+    for (before, _), sees in zip(made, seen, strict=True):
+        head = (read,) * sees + behind
+        assert before[: len(head)] == head and len(before) <= len(head) + 1
+        assert not any(part.loss for part in before)
+    both = [not sees and before == behind for (before, _), sees in zip(made, seen, strict=True)]
+    assert 0 < np.mean(both) < 0.03  # independent of each other: one in a hundred
+    assert made == reconstructions(bottleneck) and kind((*made[0][0], A)) != "image_to_text"
+
+
+def test_any_picture_of_a_record_is_reconstructed_by_itself():
+    made = reconstructions("none", 200, Record("1", (A, RED, B)))
+    assert {answer.data for _, answer in made} == {A.data, B.data}
+    for before, answer in made:
+        assert all(part.data == answer.data for part in before if isinstance(part, Image))
+
+
+def test_captioning_reads_pictures_and_writes_texts():
+    assert captioning(Record("1", (RED, *unread(BLUE), A, B))) == (*unread(A, B), RED, BLUE)
+    assert kind(captioning(Record("1", (RED, A)))) == "image_to_text"
+
+
+@pytest.mark.parametrize(
+    "make", [captioning, lambda record: reconstruction(record, rng(), "none", 2)]
+)
+def test_a_record_without_a_picture_is_refused(make):
+    with pytest.raises(UserError, match=r"record 9 has no picture, which the template '\w+' needs"):
+        make(Record("9", (RED,)))
+    assert make(Record("9", (RED, A)))
+
+
+def test_registers_are_ids_of_their_own_without_a_loss():
+    tokenizer = bpe.train(["red blue green"] * 3, 300)
+    plain = bpe.vocabulary(tokenizer, codes=5)
+    document = reconstruction(Record("1", (A,)), rng(3), "registers", 2)
+    with pytest.raises(UserError, match=r"no registers; train with data.bottleneck='registers'"):
+        bpe.lay_out(document, tokenizer, plain, 2, True)
+    vocab = bpe.vocabulary(bpe.with_registers(tokenizer), codes=5)
+    assert len(set(vocab.registers)) == 16 == vocab.size - plain.size == vocab.codes - plain.codes
+    assert vocab.registers[0] == plain.codes and set(vocab.registers) <= set(vocab.sentinels)
+    piece = bpe.lay_out(document, tokenizer, vocab, 2, True)
+    at = np.flatnonzero(np.isin(piece["tokens"], vocab.registers))
+    assert piece["tokens"][at].tolist() == list(vocab.registers)
+    assert (piece["weight"][at] == 0).all() and (np.diff(at) == 1).all()
+    # Typed within a text they are text, and none is ever said.
+    assert not set(vocab.registers) & set(bpe.encode(tokenizer, "red <register:0>"))
+    assert bpe.decode(tokenizer, vocab.registers) == ""
+    assert bpe.vocabulary(bpe.with_registers(tokenizer), codes=5) == vocab
