@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax.error import UserError
-from mmjax.evals import EVALS
+from mmjax.evals import EVALS, usual
 from mmjax.evals.value import Value
 from mmjax.log import read_metrics, write_json
 from mmjax.run import read_config
@@ -21,9 +21,10 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     Raises:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
-    family = read_config(workdir).family
+    e = read_config(workdir)
+    family = e.family
     have = EVALS[family]
-    names = list(have) if names is None else names
+    names = usual(e) if names is None else names
     unknown = [n for n in names if n not in have]
     if unknown:
         raise UserError(f"--evals={unknown[0]} is unknown; {family} has: {', '.join(have)}")

@@ -1,5 +1,6 @@
 """Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
 
+from mmjax.config import Experiment
 from mmjax.evals import (
     alignment,
     answers,
@@ -31,3 +32,11 @@ EVALS = {
     "dial": {},
     "codec": {"reconstruction": reconstruction.evaluate},
 }
+
+
+def usual(e: Experiment) -> list[str]:
+    """The evaluations a run gets unasked: all of its family's, but the score of reconstruction,
+    which takes longest, only if it was trained to reconstruct.
+    """
+    told = any(source.template == "reconstruct" for source in e.data.sources.values())
+    return [name for name in EVALS[e.family] if name != "alignment" or told]

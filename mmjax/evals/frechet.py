@@ -28,13 +28,14 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     `frechet_lite0_true`: of as many training pictures from these, what a perfect model would have
     at this n. Nothing where the feature network is not installed.
     """
-    if not efficientnet.installed():
+    splits = heldout.splits(trained)
+    if not splits or not efficientnet.installed():
         return {}
     count = trained.run.experiment.evals.drawings
     params = efficientnet.load()
     other = features(params, pictures(trained, heldout.draw(trained, "train", count, seed)))
     values: dict[str, Value] = {}
-    for split, suffix in heldout.splits(trained).items():
+    for split, suffix in splits.items():
         records, drawn = heldout.drawings(trained, split, count, seed)
         true = features(params, pictures(trained, records))
         found = features(params, drawn)
