@@ -16,7 +16,7 @@ from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import answer, decode, engine, oneflow, prompt, request, talk
+from mmjax.sample import answer, decode, engine, oneflow, prompt, request, spans, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
@@ -27,6 +27,7 @@ OPTIONS = {
         "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least",
     ),
     "oneflow": ("steps", "text_guidance"),
+    "dial": ("steps", "temperature"),
 }  # fmt: skip
 
 
@@ -98,10 +99,12 @@ class Trained:
             raise UserError(f"a {e.family} neither reads, writes nor draws; load a model that does")
         choices = [f.name for f in fields(Choice)]
         named = {"text", "guidance", *OPTIONS[e.family]}
-        if not self.inserts:
+        if e.family in ("chameleon", "transfusion"):
             named |= set(choices)
-        if self.writes_codes:
+        if e.family == "chameleon":
             named |= {f"image_{n}" for n in choices}
+        if e.family == "dial":
+            named |= {"image_temperature"} if self.writes_codes else set()
         if unknown := set(options) - named:
             raise UserError(
                 f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
@@ -144,7 +147,8 @@ class Trained:
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
                 that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
-                OneFlow only text, steps, guidance and text_guidance.
+                OneFlow only text, steps, guidance and text_guidance; of the dial text, steps of a
+                token, guidance of pictures, temperature and image_temperature.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -157,7 +161,13 @@ class Trained:
         asked = [request.parse(p) for p in prompts]
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
-        if self.inserts:
+        if self.run.experiment.family == "dial":
+            if stream or pictures:
+                raise UserError(
+                    "a dial makes one span a prompt: it neither streams nor interleaves"
+                )
+            made = spans.answer(self.run, self.params, self.compiled, asked, c, keys)
+        elif self.inserts:
             made = self._insert(asked, wish, c, keys, stream)
         else:
             made = self._advance(asked, wish, c, keys, stream)
