@@ -19,11 +19,9 @@ ARMS = (
 )
 COLUMNS = {
     "text_nll_concepts": "caption, nats a token",
-    "written_objects_test": "caption, objects exact",
-    "written_all_test": "and relations true",
-    "drawn_objects_test": "drawn, objects exact",
-    "drawn_all_test": "drawn, all of it",
-    "drawn_all_compositional": "drawn, unseen pairs",
+    "written_objects_test": "captions right",
+    "drawn_all_test": "drawings right",
+    "drawn_all_compositional": "drawings of unseen pairs right",
     "frechet_lite0_concepts": "Fréchet distance",
 }
 BASELINES = {
