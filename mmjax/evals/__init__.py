@@ -26,6 +26,6 @@ EVALS = {
     "chameleon": _READS_AND_DRAWS,
     # It has no likelihood of a caption from left to right.
     "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
-    "dial": {},
+    "dial": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
     "codec": {"reconstruction": reconstruction.evaluate},
 }
