@@ -16,18 +16,19 @@ from mmjax.mesh import put
 from mmjax.models import Params
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import answer, decode, engine, oneflow, prompt, request, spans, talk
+from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
-# Options of `generate` by family, beside `text` and `guidance`; names of Choice are added.
+# Options of `generate` by family, beside `text` and `guidance`; to the first two families' names of
+# Choice are added.
 OPTIONS = {
     "chameleon": ("image_guidance", "contrast"),
     "transfusion": (
         "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least",
     ),
     "oneflow": ("steps", "text_guidance"),
-    "dial": ("steps", "temperature"),
+    "dial": ("steps", "temperature", "image_temperature"),
 }  # fmt: skip
 
 
@@ -147,8 +148,8 @@ class Trained:
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
                 that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
-                OneFlow only text, steps, guidance and text_guidance; of the dial text, steps of a
-                token, guidance of pictures, temperature and image_temperature.
+                OneFlow only text, steps, guidance and text_guidance; of the dial only text, steps,
+                guidance and both temperatures.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -169,6 +170,8 @@ class Trained:
             made = spans.answer(self.run, self.params, self.compiled, asked, c, keys)
         elif self.inserts:
             made = self._insert(asked, wish, c, keys, stream)
+        elif self.run.experiment.family == "dial":
+            made = self._span(asked, wish, c, keys, stream)
         else:
             made = self._advance(asked, wish, c, keys, stream)
         if pictures:
@@ -184,6 +187,14 @@ class Trained:
         shared = self.run.experiment.data.shared_position
         how = oneflow.Options(c.steps, 0, 0, c.guidance, c.text_guidance, shared)
         return answer.answer(self.run, self.params, self.compiled, asked, wish, how, keys)
+
+    def _span(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
+        """Answers by one span each."""
+        if stream or wish.pictures:
+            raise UserError(
+                "a dial writes one text or one picture, whole; give no stream, pictures"
+            )
+        return span.answer(self.run, self.params, self.compiled, asked, c, keys)
 
     def _advance(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
         """Answers by the interleaved engine."""
@@ -212,8 +223,11 @@ class Trained:
         Raises:
             UserError: for a family that does not write from left to right.
         """
-        if self.inserts:
-            raise UserError("a oneflow has no likelihood of a text; load a model that writes on")
+        e = self.run.experiment
+        if self.inserts or (e.family == "dial" and e.model.text_alpha < 1):
+            raise UserError(
+                f"a {e.family} has no likelihood of a text; load a model that writes on"
+            )
         rows = self.rows(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
         return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)

@@ -91,3 +91,12 @@ def tiny_oneflow_config(data: Path | str = "unused", **changes):
     decoder = c.model.decoder.to_dict()
     c.family, c.model = "oneflow", big.model.to_dict() | small | {"decoder": decoder}
     return changed(c, changes)
+
+
+def tiny_dial_config(data: Path | str = "unused", base: str = "transfusion", **changes):
+    """dial_scenes.py shrunk, over one base or the other."""
+    big = config.load(str(ROOT / "experiments" / "dial_scenes.py"))
+    c = (tiny_config if base == "transfusion" else tiny_chameleon_config)(data)
+    own = c.model.to_dict() | ({"context": "clean"} if base == "transfusion" else {})
+    c.family, c.model = "dial", big.model.to_dict() | {"transfusion": None, base: own}
+    return changed(c, changes)

@@ -37,8 +37,7 @@ class Options:
 
     Attributes:
         kind: "text", "codes" or "patches". size: n, tokens of the span.
-        steps: of each token. More than 1 only helps where several are active at a time, or patches
-            are denoised.
+        steps: of each token; of discrete ones no more than there are active at a time.
         temperature: of tokens; 0 is greedy. guidance: s in u + s (c - u); 1 is none. The other
             stream's prompt is BOS, and for a picture BOI.
         shared: whether the patches of a picture share one position, as in training.
@@ -90,7 +89,10 @@ def plan(form: str, alpha: float, n: int, steps: int, discrete: bool) -> Plan:
         place = jnp.arange(n, dtype=jnp.int32)
         window = dial.windows(form, alpha, place, jnp.full((n,), n, jnp.int32))
     begin, end, scale = (np.asarray(x, np.float64) for x in window)
-    count = max(math.ceil(steps * scale[0] / (end - begin)[0] - 1e-4), 1)
+    width = (end - begin)[0] / scale[0]
+    if discrete:  # more steps than tokens that are active reveal nothing more
+        steps = min(steps, max(math.floor(n * width + 1e-4), 1))
+    count = max(math.ceil(steps / width - 1e-4), 1)
     clock = scale[0] * np.arange(count + 1)[:, None] / count
     near = 1e-4 / count  # f32 windows against f64 clocks
     active = (begin < clock[1:] - near) & (end > clock[:-1] + near)

@@ -1,0 +1,86 @@
+"""Talking to a loaded dial: pictures as patches and as codes, text, mistakes."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_dial_config
+
+import mmjax
+from mmjax import config, run
+from mmjax.data import build, pipeline
+from mmjax.error import UserError
+from mmjax.evals import EVALS
+from mmjax.sample.span import written
+from mmjax.train import train
+from mmjax.trained import Trained
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("span")
+    build.build("scenes", home / "scenes", options={"count": 80, "size": 16, "level": 2})
+    return home
+
+
+@pytest.fixture(scope="module", params=["transfusion", "chameleon"])
+def model(home, request):
+    """A dial of two steps on scenes; what begins at zero is redrawn, so that prompts matter."""
+    c = tiny_dial_config(home / "scenes", request.param, steps=2, save_every=2, data__length=64)
+    where = home / request.param
+    train(config.resolve(c, run.families()), where, ONE)
+    trained = mmjax.load(where, devices=ONE)
+    params = dict(trained.params)
+    if request.param == "transfusion":
+        out = params["patch_out"]["patch"]
+        params["patch_out"] = {"patch": 0.3 * jax.random.normal(jax.random.key(0), out.shape)}
+    return Trained(trained.run, params, trained.step)
+
+
+def is_picture(x) -> bool:
+    return isinstance(x, np.ndarray) and (x.dtype, x.shape) == (np.uint8, (8, 8, 3))
+
+
+def test_prompts_are_answered_with_a_picture_or_text(model, home):
+    photo = home / "photo.png"
+    photo.write_bytes(pipeline.open_split(home / "scenes", "train")[0].images[0])
+    prompts = [["a red circle", mmjax.IMAGE], [photo], ["a blue star", mmjax.IMAGE]]
+    hot = {"text": 6, "temperature": 1.0, "image_temperature": 1.0, "guidance": 1.0}
+    made = model.generate(prompts, [3, 4, 5], **hot)
+    assert [is_picture(x) for x in made] == [True, False, True]
+    assert made[1]
+    alone = model.generate(prompts[2:], [5], **hot)[0]
+    assert np.abs(alone.astype(int) - made[2]).max() <= 1  # rounding of another batch
+    assert (model.generate(prompts[:1], 9, **hot)[0] != made[0]).any()
+    strong = model.generate(prompts[:1], [3], **hot | {"guidance": 4.0})[0]
+    assert (strong != made[0]).any()
+
+
+def test_mistakes_are_named(model):
+    with pytest.raises(UserError, match="prompt 1 has a slot before its end; put the slot last"):
+        model.generate([[mmjax.TEXT, "a star"]])
+    with pytest.raises(UserError, match="top_k is no option of a dial"):
+        model.generate([["a star"]], top_k=3)
+    with pytest.raises(UserError, match="give no stream, pictures"):
+        model.generate([["a star"]], pictures=1)
+    assert np.isfinite(model.score([["a star"]])).all()
+
+
+def test_evaluations_run(model, home):
+    found = EVALS["dial"]["drawing"](model, 0, home / "samples")
+    assert found and all(np.isfinite(v.value) for v in found.values())
+
+
+def test_text_ends_with_its_first_eos():
+    class Vocabulary:
+        eos = 2
+
+    class Tokenizer:
+        """Ids as their decimal names."""
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(map(str, ids))
+
+    assert written(np.array([7, 8, 2, 9]), Vocabulary, Tokenizer()) == "7 8"
+    assert written(np.array([7, 8]), Vocabulary, Tokenizer()) == "7 8"
