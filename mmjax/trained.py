@@ -104,8 +104,6 @@ class Trained:
             named |= set(choices)
         if e.family == "chameleon":
             named |= {f"image_{n}" for n in choices}
-        if e.family == "dial":
-            named |= {"image_temperature"} if self.writes_codes else set()
         if unknown := set(options) - named:
             raise UserError(
                 f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
@@ -162,13 +160,7 @@ class Trained:
         asked = [request.parse(p) for p in prompts]
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
-        if self.run.experiment.family == "dial":
-            if stream or pictures:
-                raise UserError(
-                    "a dial makes one span a prompt: it neither streams nor interleaves"
-                )
-            made = spans.answer(self.run, self.params, self.compiled, asked, c, keys)
-        elif self.inserts:
+        if self.inserts:
             made = self._insert(asked, wish, c, keys, stream)
         elif self.run.experiment.family == "dial":
             made = self._span(asked, wish, c, keys, stream)
@@ -202,10 +194,10 @@ class Trained:
         if self.writes_codes:
             how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
         else:
-            span = c.guidance_start, c.guidance_stop, c.guidance_least
+            limits = c.guidance_start, c.guidance_stop, c.guidance_least
             how = replace(
                 how,
-                solver=Solver(c.solver, c.steps, c.shift, c.guidance, *span),
+                solver=Solver(c.solver, c.steps, c.shift, c.guidance, *limits),
                 shared=self.run.experiment.data.shared_position,
             )
         return talk.talk(self.run, self.params, self.compiled, asked, wish, how, keys, stream)
