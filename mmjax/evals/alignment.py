@@ -93,7 +93,10 @@ def layout_of(trained: Trained) -> Layout | None:
 
 def distinct(records: Sequence[Pair]) -> list[Pair]:
     """Records without those whose picture stands before."""
-    return list({r.image: r for r in reversed(records)}.values())[::-1]
+    found: dict[bytes, Pair] = {}
+    for record in records:
+        found.setdefault(record.image, record)
+    return list(found.values())
 
 
 def strata(lengths: Sequence[int]) -> np.ndarray:
