@@ -142,12 +142,18 @@ def test_chunk_count_is_the_smallest_that_divides_and_fits():
 
 
 def test_flow_loss_averages_over_pictures_and_leaves_empty_slots_out():
-    v, target = RNG.normal(size=(2, 2, 3, 4, 5)).astype(np.float32)
+    v, target = RNG.normal(size=(2, 2, 3, 4, 4, 5)).astype(np.float32)
     weight = np.array([[1, 1, 0], [0.5, 0, 0]], np.float32)
     got = flow_loss(v, target, weight)
-    error = ((v.astype(float) - target) ** 2).mean((2, 3))
-    np.testing.assert_allclose(got.sum, (weight * error).sum(), rtol=1e-5)
+    error = (v.astype(float) - target) ** 2
+    np.testing.assert_allclose(got.sum, (weight * error.mean((2, 3, 4))).sum(), rtol=1e-5)
     assert float(got.count) == 2.5
+    share = RNG.random((2, 3, 4, 4, 1)).astype(np.float32)
+    part = flow_loss(v, target, weight, share)
+    np.testing.assert_allclose(
+        part.sum, (weight * (share * error).mean((2, 3, 4))).sum(), rtol=1e-5
+    )
+    assert float(part.count) == 2.5
     v[0, 2] = 1e6
     assert float(flow_loss(v, target, weight).sum) == float(got.sum)
     v[0, 1] += 1

@@ -94,9 +94,10 @@ def plan(form: str, alpha: float, n: int, steps: int, discrete: bool) -> Plan:
         steps = min(steps, max(math.floor(n * width + 1e-4), 1))
     count = max(math.ceil(steps / width - 1e-4), 1)
     clock = scale[0] * np.arange(count + 1)[:, None] / count
-    near = 1e-4 / count  # f32 windows against f64 clocks
+    near = 1e-6 * scale[0]  # windows are f32: what is so near to a border lies on it
     active = (begin < clock[1:] - near) & (end > clock[:-1] + near)
-    time = np.clip((clock - begin) / (end - begin), 0.0, 1.0)
+    time = np.where(end <= clock + near, 1.0, (clock - begin) / (end - begin))
+    time = np.where(begin >= clock - near, 0.0, time)
     first = active.argmax(1)
     last = n - 1 - active[:, ::-1].argmax(1)
     start = np.concatenate([[0], first[:-1]]) - int(discrete)

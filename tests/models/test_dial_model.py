@@ -369,11 +369,42 @@ def test_continuous_alpha_one_is_next_patch_flow_matching_in_two_streams():
         assert k == 3 or np.abs(wide[k] - two[k]).max() > 1e-3
 
 
+@pytest.mark.parametrize("s", [0.2, 0.45, 0.8])
+def test_copies_at_one_clock_answer_as_the_picture_in_the_row(s):
+    """With `context="clean"` and a ramp; what is clean in the row is so in the copies."""
+    held = dial.spans(PICTURE, PICTURE.image > 0)
+    now = dial.moment("ramp", 0.7, held, jnp.full((1, 8), s))
+    t, active = now.time[:, None, 2:6], now.active[:, None, 2:6]
+    assert 1 < active.sum() < 4
+    row = by_patch(estimate_at(dial.visible(PICTURE, now, jnp.zeros((1, 8), bool)), t))
+    model = patches(1.0, 0.7, context="clean")
+    c, base = model.parts.config, model.parts.base
+    drawn = family.Draw(now, jnp.zeros((1, 8), bool), jnp.zeros((1, 8), bool))
+    posed = family.posed(c, base, PICTURE, drawn)
+    np.testing.assert_array_equal(posed.mask(PICTURE), causal_mask(PICTURE))
+    level = noisy_pass.over(PATCHES, t)
+    noisy = level * base.signal(PARAMS, PICTURE) + (1 - level) * NOISE
+
+    def beside(active):
+        sight = family.beside_active(PICTURE, active)
+        found = noisy_pass.denoise(posed, PARAMS, PICTURE, noisy, t, sight=sight)[1]
+        return by_patch(found.velocity)
+
+    np.testing.assert_allclose(beside(active), row, rtol=1e-3, atol=1e-3)
+    assert np.abs(beside(jnp.zeros_like(active)) - row).max() > 1e-2
+
+
+def test_clean_pictures_in_the_row_are_read_as_the_dial_leaves_them():
+    for alpha, want in ((0.0, mixed_mask), (0.4, causal_mask), (1.0, causal_mask)):
+        for form in dial.FORMS:
+            _, mask = seen_at(patches(1.0, alpha, form, context="clean"), BATCH, 0)
+            np.testing.assert_array_equal(mask, want(BATCH))
+
+
 @pytest.mark.parametrize(("form", "alpha"), [("ramp", 1.0), ("block", 0.5)])
 def test_two_streams_have_the_mean_of_one_clock(form, alpha):
     one = patches(1.0, alpha, form, time_std=0.0)
     two = patches(1.0, alpha, form, time_std=0.0, context="clean")
-    many = jax.tree.map(lambda x: np.repeat(x, 512, axis=0), PICTURE)
 
     def samples(model):
         def found(key):
@@ -385,7 +416,6 @@ def test_two_streams_have_the_mean_of_one_clock(form, alpha):
     error = (a.var() / a.size + b.var() / b.size) ** 0.5
     assert abs(a.mean() - b.mean()) < 4 * error
     assert b.var() < 0.7 * a.var()
-    assert len(many.tokens) == 512
 
 
 def test_a_given_document_is_read_as_the_dial_left_it():
