@@ -54,8 +54,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """Scores on each held-out split. Names end in the bottleneck, and only equal ones compare.
 
     It is the run's own bottleneck; a run that was never trained to reconstruct reads pictures at
-    low resolution ("lowres"), and has no `prior`, which would be a prompt it does not know: then
-    RAS is RAS_shuf. `ras_at_16`: share of answers with a smaller error after their own picture
+    low resolution ("lowres"), and has no `prior`, which would be a prompt it does not know, hence
+    RAS_shuf but no RAS. `ras_at_16`: share of answers with a smaller error after their own picture
     than after each of 15 others, at the first noise. `ras_error_*`: the errors, nats a code or mean
     squared errors of the velocity. `grounding_gap`: nats by which a caption is likelier after its
     own picture than after another; `_token`: a token.
@@ -130,18 +130,22 @@ def derangement(strata: np.ndarray, seed: int) -> np.ndarray:
     return out
 
 
-def score(true: np.ndarray, shuf: np.ndarray, prior: np.ndarray | None, seed: int):
+def score(
+    true: np.ndarray, shuf: np.ndarray, prior: np.ndarray | None, seed: int
+) -> dict[str, Value]:
     """Errors [n] of the same answers under each condition -> {name: Value}; without limits.
 
-    Intervals are a bootstrap over pictures, which keep their errors together.
+    Intervals are a bootstrap over pictures, which keep their errors together. Without `prior` there
+    is `ras_shuf` alone.
     """
     draws = np.random.default_rng(seed).integers(0, len(true), (RESAMPLES, len(true)))
     again = true[draws].mean(1)
     names = {"ras_shuf": shuf} | ({} if prior is None else {"ras_prior": prior})
     value = {name: 1.0 - true.mean() / e.mean() for name, e in names.items()}
     spread = {name: 1.0 - again / e[draws].mean(1) for name, e in names.items()}
-    value["ras"] = min(value.values())
-    spread["ras"] = np.min(list(spread.values()), axis=0)
+    if prior is not None:
+        value["ras"] = min(value.values())
+        spread["ras"] = np.min(list(spread.values()), axis=0)
     ends = {name: np.quantile(x, [0.025, 0.975]) for name, x in spread.items()}
     return {
         name: Value(float(x), len(true), seed, *map(float, ends[name])) for name, x in value.items()
