@@ -21,8 +21,6 @@ NAMES = {
     "text_nll", "text_nll_alone", "text_nll_unigram", "image_flow_loss", "image_flow_loss_mean",
     "image_flow_loss_zero", "image_flow_loss_linear", "choice_among_10",
     "choice_among_10_pmi", "drawn_choice_among_10", "frechet_lite0", "frechet_lite0_true",
-    "ras_shuf_lowres", "ras_at_16_lowres", "ras_error_true_lowres",
-    "ras_error_shuf_lowres", "grounding_gap", "grounding_gap_token",
 }  # fmt: skip
 
 
