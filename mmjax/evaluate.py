@@ -37,7 +37,7 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     write_json(Path(workdir) / "summary.json", report)
     if values:
         table(values, trained.step, workdir)
-    else:
+    elif names:
         Console().print("nothing evaluated: no split holds ten held-out pictures with a text")
     return values
 

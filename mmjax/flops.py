@@ -51,6 +51,18 @@ def causal_counts(batch: Batch) -> tuple[float, float]:
     return float((np.asarray(batch.segment) > 0).sum()), pairs
 
 
+def patch_counts(batch: Batch, both: bool) -> tuple[float, float]:
+    """Host batch -> (patches, pairs in their rows of the mask); `both`: in pictures both ways."""
+    rows, columns = np.nonzero(np.asarray(batch.image))
+    segment = np.asarray(batch.segment)
+    first = (segment[rows] == segment[rows, columns][:, None]).argmax(axis=1)
+    pairs = float((columns - first + 1).sum())
+    for row in np.asarray(batch.image):
+        p = np.bincount(row)[1:].astype(float)
+        pairs += float((p * (p - 1) / 2).sum()) * both
+    return float(len(rows)), pairs
+
+
 def parted(batch: Batch, registers: tuple[int, ...]) -> float:
     """Host batch -> pairs of the counts above that registers part, see `mmjax.batch.unparted`."""
     if not registers:

@@ -1,5 +1,6 @@
 """Hygiene for every test: 8 virtual devices, no silent promotion, one compilation cache."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MAPS = 15_000  # so many a process may have when a module ends
 CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 
 jax.config.update("jax_platforms", "cpu")
@@ -19,6 +21,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs before their memory maps reach Linux's limit of 65,530 a process.
+
+    XLA does not raise an error there but aborts, and hundreds of modules would bring it about.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ images). Beside them the text model as it was, and a Transfusion that never saw 
 out/data/scenes16, out/data/prose and out/data/small_tokenizer.json (experiments/small_text.py).
 """
 
-import sys
-from pathlib import Path
-
 import study
 from study import Arm
 
@@ -22,28 +19,21 @@ COLUMNS = {
     "drawn_all_test": "drawings right",
     "image_flow_loss_concepts": "flow loss",
 }
-
-
-def arms(text: Path) -> tuple[Arm, ...]:
-    """What begins as the text model in `text`."""
-    start = {"start.language": str(text)}
-    return (
-        Arm("dense", "small_lmfusion", DENSE | start),
-        Arm("dense, text at 0.1", "small_lmfusion", DENSE | start | {"model.text_rate": 0.1}),
-        Arm("lmfusion", "small_lmfusion", start),
-    )
+EVALS = "likelihood,scenes,passages"
+TEXT = Arm("text alone", "small_text", steps=600, evals="passages")
+START = {"language": TEXT}
+ARMS = (
+    TEXT,
+    Arm("dense", "small_lmfusion", DENSE, START, evals=EVALS),
+    Arm("dense at a tenth", "small_lmfusion", DENSE | {"model.text_rate": 0.1}, START, 0, EVALS),
+    Arm("lmfusion", "small_lmfusion", {}, START, evals=EVALS),
+)
 
 
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("lmfusion_dense")
-    text = Arm("text alone", "small_text")
-    found: dict[str, list[study.Run]] = {}
-    for seed in range(given.seeds):
-        base = study.run(text, seed, 600, given.out)
-        found.setdefault("text alone", []).append(base)
-        for arm in arms(base.workdir):
-            found.setdefault(arm.name, []).append(study.run(arm, seed, given.steps, given.out))
+    found = study.runs(ARMS, given)
     rows = {n: some for n, some in found.items() if n != "text alone"}
     before = study.values(found["text alone"], "passage_nll_prose")
     lines = [study.table(COLUMNS, rows), ""]
@@ -58,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,9 +25,9 @@ def untied(name: str, what: str) -> Arm:
 
 
 ARMS = (
-    Arm("dense", "small_transfusion"),
+    study.BASE._replace(name="dense"),
     untied("ffn", FFN),
-    untied("ffn, attention", PROJECTIONS),
+    untied("ffn and attention", PROJECTIONS),
     untied("all", ALL),
 )
 LOSSES = {"text/nll": "text", "image": "pictures"}
@@ -56,7 +56,7 @@ def matched(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("mot_dense")
-    found = study.runs(ARMS, {arm.name: given.steps for arm in ARMS}, given)
+    found = study.runs(ARMS, given)
     lines = [
         study.table(COLUMNS, found),
         "",

@@ -1,15 +1,19 @@
 """What the comparisons share: arms, seeds, runs that are made once, intervals, tables and plots.
 
 An arm is an experiment file with some fields changed. Every run is an ordinary `mmjax train` into a
-workdir of its own; one that is there already is not run again, one that was stopped goes on.
+workdir named after file, steps, changes and seed, so that comparisons share what they have in
+common; one that is there already is not run again, one that was stopped goes on.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import matplotlib
@@ -24,11 +28,26 @@ FLOPS_ROWS = 40  # batches whose FLOPs are averaged
 
 
 class Arm(NamedTuple):
-    """One side of a comparison: a file in experiments/ and `name=value` of fields it changes."""
+    """One side of a comparison.
+
+    Attributes:
+        name: in tables. experiment: a file in experiments/.
+        changes: values of its fields. start: like `start` of a configuration, the value being an
+            arm whose run of the same seed it is.
+        steps: of training; 0 stands for the number the comparison was asked for.
+        evals: what is measured at the end, with commas.
+    """
 
     name: str
     experiment: str
     changes: Mapping[str, object] = {}
+    start: Mapping[str, "Arm"] = {}
+    steps: int = 0
+    evals: str = "likelihood,scenes"
+
+
+# What several comparisons begin with.
+BASE = Arm("transfusion", "small_transfusion", evals="likelihood,scenes,frechet,alignment")
 
 
 class Run(NamedTuple):
@@ -43,52 +62,99 @@ def arguments(default: str) -> argparse.Namespace:
     """The flags of every comparison."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out/evidence") / default)
+    parser.add_argument("--runs", type=Path, default=Path("out/evidence/runs"), help="of all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500, help="of the first arm")
     parser.add_argument("--arms", default="", help="names of arms, with commas; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on cores of their own")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    given.runs.mkdir(parents=True, exist_ok=True)
     return given
 
 
-def flags(arm: Arm, seed: int, steps: int) -> list[str]:
+def all_cores() -> set[int]:
+    """The cores this process may use."""
+    return os.sched_getaffinity(0)
+
+
+def label(arm: Arm, given) -> str:
+    """What tells an arm's runs from those of others."""
+
+    def plain(value: object) -> str:
+        last = str(value).rpartition("/")[2]
+        return "".join(c if c.isalnum() or c in ".-" else "_" for c in last).strip("_")
+
+    changed = [f"{n.rpartition('.')[2]}={plain(v)}" for n, v in sorted(arm.changes.items())]
+    begun = [f"{part}=({label(other, given)})" for part, other in sorted(arm.start.items())]
+    return ",".join([arm.experiment, str(arm.steps or given.steps), *changed, *begun])
+
+
+def place(arm: Arm, seed: int, given) -> Path:
+    """The workdir of a run."""
+    return (given.runs / f"{label(arm, given)},seed={seed}").resolve()
+
+
+def flags(arm: Arm, seed: int, given) -> list[str]:
     """The arm as flags of a verb that takes a configuration."""
+    steps = arm.steps or given.steps
     changes = {"seed": seed, "steps": steps, "save_every": steps} | dict(arm.changes)
+    begun = {f"start.{part}": place(other, seed, given) for part, other in arm.start.items()}
     return [
         f"--config={ROOT / 'experiments' / arm.experiment}.py",
-        *(f"--config.{name}={value}" for name, value in changes.items()),
+        *(f"--config.{name}={value}" for name, value in (changes | begun).items()),
     ]
 
 
-def mmjax(log: Path, *words: str) -> None:
-    """Runs the command line, its output into a file; ends the program if it fails."""
+def mmjax(log: Path, cores: set[int], *words: str) -> None:
+    """Runs the command line on some cores, its output into a file; ends the program if it fails."""
     with log.open("a") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "mmjax", *words], cwd=ROOT, stdout=file, stderr=file, check=False
+            [sys.executable, "-m", "mmjax", *words],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed; see {log}")
 
 
-def run(arm: Arm, seed: int, steps: int, out: Path) -> Run:
-    """One run, made if it is not there."""
-    workdir = (out / f"{arm.name}_{seed}").resolve()
-    summary = workdir / "summary.json"
-    if not summary.is_file():
-        print(f"training {workdir.name}, {steps} steps", file=sys.stderr, flush=True)
-        log = out / f"{arm.name}_{seed}.log"
-        mmjax(log, "train", f"--workdir={workdir}", *flags(arm, seed, steps))
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return Run([json.loads(line) for line in lines], json.loads(summary.read_text()), workdir)
+def make(arms: Sequence[Arm], seed: int, given) -> None:
+    """Makes the runs of a seed that are not there, after those they begin as."""
+    missing = [arm for arm in arms if not (place(arm, seed, given) / "summary.json").is_file()]
+    missing = list({label(arm, given): arm for arm in missing}.values())
+    if not missing:
+        return
+    make([other for arm in missing for other in arm.start.values()], seed, given)
+    cores = sorted(all_cores())
+    free: SimpleQueue[set[int]] = SimpleQueue()
+    for job in range(given.jobs):
+        free.put(set(cores[job :: given.jobs]))
+
+    def one(arm: Arm) -> None:
+        workdir, mine = place(arm, seed, given), free.get()
+        print(f"training {workdir.name}", file=sys.stderr, flush=True)
+        words = [f"--workdir={workdir}", f"--evals={arm.evals}", *flags(arm, seed, given)]
+        mmjax(workdir.with_name(workdir.name + ".log"), mine, "train", *words)
+        free.put(mine)
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(one, missing))
 
 
-def runs(arms: Sequence[Arm], steps: Mapping[str, int], given) -> dict[str, list[Run]]:
+def runs(arms: Sequence[Arm], given) -> dict[str, list[Run]]:
     """All runs of all arms, seed by seed, so that a study that is stopped has whole seeds."""
     chosen = [a for a in arms if not given.arms or a.name in given.arms.split(",")]
     found: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
     for seed in range(given.seeds):
+        make(chosen, seed, given)
         for arm in chosen:
-            found[arm.name].append(run(arm, seed, steps[arm.name], given.out))
+            workdir = place(arm, seed, given)
+            lines = (workdir / "metrics.jsonl").read_text().splitlines()
+            summary = json.loads((workdir / "summary.json").read_text())
+            found[arm.name].append(Run([json.loads(line) for line in lines], summary, workdir))
     return found
 
 

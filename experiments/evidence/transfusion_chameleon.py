@@ -1,21 +1,25 @@
-"""Transfusion against Chameleon at equal training FLOPs, and two of Transfusion's choices.
+"""Transfusion against Chameleon at equal training FLOPs, and some of Transfusion's choices.
 
     python experiments/evidence/transfusion_chameleon.py [--seeds=3] [--steps=1500]
 
 Arms: Transfusion; the same with an attention that is causal inside pictures too (the paper's Table
-5); without the noise limit for pictures that text follows (Table 8); Chameleon with as many FLOPs,
-the codec's training not counted. Needs out/data/scenes16, and out/small_codec and its codes (see
-experiments/small_*.py). Leaves runs, table.md and figures in out/evidence/transfusion_chameleon.
+5); without the noise limit for pictures that text follows (Table 8); with clean copies of pictures
+to read; with as many patches as Chameleon has codes; and Chameleon, the codec's training not
+counted. Needs out/data/scenes16, and out/small_codec and its codes (see experiments/small_*.py).
+Leaves table.md and figures in out/evidence/transfusion_chameleon.
 """
 
 import study
 from study import Arm
 
+EVALS = "likelihood,scenes,frechet"
 ARMS = (
-    Arm("transfusion", "small_transfusion"),
-    Arm("causal", "small_transfusion", {"model.picture_mask": "causal"}),
-    Arm("no limit", "small_transfusion", {"model.context_time": 0.0}),
-    Arm("chameleon", "small_chameleon"),
+    study.BASE,
+    Arm("causal", "small_transfusion", {"model.picture_mask": "causal"}, evals=EVALS),
+    Arm("no limit", "small_transfusion", {"model.context_time": 0.0}, evals=EVALS),
+    Arm("clean copies", "small_transfusion", {"model.context": "clean"}, evals=EVALS),
+    Arm("64 patches", "small_transfusion", {"model.patch": 2, "data.patch": 2}, evals=EVALS),
+    Arm("chameleon", "small_chameleon", evals=EVALS),
 )
 COLUMNS = {
     "text_nll_concepts": "caption, nats a token",
@@ -39,9 +43,8 @@ def main() -> None:
     given = study.arguments("transfusion_chameleon")
     cost = {arm.name: study.flops_per_step(arm) for arm in ARMS}
     budget = cost["transfusion"] * given.steps
-    steps = {name: given.steps for name in cost}
-    steps["chameleon"] = round(budget / cost["chameleon"])
-    found = study.runs(ARMS, steps, given)
+    steps = {name: round(budget / cost[name]) for name in cost}
+    found = study.runs([arm._replace(steps=steps[arm.name]) for arm in ARMS], given)
     lines = [study.table(COLUMNS, found), ""]
     lines += [
         f"{title}: {study.interval(study.values(found[arm], name))} ({arm})"

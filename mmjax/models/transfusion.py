@@ -287,10 +287,11 @@ def loss_at(
 def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     """Exact forward FLOPs of a host batch: no padding, and the head only where it is read.
 
-    Without a codec's encoder; with `context="clean"` without the copies of pictures.
+    Without a codec's encoder. With `context="clean"` a copy of a picture costs what the picture
+    does, and half of its ends once more.
     """
-    d = c.decoder
-    tokens, pairs = (flops.mixed_counts if c.picture_mask == "both" else flops.causal_counts)(batch)
+    d, both = c.decoder, c.picture_mask == "both"
+    tokens, pairs = (flops.mixed_counts if both else flops.causal_counts)(batch)
     pairs -= flops.parted(batch, vocabulary.registers)
     pictures = flops.pictures(batch)
     words = float((np.asarray(target_weight(batch)) > 0).sum())
@@ -299,6 +300,9 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     patches = 4.0 * c.tokens * numbers * d.width
     if c.unet:
         patches = unet.flops(c.unet, c.cells, d.width, c.shape[-1], c.shape[0])
+    if c.context == "clean":
+        copies, seen = flops.patch_counts(batch, both)
+        tokens, pairs, time, patches = tokens + copies, pairs + seen, 2 * time, 1.5 * patches
     return (
         flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
         + 2 * words * d.width * vocabulary.size

@@ -1,6 +1,7 @@
 """Trains an experiment or resumes it, then evaluates it and draws its contact sheets.
 
     mmjax train --config=experiments/quickstart.py --workdir=out/quickstart [--config.steps=50 ...]
+                [--evals=likelihood,caption]
 
 Leaves in the workdir: config.json, metrics.jsonl, checkpoints/, samples/, evals.json, summary.json.
 The same command again resumes after any stop; a changed experiment is refused with the difference.
@@ -13,12 +14,14 @@ from ml_collections import config_flags
 
 from mmjax import config
 from mmjax.error import UserError
+from mmjax.evals import EVALS
 from mmjax.evaluate import evaluate
 from mmjax.run import families
 from mmjax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "directory for everything the run leaves")
+EVALS_AFTER = flags.DEFINE_list("evals", None, "what to evaluate at the end; default: as evaluate")
 
 
 def main(rest: list[str]) -> int:
@@ -30,8 +33,13 @@ def main(rest: list[str]) -> int:
     if not Path(file).is_file():
         raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     experiment = config.resolve(CONFIG.value, families())
+    have = EVALS[experiment.family]
+    if unknown := sorted(set(EVALS_AFTER.value or ()) - set(have)):
+        raise UserError(
+            f"--evals={unknown[0]} is unknown; {experiment.family} has: {', '.join(have)}"
+        )
     signal = train(experiment, WORKDIR.value)
     if signal:
         return 128 + signal
-    evaluate(WORKDIR.value)
+    evaluate(WORKDIR.value, EVALS_AFTER.value)
     return 0

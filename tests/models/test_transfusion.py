@@ -13,7 +13,7 @@ from random_batch import VOCABULARY, random_batch
 from small import make, transfusion_config
 
 from mmjax import diffusion, losses
-from mmjax.batch import IMAGE, TEXT, mixed_mask
+from mmjax.batch import IMAGE, TEXT, causal_mask, mixed_mask
 from mmjax.error import UserError
 from mmjax.layers.patch import to_signal
 from mmjax.mesh import Rules, make_mesh
@@ -181,18 +181,25 @@ def test_dropout_needs_keys_and_changes_the_loss():
     assert a != plain and a != b
 
 
-def test_flops_count_what_a_loop_counts():
+@pytest.mark.parametrize("mask", ["both", "causal"])
+@pytest.mark.parametrize("context", ["noisy", "clean"])
+def test_flops_count_what_a_loop_counts(context, mask):
+    model, _ = make(transfusion_config(context=context, picture_mask=mask))
     batch = random_batch(4)
     d = MODEL.parts.config.decoder
-    pairs = int(np.asarray(mixed_mask(batch)).sum())
-    tokens = int((batch.segment > 0).sum())
+    allowed = np.asarray((mixed_mask if mask == "both" else causal_mask)(batch))
+    patch = np.asarray(batch.modality == IMAGE)
+    copied = context == "clean"  # a copy sees as many as its original
+    pairs = int(allowed.sum() + copied * allowed[patch].sum())
+    tokens = int((batch.segment > 0).sum() + copied * patch.sum())
     layer = tokens * (2 * 32 * 8 * (4 + 2 * 2) + 2 * 32 * 32 + 6 * 32 * 48) + 4 * pairs * 32
     words = int((np.asarray(transfusion.target_weight(batch)) > 0).sum())
     pictures = int(batch.image.max(1).sum())
-    patches = 2 * pictures * 4 * 2 * 12 * 32 + 2 * pictures * (256 * 32 + 32 * 32)
-    want = d.depth * layer + 2 * words * 32 * VOCABULARY.size + patches
-    assert MODEL.flops(batch) == want
-    assert (batch.modality == IMAGE).any()
+    times = pictures * (1 + copied)  # that pictures go in
+    ends = 2 * (pictures + times) * 4 * 12 * 32 + 2 * times * (256 * 32 + 32 * 32)
+    want = d.depth * layer + 2 * words * 32 * VOCABULARY.size + ends
+    assert model.flops(batch) == want
+    assert patch.any() and words
 
 
 def test_pictures_are_standardised_and_back():

@@ -1,0 +1,160 @@
+"""The dial between flow and autoregression: quality against the cost of sampling.
+
+    python experiments/evidence/alpha_sweep.py [--seeds=3] [--steps=1500]
+
+Arms: pictures at five values of alpha, 1, 2, 4, 8 and 16 blocks of their 16 patches, with text from
+left to right; and text at three values, pictures by flow.
+Each model is trained once and sampled with several numbers of steps a token. Quality: share of
+held-out captions whose drawing shows what they say, and Fréchet distance; share of held-out
+pictures whose caption is right. Cost of a picture or a caption: passes over the network one after
+the other, and positions they run. Needs out/data/scenes16.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import study
+from study import Arm
+
+import mmjax
+from mmjax.batch import Image, Text
+from mmjax.codecs import efficientnet
+from mmjax.config import SampleConfig
+from mmjax.evals import frechet, heldout, reconstruction
+from mmjax.evals.scenes import said, table, things
+from mmjax.sample import dial
+from mmjax.sample.span import options_of
+
+# All blocks of a picture are trained at once, at one cost whatever their number.
+BLOCKS = {"model.form": "block", "model.transfusion.context": "clean"}
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def arm(name: str, text: float, image: float) -> Arm:
+    """An arm with these two alphas."""
+    changes = {"model.text_alpha": text, "model.image_alpha": image} | BLOCKS
+    return Arm(f"{name} {text if name == 'text' else image}", "small_dial", changes, evals="")
+
+
+PICTURES = tuple(arm("pictures", 1.0, alpha) for alpha in ALPHAS)
+TEXTS = tuple(arm("text", alpha, 0.0) for alpha in (0.0, 0.5, 1.0))
+STEPS = {"pictures": (1, 2, 5, 10, 25), "text": (1, 2, 5, 10, 20, 40)}
+SPLIT, COUNT, SEED = "test", 200, 0
+QUALITY = {
+    "pictures": {"all": "drawings right", "frechet": "Fréchet distance"},
+    "text": {"all": "captions right", "objects": "objects right"},
+}
+
+
+def cost(trained: mmjax.Trained, kind: str, sample: SampleConfig) -> dict[str, float]:
+    """Passes one after the other, and positions they run, for one picture or text."""
+    model, how = trained.run.experiment.model, options_of(trained.run, kind == "pictures", sample)
+    alpha = model.image_alpha if kind == "pictures" else model.text_alpha
+    chart = dial.plan(model.form, alpha, how.size, how.steps, how.discrete)
+    passes = len(chart.active)
+    return {"passes": passes, "positions": passes * chart.rows, "evaluations": chart.evaluations}
+
+
+def drawn(trained: mmjax.Trained, records, steps: int, true) -> dict[str, float]:
+    """Quality of drawings."""
+    made = trained.draw([[Text(r.caption)] for r in records], SEED, steps=steps)
+    hits = {name: float(np.mean(hit)) for name, hit in table(made, records).items()}
+    return hits | {"frechet": frechet.frechet(frechet.features(efficientnet.load(), made), true)}
+
+
+def written(trained: mmjax.Trained, records, steps: int) -> dict[str, float]:
+    """Quality of captions."""
+    texts = trained.write([[Image(r.image)] for r in records], SEED, steps=steps)
+    rows = [said(t, things(r.facts)) for t, r in zip(texts, records, strict=True)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def measure(workdir: Path, kind: str) -> list[dict]:
+    """A row a number of steps; kept beside the run."""
+    kept = workdir / f"sweep_{kind}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    trained = mmjax.load(workdir)
+    records = heldout.draw(trained, SPLIT, COUNT, SEED)
+    if kind == "pictures":
+        true = frechet.features(efficientnet.load(), reconstruction.pictures(trained, records))
+    rows: list[dict] = []
+    for steps in STEPS[kind]:
+        sample = trained.sample_config({"steps": steps})
+        price = cost(trained, kind, sample)
+        if rows and rows[-1]["passes"] == price["passes"]:
+            continue  # discrete tokens take no more steps than there are of them
+        found = (
+            drawn(trained, records, steps, true)
+            if kind == "pictures"
+            else written(trained, records, steps)
+        )
+        rows.append({"steps": steps} | price | found)
+    kept.write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def sweep(arms, given) -> dict[str, list[list[dict]]]:
+    """For each arm, for each seed, its rows."""
+    kind = "pictures" if arms is PICTURES else "text"
+    found = study.runs(arms, given)
+    return {name: [measure(one.workdir, kind) for one in some] for name, some in found.items()}
+
+
+def lines_of(kind: str, found: dict[str, list[list[dict]]]) -> list[str]:
+    """Markdown: a row an arm and number of steps."""
+    titles = QUALITY[kind]
+    head = ["", "steps a token", "passes", "positions", *titles.values()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, seeds in found.items():
+        for same in zip(*seeds, strict=True):
+            at = [str(same[0][n]) for n in ("steps", "passes", "positions")]
+            cells = [study.interval([row[quality] for row in same]) for quality in titles]
+            lines.append("| " + " | ".join([name, *at, *cells]) + " |")
+    return lines
+
+
+def plot(kind: str, found: dict[str, list[list[dict]]], path: Path) -> None:
+    """Quality over passes and over positions; a line an arm: its seeds' mean and range."""
+    titles = QUALITY[kind]
+    figure, axes = plt.subplots(len(titles), 2, figsize=(9, 3.1 * len(titles)), squeeze=False)
+    for row, (quality, title) in zip(axes, titles.items(), strict=True):
+        for axis, price in zip(row, ("passes", "positions"), strict=True):
+            for number, (name, seeds) in enumerate(found.items()):
+                x = [one[price] for one in seeds[0]]
+                y = np.array([[one[quality] for one in some] for some in seeds])
+                axis.plot(
+                    x,
+                    y.mean(0),
+                    "o-",
+                    ms=3,
+                    label=name,
+                    color=plt.cm.viridis(number / max(len(found) - 1, 1) * 0.9),
+                )
+                axis.fill_between(x, y.min(0), y.max(0), alpha=0.12, lw=0)
+            axis.set_xscale("log")
+            axis.set_xlabel(f"{price} for one {'picture' if kind == 'pictures' else 'caption'}")
+            axis.set_ylabel(title)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs what is missing and writes the tables and the figures."""
+    given = study.arguments("alpha_sweep")
+    text: list[str] = []
+    for kind, arms in (("pictures", PICTURES), ("text", TEXTS)):
+        found = sweep(arms, given)
+        text += [f"{kind}, n = {COUNT}, {given.seeds} seeds", "", *lines_of(kind, found), ""]
+        plot(kind, found, given.out / f"{kind}.png")
+    print("\n".join(text))
+    (given.out / "table.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
