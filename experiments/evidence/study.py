@@ -121,13 +121,18 @@ def mmjax(log: Path, cores: set[int], *words: str) -> None:
         sys.exit(f"{' '.join(words)} failed; see {log}")
 
 
+def finished(arm: Arm, seed: int, given) -> bool:
+    """Whether a run is there, with its evaluation."""
+    return (place(arm, seed, given) / "summary.json").is_file()
+
+
 def make(arms: Sequence[Arm], seed: int, given) -> None:
     """Makes the runs of a seed that are not there, after those they begin as."""
-    missing = [arm for arm in arms if not (place(arm, seed, given) / "summary.json").is_file()]
-    missing = list({label(arm, given): arm for arm in missing}.values())
+    missing = [arm for arm in arms if not finished(arm, seed, given)]
     if not missing:
         return
     make([other for arm in missing for other in arm.start.values()], seed, given)
+    some = {label(arm, given): arm for arm in missing if not finished(arm, seed, given)}
     cores = sorted(all_cores())
     free: SimpleQueue[set[int]] = SimpleQueue()
     for job in range(given.jobs):
@@ -141,7 +146,7 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         free.put(mine)
 
     with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, missing))
+        list(pool.map(one, some.values()))
 
 
 def runs(arms: Sequence[Arm], given) -> dict[str, list[Run]]:

@@ -21,6 +21,7 @@ ARMS = (
     Arm("64 patches", "small_transfusion", {"model.patch": 2, "data.patch": 2}, evals=EVALS),
     Arm("chameleon", "small_chameleon", evals=EVALS),
 )
+MATCHED = ("clean copies", "64 patches", "chameleon")  # others cost the same but for attention
 COLUMNS = {
     "text_nll_concepts": "caption, nats a token",
     "written_objects_test": "captions right",
@@ -43,7 +44,7 @@ def main() -> None:
     given = study.arguments("transfusion_chameleon")
     cost = {arm.name: study.flops_per_step(arm) for arm in ARMS}
     budget = cost["transfusion"] * given.steps
-    steps = {name: round(budget / cost[name]) for name in cost}
+    steps = {n: round(budget / cost[n]) if n in MATCHED else given.steps for n in cost}
     found = study.runs([arm._replace(steps=steps[arm.name]) for arm in ARMS], given)
     lines = [study.table(COLUMNS, found), ""]
     lines += [
