@@ -28,19 +28,20 @@ DATA, WRONG = Path("out/data/scenes16"), Path("out/evidence/other_pictures")
 DOCUMENTS = 8000
 EVALS = "alignment,scenes"
 START = {"all": study.BASE}
-TEMPLATES = {"data.sources.scenes.template": "", "data.sources.captions.template": ""}
-IGNORED = TEMPLATES | {
-    "data.sources.scenes.template": "caption",
-    "data.sources.captions.path": WRONG,
+# The first source by name is the one that is evaluated: it stays as it is.
+OTHERS = {
+    "data.sources.scenes.path": WRONG,
+    "data.sources.scenes.template": "",
     "data.tokenizer": DATA / "tokenizer.json",
 }
+TEMPLATES = {"data.sources.scenes.template": "", "data.sources.captions.template": ""}
 LOWRES = {"data.bottleneck": "lowres"}
 ARMS = (
     study.BASE._replace(name="before"),
     Arm("more captions", "small_reca", LOWRES | TEMPLATES, START, 600, EVALS),
     Arm("aligned, low resolution", "small_reca", LOWRES, START, 600, EVALS),
     Arm("aligned, registers", "small_reca", {}, START, 600, EVALS),
-    Arm("other pictures", "small_reca", LOWRES | IGNORED, START, 600, EVALS),
+    Arm("other pictures", "small_reca", LOWRES | OTHERS, START, 600, EVALS),
 )
 SCORES = {
     "ras_shuf_lowres_concepts": "RAS_shuf, low resolution",
