@@ -3,9 +3,9 @@
     python experiments/evidence/alignment.py [--seeds=3] [--steps=1500]
 
 Arms: the small Transfusion as it was trained; after 600 steps more of captioned pictures, the
-control; after as many of reconstruction alignment, the picture read at low resolution or through
-registers; and after as many in which the picture that is read is never the one that is asked for,
-so that it had better be ignored. Names of scores end in how the picture is read, and only equal
+control; after as many of reconstruction alignment, the picture read at low resolution (also at a
+fifth of the learning rate) or through registers; and after as many in which the picture that is
+read is never the one that is asked for, so that it had better be ignored. Names of scores end in how the picture is read, and only equal
 ones compare. Needs out/data/scenes16.
 """
 
@@ -40,6 +40,7 @@ ARMS = (
     study.BASE._replace(name="before"),
     Arm("more captions", "small_reca", LOWRES | TEMPLATES, START, 600, EVALS),
     Arm("aligned, low resolution", "small_reca", LOWRES, START, 600, EVALS),
+    Arm("the same, slower", "small_reca", LOWRES | {"optim.peak": 1e-4}, START, 600, EVALS),
     Arm("aligned, registers", "small_reca", {}, START, 600, EVALS),
     Arm("other pictures", "small_reca", LOWRES | OTHERS, START, 600, EVALS),
 )
