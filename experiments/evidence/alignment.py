@@ -5,8 +5,8 @@
 Arms: the small Transfusion as it was trained; after 600 steps more of captioned pictures, the
 control; after as many of reconstruction alignment, the picture read at low resolution (also at a
 fifth of the learning rate) or through registers; and after as many in which the picture that is
-read is never the one that is asked for, so that it had better be ignored. Names of scores end in how the picture is read, and only equal
-ones compare. Needs out/data/scenes16.
+read is never the one that is asked for, so that it had better be ignored. Names of scores end in
+how the picture is read, and only equal ones compare. Needs out/data/scenes16.
 """
 
 import argparse
