@@ -81,9 +81,8 @@ def other_pictures() -> None:
     folder = WRONG.with_name("other_pictures_source")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    everything = study.all_cores()
     words = ("data", "build", f"--src={folder}", "--format=jsonl", f"--dst={WRONG}")
-    study.mmjax(folder / "log", everything, *words)
+    study.mmjax(folder / "log", *words)
 
 
 def either(name: str, some) -> str:

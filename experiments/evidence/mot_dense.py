@@ -41,15 +41,23 @@ COLUMNS = {
 }
 
 
+def reached(log: Sequence[dict], panel: str, goal: float) -> float:
+    """The first logged step at which the smoothed loss is no more than `goal`; infinite if none."""
+    mean = study.smooth([row[panel] for row in log], WIDTH)
+    below = np.flatnonzero(mean <= goal)
+    return log[below[0]]["step"] if len(below) else np.inf
+
+
 def matched(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float]:
-    """For each seed, the share of the dense run's steps after which its last loss is reached."""
+    """For each seed, in how many of the dense run's steps its last loss is reached, as a share.
+
+    Losses go up and down, so the dense run is there before its end too: it is asked likewise.
+    """
     shares = []
     for mine, theirs in zip(some, dense, strict=True):
         goal = study.smooth([r[panel] for r in theirs.metrics], WIDTH)[-WIDTH // 2]
-        mean = study.smooth([r[panel] for r in mine.metrics], WIDTH)
-        steps = np.array([r["step"] for r in mine.metrics])
-        below = np.flatnonzero(mean <= goal)
-        shares.append(steps[below[0]] / steps[-1] if len(below) else np.inf)
+        own = reached(theirs.metrics, panel, goal)
+        shares.append(reached(mine.metrics, panel, goal) / own)
     return shares
 
 

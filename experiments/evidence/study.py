@@ -73,11 +73,6 @@ def arguments(default: str) -> argparse.Namespace:
     return given
 
 
-def all_cores() -> set[int]:
-    """The cores this process may use."""
-    return os.sched_getaffinity(0)
-
-
 def label(arm: Arm, given) -> str:
     """What tells an arm's runs from those of others."""
 
@@ -106,17 +101,15 @@ def flags(arm: Arm, seed: int, given) -> list[str]:
     ]
 
 
-def mmjax(log: Path, cores: set[int], *words: str) -> None:
-    """Runs the command line on some cores, its output into a file; ends the program if it fails."""
+def mmjax(log: Path, *words: str, cores: Sequence[int] = ()) -> None:
+    """Runs the command line, its output into a file; ends the program if it fails.
+
+    On some cores alone, if they are named: small models train faster side by side.
+    """
+    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+    command = [*pinned, sys.executable, "-m", "mmjax", *words]
     with log.open("a") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "mmjax", *words],
-            cwd=ROOT,
-            stdout=file,
-            stderr=file,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed; see {log}")
 
@@ -133,16 +126,16 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         return
     make([other for arm in missing for other in arm.start.values()], seed, given)
     some = {label(arm, given): arm for arm in missing if not finished(arm, seed, given)}
-    cores = sorted(all_cores())
-    free: SimpleQueue[set[int]] = SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0))
+    free: SimpleQueue[Sequence[int]] = SimpleQueue()
     for job in range(given.jobs):
-        free.put(set(cores[job :: given.jobs]))
+        free.put(cores[job :: given.jobs] if given.jobs > 1 else ())
 
     def one(arm: Arm) -> None:
         workdir, mine = place(arm, seed, given), free.get()
         print(f"training {workdir.name}", file=sys.stderr, flush=True)
         words = [f"--workdir={workdir}", f"--evals={arm.evals}", *flags(arm, seed, given)]
-        mmjax(workdir.with_name(workdir.name + ".log"), mine, "train", *words)
+        mmjax(workdir.with_name(workdir.name + ".log"), "train", *words, cores=mine)
         free.put(mine)
 
     with ThreadPoolExecutor(given.jobs) as pool:
