@@ -4,8 +4,8 @@
 
 Arms: Transfusion dense; with the MLPs untied by modality; with the MLPs and attention's
 projections; with all weights of the blocks. A position costs the same FLOPs in each, so steps
-compare FLOPs too. For each modality: at which share of the dense run's steps the same (smoothed)
-training loss is reached, and the results at the end. Needs out/data/scenes16.
+compare FLOPs too. For each modality: the training loss over the dense one, the share of the dense
+run's steps that this comes to, and the results at the end. Needs out/data/scenes16.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,6 @@ ARMS = (
     untied("all", ALL),
 )
 LOSSES = {"text/nll": "text", "image": "pictures"}
-WIDTH = 9  # logged rows a smoothed loss averages
 COLUMNS = {
     "text_nll_concepts": "caption, nats a token",
     "image_flow_loss_concepts": "flow loss",
@@ -41,39 +40,41 @@ COLUMNS = {
 }
 
 
-def reached(log: Sequence[dict], panel: str, goal: float) -> float:
-    """The first logged step at which the smoothed loss is no more than `goal`; infinite if none."""
-    mean = study.smooth([row[panel] for row in log], WIDTH)
-    below = np.flatnonzero(mean <= goal)
-    return log[below[0]]["step"] if len(below) else np.inf
+def half(one: Run, panel: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of the steps and losses of a run's second half."""
+    rows = [row for row in one.metrics if row["step"] > one.metrics[-1]["step"] / 2]
+    return np.log([row["step"] for row in rows]), np.log([row[panel] for row in rows])
 
 
-def matched(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float]:
-    """For each seed, in how many of the dense run's steps its last loss is reached, as a share.
+def ratios(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float]:
+    """For each seed the loss over that of the dense run; both see the same batches, in order."""
+    pairs = zip(some, dense, strict=True)
+    return [float(np.exp((half(a, panel)[1] - half(d, panel)[1]).mean())) for a, d in pairs]
 
-    Losses go up and down, so the dense run is there before its end too: it is asked likewise.
+
+def shares(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float]:
+    """For each seed, in which share of the dense run's steps its loss is reached.
+
+    Where the dense loss falls as step^-b, over its second half, one that is r times it is as low
+    as the dense one's last after r^(1 / b) of the steps.
     """
-    shares = []
-    for mine, theirs in zip(some, dense, strict=True):
-        goal = study.smooth([r[panel] for r in theirs.metrics], WIDTH)[-WIDTH // 2]
-        own = reached(theirs.metrics, panel, goal)
-        shares.append(reached(mine.metrics, panel, goal) / own)
-    return shares
+    slopes = [-np.polyfit(*half(one, panel), 1)[0] for one in dense]
+    return [r ** (1 / b) for r, b in zip(ratios(some, dense, panel), slopes, strict=True)]
 
 
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("mot_dense")
     found = study.runs(ARMS, given)
-    lines = [
-        study.table(COLUMNS, found),
-        "",
-        "Share of the dense run's steps to its last loss:",
-        "",
-    ]
-    lines += ["| | text | pictures |", "|---|---|---|"]
+    lines = [study.table(COLUMNS, found), "", "Against dense, in the second half of training:", ""]
+    titles = [f"{what}, {title}" for title in LOSSES.values() for what in ("loss", "steps")]
+    lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for arm, some in found.items():
-        cells = [study.interval(matched(some, found["dense"], panel)) for panel in LOSSES]
+        cells = [
+            study.interval(of(some, found["dense"], panel))
+            for panel in LOSSES
+            for of in (ratios, shares)
+        ]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     text = "\n".join(lines)
     print(text)
