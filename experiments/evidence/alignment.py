@@ -28,7 +28,7 @@ DATA, WRONG = Path("out/data/scenes16"), Path("out/evidence/other_pictures")
 DOCUMENTS = 8000
 EVALS = "alignment,scenes"
 START = {"all": study.BASE}
-# The first source by name is the one that is evaluated: it stays as it is.
+# Evaluated is the first source by name that has pictures with texts: it stays as it is.
 OTHERS = {
     "data.sources.scenes.path": WRONG,
     "data.sources.scenes.template": "",

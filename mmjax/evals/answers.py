@@ -19,7 +19,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     the kind's most frequent answer in training. `_blind`: asked about another picture.
     """
     e = trained.run.experiment
-    if next(iter(e.data.sources.values())).template != "sep":
+    if e.data.sources[heldout.source(trained)].template != "sep":
         return {}
     split = next(iter(heldout.splits(trained)), None)
     records = heldout.draw(trained, split, e.evals.documents, seed) if split else []

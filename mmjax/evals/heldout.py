@@ -9,10 +9,12 @@ import numpy as np
 
 from mmjax.batch import Image, Text
 from mmjax.data import pipeline
+from mmjax.data.record import Record
 from mmjax.data.tokenizer import encode
 from mmjax.trained import Trained
 
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
+LOOKED = 100  # records of a source that are looked at for a picture with a text
 SHOWN = 48  # cells on a contact sheet
 
 # Split -> suffix of the names in summary.json. The compositional split holds new combinations of
@@ -28,29 +30,45 @@ class Pair(NamedTuple):
     facts: Mapping = MappingProxyType({})
 
 
+def source(trained: Trained) -> str:
+    """The source that is evaluated: by name the first to have a picture with a text, or the first.
+
+    It has one if it has one among its first LOOKED training records.
+    """
+    data = replace(trained.run.experiment.data, coded=False)
+    for name in data.sources:
+        records = pipeline.records(data, name, "train")
+        if any(is_pair(records[i]) for i in range(min(len(records), LOOKED))):
+            return name
+    return next(iter(data.sources))
+
+
+def is_pair(record: Record) -> bool:
+    """Whether a record is one picture with a text."""
+    return len(record.images) == 1 and bool(record.caption)
+
+
 def splits(trained: Trained) -> dict[str, str]:
-    """SPLITS as far as the first source has them; the first has no suffix."""
+    """SPLITS as far as the source has them; the first has no suffix."""
     data = trained.run.experiment.data
-    there = pipeline.splits(next(iter(data.sources.values())).path)
+    there = pipeline.splits(data.sources[source(trained)].path)
     found = [s for s in SPLITS if s in there and len(draw(trained, s, CHOICES, 0)) == CHOICES]
     return {s: SPLITS[s] if i else "" for i, s in enumerate(found)}
 
 
 def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
-    """Up to `count` pairs of a split of the first source, in an order the seed fixes.
+    """Up to `count` pairs of a split of the source, in an order the seed fixes.
 
     Records that are not one picture with a text, or too long for a row, are passed over.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
-    source = pipeline.records(data, next(iter(data.sources)), split)
+    held = pipeline.records(data, source(trained), split)
     room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
     pairs: list[Pair] = []
-    for i in np.random.default_rng(seed).permutation(len(source)):
-        record = source[int(i)]
-        images, caption = record.images, record.caption
-        fits = len(images) == 1 and caption and len(encode(trained.run.tokenizer, caption)) <= room
-        if fits:
-            pairs.append(Pair(caption, images[0], record.facts))
+    for i in np.random.default_rng(seed).permutation(len(held)):
+        record = held[int(i)]
+        if is_pair(record) and len(encode(trained.run.tokenizer, record.caption)) <= room:
+            pairs.append(Pair(record.caption, record.images[0], record.facts))
         if len(pairs) == count:
             break
     return pairs

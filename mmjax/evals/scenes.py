@@ -44,8 +44,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     `_nearest`: the caption of the nearest training picture; `_chance`: another picture's caption.
     """
     data = trained.run.experiment.data
-    source = next(iter(data.sources.values())).path
-    found = [s for s in SPLITS if s in pipeline.splits(source)]
+    source = data.sources[heldout.source(trained)]
+    found = [s for s in SPLITS if s in pipeline.splits(source.path)]
     records = {
         s: heldout.draw(trained, s, trained.run.experiment.evals.drawings, seed) for s in found
     }

@@ -1,6 +1,7 @@
 """Evaluations on a tiny trained run: names, chance for a model that knows nothing, baselines."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -59,6 +60,23 @@ def test_a_model_of_text_alone_trains_and_is_scored_by_it(tmp_path, capsys):
     rows = read_metrics(run)
     assert rows[-1]["text/nll"] > 0 == rows[-1]["image"] and rows[-1]["left_out"] > 0
     assert "larger than a row and left out; raise data.length=384" in capsys.readouterr().err
+
+
+def test_pictures_are_found_behind_a_source_of_text(trained, tmp_path):
+    build.build("prose", tmp_path / "set")
+    e = trained.run.experiment
+    (source,) = e.data.sources.values()
+    text = replace(source, path=str(tmp_path / "set"))
+
+    def holding(**sources):
+        data = replace(e.data, sources=sources)
+        return replace(trained, run=replace(trained.run, experiment=replace(e, data=data)))
+
+    both = holding(a_text=text, pictures=source)
+    assert heldout.source(both) == "pictures" and heldout.splits(both) == heldout.splits(trained)
+    assert heldout.draw(both, "test", 5, 0) == heldout.draw(trained, "test", 5, 0)
+    alone = holding(a_text=text)
+    assert heldout.source(alone) == "a_text" and not heldout.splits(alone)
 
 
 def test_unknown_evaluation(workdir):
