@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     c = load(str(HERE / "small_transfusion.py"))
     text = load(str(HERE / "small_text.py"))
     c.data.tokenizer = text.data.tokenizer
-    c.data.sources.prose = text.data.sources.prose  # read by the evaluation alone
-    c.data.stages = dict(whole=dict(until=1.0, weights=dict(scenes=1.0, prose=0.0)))
+    # Read by the evaluation alone.
+    c.data.sources.docstrings = text.data.sources.docstrings
+    c.data.stages = dict(whole=dict(until=1.0, weights=dict(scenes=1.0, docstrings=0.0)))
     c.model.decoder.towers = 2
     c.model.decoder.untie = (
         "qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm",

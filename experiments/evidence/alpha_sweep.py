@@ -26,6 +26,7 @@ from mmjax.evals import frechet, heldout, reconstruction
 from mmjax.evals.scenes import said, table, things
 from mmjax.sample import dial
 from mmjax.sample.span import options_of
+from mmjax.trained import Trained
 
 # All blocks of a picture are trained at once, at one cost whatever their number.
 BLOCKS = {"model.form": "block", "model.transfusion.context": "clean"}
@@ -48,7 +49,7 @@ QUALITY = {
 }
 
 
-def cost(trained: mmjax.Trained, kind: str, sample: SampleConfig) -> dict[str, float]:
+def cost(trained: Trained, kind: str, sample: SampleConfig) -> dict[str, float]:
     """Passes one after the other, and positions they run, for one picture or text."""
     model, how = trained.run.experiment.model, options_of(trained.run, kind == "pictures", sample)
     alpha = model.image_alpha if kind == "pictures" else model.text_alpha
@@ -57,14 +58,14 @@ def cost(trained: mmjax.Trained, kind: str, sample: SampleConfig) -> dict[str, f
     return {"passes": passes, "positions": passes * chart.rows, "evaluations": chart.evaluations}
 
 
-def drawn(trained: mmjax.Trained, records, steps: int, true) -> dict[str, float]:
+def drawn(trained: Trained, records, steps: int, true) -> dict[str, float]:
     """Quality of drawings."""
     made = trained.draw([[Text(r.caption)] for r in records], SEED, steps=steps)
     hits = {name: float(np.mean(hit)) for name, hit in table(made, records).items()}
     return hits | {"frechet": frechet.frechet(frechet.features(efficientnet.load(), made), true)}
 
 
-def written(trained: mmjax.Trained, records, steps: int) -> dict[str, float]:
+def written(trained: Trained, records, steps: int) -> dict[str, float]:
     """Quality of captions."""
     texts = trained.write([[Image(r.image)] for r in records], SEED, steps=steps)
     rows = [said(t, things(r.facts)) for t, r in zip(texts, records, strict=True)]

@@ -4,8 +4,8 @@
 
 A text model is trained on prose, then on captioned pictures: with all weights shared and trained;
 the same with text's weights at a tenth of the rate, and as LMFusion (text frozen, a copy of it for
-images). Beside them the text model as it was, and a Transfusion that never saw prose. Needs
-out/data/scenes16, out/data/prose and out/data/small_tokenizer.json (experiments/small_text.py).
+images). Beside them the text model as it was. Needs out/data/scenes16, and what docstrings.py
+leaves.
 """
 
 import study
@@ -13,7 +13,7 @@ from study import Arm
 
 DENSE = {"model.decoder.towers": 1, "model.decoder.untie": "()", "model.text_rate": 1.0}
 COLUMNS = {
-    "passage_nll_prose": "prose, nats a token",
+    "passage_nll_docstrings": "prose, nats a token",
     "text_nll_concepts": "caption, nats a token",
     "written_all_test": "captions right",
     "drawn_all_test": "drawings right",
@@ -35,11 +35,11 @@ def main() -> None:
     given = study.arguments("lmfusion_dense")
     found = study.runs(ARMS, given)
     rows = {n: some for n, some in found.items() if n != "text alone"}
-    before = study.values(found["text alone"], "passage_nll_prose")
+    before = study.values(found["text alone"], "passage_nll_docstrings")
     lines = [study.table(COLUMNS, rows), ""]
     lines.append(f"The text model before: {study.interval(before)} nats a token of prose.")
     for name, some in rows.items():
-        change = study.difference(study.values(some, "passage_nll_prose"), before)
+        change = study.difference(study.values(some, "passage_nll_docstrings"), before)
         lines.append(f"forgotten by {name}: {change}")
     out = "\n".join(lines)
     print(out)
