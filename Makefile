@@ -25,11 +25,12 @@ quickstart: venv out/data/openmoji/tokenizer.json
 openmoji: venv out/data/openmoji/tokenizer.json
 	$(BIN)/mmjax train --config=experiments/openmoji.py --workdir=out/openmoji
 
+# Two processes, each a file of tests at a time: XLA compiles most of a program on one core.
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not hf"
 
 test-all: venv
-	$(BIN)/python -m pytest -m "not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not hf"
 
 # Rewrites the text snapshots of every experiment; read the diff before committing it.
 golden: venv

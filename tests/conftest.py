@@ -1,5 +1,6 @@
 """Hygiene for every test: 8 virtual devices, no silent promotion, one compilation cache."""
 
+import fcntl
 import gc
 import os
 from pathlib import Path
@@ -50,5 +51,8 @@ def openmoji(tmp_path_factory) -> Path:
     from mmjax.data.build import build
 
     path = ROOT / ".cache" / "tests" / "openmoji"
-    build("openmoji", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:  # two processes of tests may want it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build("openmoji", path)
     return path
