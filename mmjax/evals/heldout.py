@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax.batch import Image, Text
 from mmjax.data import pipeline
+from mmjax.data.kinds import kind_of
 from mmjax.data.tokenizer import encode
 from mmjax.trained import Trained
 
@@ -39,7 +40,8 @@ def splits(trained: Trained) -> dict[str, str]:
 def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
     """Up to `count` pairs of a split of the first source, in an order the seed fixes.
 
-    Records that are not one picture with a text, or too long for a row, are passed over.
+    Passed over are records that are not one picture with a text, too long for a row, or whose
+    picture is nearest in aspect to another kind than the default.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
     source = pipeline.records(data, next(iter(data.sources)), split)
@@ -49,7 +51,7 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
         record = source[int(i)]
         images, caption = record.images, record.caption
         fits = len(images) == 1 and caption and len(encode(trained.run.tokenizer, caption)) <= room
-        if fits:
+        if fits and not (data.kinds and kind_of(data, images[0])):
             pairs.append(Pair(caption, images[0], record.facts))
         if len(pairs) == count:
             break
