@@ -93,7 +93,7 @@ class Config:
     signal_mean: float
     signal_std: float
     text_rate: float
-    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         """Checks fields against each other."""
