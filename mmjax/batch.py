@@ -40,13 +40,15 @@ class Image:
     """A picture, still encoded (PNG, JPEG, ...) until a worker decodes it.
 
     In a data set that `mmjax tokenize` wrote, `data` is empty and `coded` holds what a codec made.
-    With `shrink` > 1 a picture is read as if its side had that many times fewer pixels.
+    With `shrink` > 1 a picture is read as if its side had that many times fewer pixels. `kind` is
+    the number of its kind among those of the configuration, 0 the default.
     """
 
     data: bytes
     loss: bool = True
     coded: Coded | None = None
     shrink: int = 1
+    kind: int = 0
 
     @property
     def content(self) -> bytes | np.ndarray:
@@ -102,6 +104,9 @@ class Batch(NamedTuple):
         weight: [b, l] float32 >= 0, loss weight of predicting this position from those before it.
         pixels: [b, i, h, w, 3] uint8, one picture a slot; empty slots are zero. Where the data are
             latents, [b, i, h, w, c] float16; where they are codes, which stand in `tokens`, h = 0.
+            Where there are kinds, h and w are the largest of any, and pictures lie at the top left.
+        kind: [b, i] int32, number of the slot's kind, 0 for the default and where it is empty; None
+            says that all are of the default kind.
     """
 
     tokens: jax.Array | np.ndarray
@@ -111,6 +116,7 @@ class Batch(NamedTuple):
     image: jax.Array | np.ndarray
     weight: jax.Array | np.ndarray
     pixels: jax.Array | np.ndarray
+    kind: jax.Array | np.ndarray | None = None
 
 
 def same_document(segment_q, segment_k):

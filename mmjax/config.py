@@ -3,13 +3,15 @@
 import dataclasses
 import runpy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmjax import kind
 from mmjax.error import UserError
+from mmjax.kind import KindConfig
 from mmjax.values import build
 
 REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers
@@ -81,6 +83,7 @@ class DataConfig:
         coded: read the codes or latents `mmjax tokenize` made of the sources, not their pictures.
         window: documents packed together; the order of rows follows from it.
         workers: processes that read data; 0 is a thread. The order does not depend on it.
+        kinds: name -> shape of pictures besides the default, `image` square.
     """
 
     sources: Mapping[str, SourceConfig]
@@ -100,6 +103,7 @@ class DataConfig:
     coded: bool
     window: int
     workers: int
+    kinds: Mapping[str, KindConfig] = field(default_factory=dict)
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -113,6 +117,7 @@ class DataConfig:
         if not self.sources:
             raise UserError("data.sources is empty; name at least one data set")
         self._check_stages()
+        kind.check(self)
 
     def _check_stages(self) -> None:
         """Checks that stages end in order, the last with the run, and weigh every source."""
@@ -138,8 +143,18 @@ class DataConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of a picture, p."""
+        """Patches of a picture of the default kind, p."""
         return (self.image // self.patch) ** 2
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(Height, width) of each kind, the default first."""
+        return ((self.image, self.image), *((k.height, k.width) for k in self.kinds.values()))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patches of each kind, the default first."""
+        return (self.patches, *(k.patches for k in self.kinds.values()))
 
 
 @dataclass(frozen=True)
@@ -333,6 +348,7 @@ def check(e: Experiment) -> None:
                 f"config.model.{name}={getattr(e.model, name)} differs from "
                 f"config.data.{name}={getattr(e.data, name)}; give both one value"
             )
+    kind.check_agree(e.family, e.model, e.data)
     if getattr(e.model, "codes", 0) and e.data.shared_position:
         raise UserError(
             f"config.data.shared_position=True is for patches that are denoised together; a "

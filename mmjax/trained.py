@@ -25,7 +25,7 @@ from mmjax.sample.request import IMAGE
 OPTIONS = {
     "chameleon": ("image_guidance", "contrast"),
     "transfusion": (
-        "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least",
+        "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least", "kind",
     ),
     "oneflow": ("steps", "text_guidance"),
     "dial": ("steps", "temperature", "image_temperature"),
@@ -47,6 +47,7 @@ class Trained:
     step: int
     drawn: dict = field(default_factory=dict)
     _compiled: dict = field(default_factory=dict)
+    _kinds: dict = field(default_factory=dict)
 
     def call(self, function: Callable, rows: Batch, *keys, extra=(), **static) -> np.ndarray:
         """Runs function(parts, params, rows, *keys, *extra, **static), compiled once.
@@ -142,7 +143,8 @@ class Trained:
                 seed and place alone, not on its neighbours.
             pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
             stream: called now and then with a prompt's number and its text so far.
-            options: override the experiment's `sample` group: text (most tokens), guidance;
+            options: `kind`, of the pictures to draw, by name; the others override the experiment's
+                `sample` group: text (most tokens), guidance;
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
                 that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
@@ -165,12 +167,30 @@ class Trained:
         elif self.run.experiment.family == "dial":
             made = self._span(asked, wish, c, keys, stream)
         else:
-            made = self._advance(asked, wish, c, keys, stream)
+            of = self.of_kind(options.get("kind", "image"))
+            made = of._advance(asked, wish, c, keys, stream)
         if pictures:
             return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
         return [
             parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
         ]
+
+    def of_kind(self, name: str) -> "Trained":
+        """This model drawing pictures of a kind; "image" is the default one.
+
+        Raises:
+            UserError: for a kind it does not have.
+        """
+        known = ["image", *getattr(self.run.experiment.model, "kinds", {})]
+        if name not in known:
+            raise UserError(f"kind={name!r} is unknown; have: {', '.join(known)}")
+        if name == "image":
+            return self
+        if name not in self._kinds:
+            parts = self.run.model.parts.kinds[known.index(name)]
+            model = self.run.model._replace(parts=parts)
+            self._kinds[name] = Trained(replace(self.run, model=model), self.params, self.step)
+        return self._kinds[name]
 
     def _insert(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
         """Answers by insertion."""

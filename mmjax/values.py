@@ -59,10 +59,16 @@ def build(kind: type, values, path: str = "config"):
             near = difflib.get_close_matches(name, hints, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(hints)}"
             raise UserError(f"{path} has no field {name!r}; {hint}")
+    optional = {f.name for f in dataclasses.fields(kind) if _has_default(f)}
     for name, hint in hints.items():
-        if name not in values:
+        if name not in values and name not in optional:
             raise UserError(f"{path}.{name} is missing; give it a value of type {_named(hint)}")
-    return kind(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in hints})
+    return kind(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in values})
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    absent = dataclasses.MISSING
+    return field.default is not absent or field.default_factory is not absent
 
 
 def to_dict(e) -> Any:

@@ -87,7 +87,7 @@ def test_constrain_lays_an_activation_out():
 def test_put_splits_rows_over_data_and_fsdp_and_repeats_them_over_tensor():
     host = random_batch(0, rows=8)
     batch = put(host, RULES)
-    for field, array in zip(host, batch, strict=True):
+    for field, array in zip(*map(jax.tree.leaves, (host, batch)), strict=True):
         np.testing.assert_array_equal(array, field)
         assert array.dtype == field.dtype
         for shard in array.addressable_shards:

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
-    "error", "values", "config", "mesh", "batch", "dial", "flops", "sheet", "log", "data", "layers",
+    "error", "values", "kind", "config", "mesh", "batch", "dial", "flops", "sheet", "log", "data",
+    "layers",
     "losses", "diffusion", "codecs", "models", "optim", "step", "checkpoint", "run", "sample",
     "trained", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip

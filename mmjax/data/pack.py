@@ -15,13 +15,17 @@ Piece = dict[str, Any]
 
 
 class Shape(NamedTuple):
-    """Of a packed row: positions, image slots, and a slot: [size, size, channels] of `dtype`."""
+    """Of a packed row: positions, image slots, and a slot: [size, size, channels] of `dtype`.
+
+    With kinds of pictures a slot is [*canvas, channels], and pieces say theirs under "kinds".
+    """
 
     length: int
     images: int
     size: int
     channels: int = 3
     dtype: str = "uint8"
+    canvas: tuple[int, int] | None = None
 
 
 def first_fit(lengths: Sequence[int], slots: Sequence[int], length: int, images: int):
@@ -61,9 +65,10 @@ def empty_rows(count: int, shape: Shape, pad: int) -> Batch:
     flat = (count, shape.length)
     modality, segment, position, image = (np.zeros(flat, np.int32) for _ in range(4))
     tokens, weight = np.full(flat, pad, np.int32), np.zeros(flat, np.float32)
-    slot = (shape.size, shape.size, shape.channels)
+    slot = (*(shape.canvas or (shape.size, shape.size)), shape.channels)
     pixels = np.zeros((count, shape.images, *slot), shape.dtype)
-    return Batch(tokens, modality, segment, position, image, weight, pixels)
+    kind = np.zeros((count, shape.images), np.int32)
+    return Batch(tokens, modality, segment, position, image, weight, pixels, kind)
 
 
 def join(rows: Sequence[Sequence[Piece]], shape: Shape, pad: int = 0) -> Batch:
@@ -91,6 +96,10 @@ def join(rows: Sequence[Sequence[Piece]], shape: Shape, pad: int = 0) -> Batch:
     image = np.concatenate([p["image"] for p in pieces])
     slot = np.repeat(seen - seen[first], lengths)
     batch.image.reshape(-1)[at] = np.where(image > 0, image + slot, 0)
+    if shape.canvas is not None:
+        for kinds, some in zip(np.asarray(batch.kind), rows, strict=True):
+            known = [kind for piece in some for kind in piece["kinds"]]
+            kinds[: len(known)] = known
     return batch
 
 
@@ -99,7 +108,8 @@ def join_pictures(batch: Batch, rows: Sequence[Sequence[Piece]], pictures: Seque
     left = iter(pictures)
     for pixels, row in zip(batch.pixels, rows, strict=True):
         for slot in range(sum(len(piece["pictures"]) for piece in row)):
-            pixels[slot] = next(left)
+            picture = next(left)
+            pixels[slot, : picture.shape[0], : picture.shape[1]] = picture
     return batch
 
 

@@ -19,8 +19,9 @@ from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig, SourceConfig
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
+from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
-from mmjax.data.pixels import Shrunk, decode_all, start_worker
+from mmjax.data.pixels import decode_all, start_worker
 from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
@@ -158,12 +159,11 @@ def to_pieces(
 ) -> list[Piece]:
     """Documents -> positions, pictures still encoded; `rng` draws CM3's spans."""
     vocab = bpe.vocabulary(tokenizer)
-    pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position)
+    pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position)
     for piece, document in zip(pieces, documents, strict=True):
         pictures = [p for p in document if isinstance(p, Image)]
-        piece["pictures"] = [
-            Shrunk(p.data, p.shrink) if p.shrink > 1 else p.content for p in pictures
-        ]
+        piece["pictures"] = [encoded(c, p) for p in pictures]
+        piece["kinds"] = [p.kind for p in pictures]
     if c.spans == 0.0:
         return pieces
     return [move_spans(p, rng, vocab, c.spans) for p in pieces]
@@ -187,7 +187,7 @@ def shape_of(c: DataConfig) -> Shape:
         UserError: if the sources were not coded alike.
     """
     if not c.coded:
-        return Shape(c.length, c.images, c.image)
+        return plain_shape(c, c.length, c.images)
     alike = {name: coding(c, name) for name in c.sources}
     first, about = next(iter(alike.items()))
     for name, other in alike.items():
@@ -205,6 +205,12 @@ def shape_of(c: DataConfig) -> Shape:
         return Shape(c.length, c.images, 0)
     size, _, channels = about["shape"]
     return Shape(c.length, c.images, size, channels, about["dtype"])
+
+
+def plain_shape(c: DataConfig, length: int, images: int) -> Shape:
+    """The shape of a row whose pictures are pixels, on a canvas that holds every kind."""
+    canvas = max(h for h, _ in c.sizes), max(w for _, w in c.sizes)
+    return Shape(length, images, c.image, canvas=canvas if c.kinds else None)
 
 
 def coding(c: DataConfig, name: str) -> dict[str, Any]:
@@ -225,15 +231,15 @@ class Subset:
         return self._whole[self._numbers[index]]
 
 
-def stream(source: SourceConfig, known: Records, seed: int):
-    """One source's endless stream of (template, record), as a grain MapDataset.
+def stream(source: SourceConfig, known: Records, seed: int, name: str = ""):
+    """One source's endless stream of (its name, record), as a grain MapDataset.
 
     It goes in epochs: every record once, in an order of the epoch's own.
     """
 
     def endless(part: Records):
         shuffled = grain.MapDataset.source(part).seed(seed).shuffle()
-        return shuffled.map(lambda record: (source.template, record)).repeat()
+        return shuffled.map(lambda record: (name, record)).repeat()
 
     if not source.balance:
         return endless(known)
@@ -252,7 +258,7 @@ def mix(parts: Sequence, weights: Sequence[float]):
 def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weights: Mapping):
     """A stage's stream: a function from a window of document numbers to laid-out documents."""
     parts = [
-        stream(source, records(c, name, "train"), seed + number + 1000 * stage)
+        stream(source, records(c, name, "train"), seed + number + 1000 * stage, name)
         for number, (name, source) in enumerate(c.sources.items())
     ]
     mixed = mix(parts, [weights[name] for name in c.sources])
@@ -261,7 +267,10 @@ def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weight
         # One generator a window: one a document would take as long as reading it.
         rng = np.random.default_rng((seed, stage, numbers.start))
         known = (mixed[n] for n in numbers)
-        drawn = [to_document(c, template, record, rng) for template, record in known]
+        drawn = [
+            with_kinds(c, to_document(c, c.sources[name].template, record, rng), name)
+            for name, record in known
+        ]
         return to_pieces(c, tokenizer, rng, drawn)
 
     return read

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from mmjax.data.resize import RESIZE, pil_bilinear_aa, pil_box
+from mmjax.data.resize import RESIZE, Size, pil_bilinear_aa, pil_box
 from mmjax.error import UserError
 
 
@@ -23,11 +24,34 @@ class Shrunk(NamedTuple):
     factor: int
 
 
-def decode_image(data: bytes, size: int, resize: str, shrink: int = 1) -> np.ndarray:
+class Shaped(NamedTuple):
+    """An encoded picture and the (height, width) of its kind."""
+
+    data: bytes
+    size: tuple[int, int]
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(Height, width) of an encoded picture the right way up; only its header is read.
+
+    Raises:
+        UserError: if the bytes are no readable picture.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def decode_image(data: bytes, size: Size, resize: str, shrink: int = 1) -> np.ndarray:
     """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
 
-    With `shrink` > 1, which divides size, what the picture shows is what is left of it when each
-    square of shrink x shrink pixels has become one: their mean, and bilinear between the means.
+    `size` may be (height, width). With `shrink` > 1, which divides size, what the picture shows is
+    what is left of it when each square of shrink x shrink pixels has become one: their mean, and
+    bilinear between the means.
 
     Raises:
         UserError: if the bytes are no readable picture.
@@ -40,6 +64,8 @@ def decode_image(data: bytes, size: int, resize: str, shrink: int = 1) -> np.nda
     pixels = RESIZE[resize](np.asarray(picture, np.uint8), size)
     if shrink == 1:
         return pixels
+    if not isinstance(size, int):
+        raise TypeError("only squares are read as if they had fewer pixels")
     return pil_bilinear_aa(pil_box(pixels, size // shrink), size)
 
 
@@ -55,13 +81,15 @@ def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def decode_all(
-    pictures: Sequence[bytes | Shrunk | np.ndarray], size: int, resize: str
+    pictures: Sequence[bytes | Shrunk | Shaped | np.ndarray], size: int, resize: str
 ) -> list[np.ndarray]:
     """Encoded pictures -> [size, size, 3] uint8 each, see `decode_image`; latents as they are."""
 
-    def pixels(p: bytes | Shrunk | np.ndarray) -> np.ndarray:
+    def pixels(p: bytes | Shrunk | Shaped | np.ndarray) -> np.ndarray:
         if isinstance(p, np.ndarray):
             return p
+        if isinstance(p, Shaped):
+            return decode_image(p.data, p.size, resize)
         data, factor = p if isinstance(p, Shrunk) else (p, 1)
         return decode_image(data, size, resize, factor)
 

@@ -1,6 +1,7 @@
 """Resizing by named modes: the same picture, shrunk by two libraries, is not the same picture.
 
-All modes keep the central square of the shorter side and bring it to `size`. Where a kernel reaches
+All modes keep the largest box of the wanted shape at the centre and bring it to `size`, a side or
+(height, width); for a side the box is the central square. Where a kernel reaches
 over the square's border it sees the pixels there, as if the whole picture had been resized and its
 centre cut out. Only Pillow rounds and clips between rows and columns, the cheaper of which it takes
 first, so there the two ways may differ.
@@ -19,78 +20,80 @@ import PIL.Image
 from PIL.Image import Resampling
 from scipy.sparse import csr_array
 
+Size = int | tuple[int, int]  # a side, or (height, width)
 
-def pil_box(pixels: np.ndarray, size: int) -> np.ndarray:
+
+def pil_box(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: mean over the area an output pixel covers."""
     return _pillow(pixels, size, Resampling.BOX)
 
 
-def pil_bilinear_aa(pixels: np.ndarray, size: int) -> np.ndarray:
+def pil_bilinear_aa(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: triangle, as wide as the picture shrinks."""
     return _pillow(pixels, size, Resampling.BILINEAR)
 
 
-def pil_bicubic_aa(pixels: np.ndarray, size: int) -> np.ndarray:
+def pil_bicubic_aa(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.5, as wide as it shrinks."""
     return _pillow(pixels, size, Resampling.BICUBIC)
 
 
-def pil_lanczos(pixels: np.ndarray, size: int) -> np.ndarray:
+def pil_lanczos(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: sinc windowed to 3 lobes, as wide as it shrinks."""
     return _pillow(pixels, size, Resampling.LANCZOS)
 
 
-def nearest(pixels: np.ndarray, size: int) -> np.ndarray:
+def nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: the pixel under an output pixel's centre."""
     return _pillow(pixels, size, Resampling.NEAREST)
 
 
-def torch_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
+def torch_bicubic(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.75, always 4 pixels wide.
 
     torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False) on float
     pixels, rounded and clipped. Beyond its border a picture goes on with its last pixel.
     """
 
-    def weights(n: int, first: int, side: int) -> np.ndarray:
+    def weights(n: int, first: int, side: int, size: int) -> np.ndarray:
         at = (np.arange(size) + 0.5) * (side / size) - 0.5 + first
         taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
         return _gather(taps, _cubic(at[:, None] - taps, -0.75), n)
 
-    return _matrices(pixels, weights)
+    return _matrices(pixels, size, weights)
 
 
-def tf1_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
+def tf1_bilinear(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: bilinear from TensorFlow 1, always 2 pixels wide.
 
     tf.image.resize_bilinear(align_corners=False, half_pixel_centers=False): output pixel i lies at
     i * h / size, so the picture moves by up to half a pixel. Original Inception scores need it.
     """
 
-    def weights(n: int, first: int, side: int) -> np.ndarray:
+    def weights(n: int, first: int, side: int, size: int) -> np.ndarray:
         at = np.arange(size) * (side / size) + first
         taps = np.floor(at).astype(int)[:, None] + np.arange(2)
         return _gather(taps, 1 - abs(at[:, None] - taps), n)
 
-    return _matrices(pixels, weights)
+    return _matrices(pixels, size, weights)
 
 
-def jax_cubic(pixels: np.ndarray, size: int) -> np.ndarray:
+def jax_cubic(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: cubic with a = -0.5, as wide as it shrinks.
 
     jax.image.resize(method="cubic", antialias=True) on float pixels, rounded and clipped. Pillow's
     kernel too, but Pillow rounds and clips between rows and columns.
     """
 
-    def weights(n: int, first: int, side: int) -> np.ndarray:
+    def weights(n: int, first: int, side: int, size: int) -> np.ndarray:
         at = (np.arange(size) + 0.5) * (side / size) - 0.5 + first
         found = _cubic((at[:, None] - np.arange(n)) / max(side / size, 1.0), -0.5)
         return found / found.sum(1, keepdims=True)
 
-    return _matrices(pixels, weights)
+    return _matrices(pixels, size, weights)
 
 
-RESIZE: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
+RESIZE: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "pil_box": pil_box,
     "pil_bilinear_aa": pil_bilinear_aa,
     "pil_bicubic_aa": pil_bicubic_aa,
@@ -102,25 +105,29 @@ RESIZE: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def _square(pixels: np.ndarray) -> tuple[int, int, int]:
-    """Top, left and side of the central square."""
+def _box(pixels: np.ndarray, size: Size) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """(Height, width) that are wanted; top, left, height and width of what is kept for them."""
+    high, wide = (size, size) if isinstance(size, int) else size
     height, width = pixels.shape[:2]
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side
+    h = max(min(height, width * high // wide), 1)
+    w = max(min(width, height * wide // high), 1)
+    return (high, wide), ((height - h) // 2, (width - w) // 2, h, w)
 
 
-def _pillow(pixels: np.ndarray, size: int, kernel: Resampling) -> np.ndarray:
-    top, left, side = _square(pixels)
+def _pillow(pixels: np.ndarray, size: Size, kernel: Resampling) -> np.ndarray:
+    (high, wide), (top, left, h, w) = _box(pixels, size)
     picture = PIL.Image.fromarray(pixels)
-    box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), kernel, box=box))
+    box = (left, top, left + w, top + h)
+    return np.asarray(picture.resize((wide, high), kernel, box=box))
 
 
-def _matrices(pixels: np.ndarray, weights: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
-    """`weights(n, first, side)`: [size, n], what each output pixel takes from each of n pixels."""
-    top, left, side = _square(pixels)
-    rows = weights(pixels.shape[0], top, side)
-    columns = weights(pixels.shape[1], left, side)
+def _matrices(
+    pixels: np.ndarray, size: Size, weights: Callable[[int, int, int, int], np.ndarray]
+) -> np.ndarray:
+    """`weights(n, first, side, size)`: [size, n], what each output pixel takes of n pixels."""
+    (high, wide), (top, left, h, w) = _box(pixels, size)
+    rows = weights(pixels.shape[0], top, h, high)
+    columns = weights(pixels.shape[1], left, w, wide)
     found = _along_first(columns, _along_first(rows, pixels).swapaxes(0, 1)).swapaxes(0, 1)
     return np.clip(np.rint(found), 0, 255).astype(np.uint8)
 

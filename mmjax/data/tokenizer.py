@@ -127,7 +127,7 @@ def lay_out(
     document: Document,
     tokenizer: Tokenizer,
     vocab: Vocabulary,
-    patches: int,
+    patches: int | Sequence[int],
     shared_position: bool,
     end: bool = True,
 ) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def lay_out_all(
     documents: Sequence[Document],
     tokenizer: Tokenizer,
     vocab: Vocabulary,
-    patches: int,
+    patches: int | Sequence[int],
     shared_position: bool,
     end: bool = True,
 ) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def lay_out_all(
         documents: each parts, in order.
         tokenizer: their BPE.
         vocab: its sentinel ids.
-        patches: positions a picture takes, p.
+        patches: positions a picture takes, p; or those of each kind.
         shared_position: all patches of a picture share one position id.
         end: close with EOS; a prompt that is to be continued does not.
 
@@ -211,7 +211,8 @@ def _positions(document, texts, vocab, patches, shared_position, end) -> dict[st
         elif isinstance(part, Image):
             slot += 1
             add([vocab.boi], TEXT, 0, part.loss)
-            ids = _codes(part, vocab, patches)
+            size = patches if isinstance(patches, int) else patches[part.kind]
+            ids = _codes(part, vocab, size)
             add(ids, IMAGE, slot, part.loss, step=not shared_position)
             add([vocab.eoi], TEXT, 0, part.loss)
         else:

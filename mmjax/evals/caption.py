@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from mmjax.batch import Image, Text
@@ -47,7 +48,7 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
     weight = np.asarray(word_weight(rows, vocab))
     out = []
     for start in range(0, len(documents), ROWS):
-        part = type(rows)(*(x[start : start + ROWS] for x in rows))
+        part = jax.tree.map(lambda x, at=start: x[at : at + ROWS], rows)
         whole = prompt.pad_rows(part, ROWS)
         logs = trained.call(text_log_likelihood, whole)[: len(part.tokens)]
         out.append((logs * weight[start : start + ROWS]).sum(1))

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax.batch import Image, Text
 from mmjax.data import pipeline
+from mmjax.data.kinds import with_kinds
 from mmjax.data.record import Record
 from mmjax.data.tokenizer import encode
 from mmjax.trained import Trained
@@ -59,15 +60,18 @@ def splits(trained: Trained) -> dict[str, str]:
 def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
     """Up to `count` pairs of a split of the source, in an order the seed fixes.
 
-    Records that are not one picture with a text, or too long for a row, are passed over.
+    Passed over are records that are not one picture with a text, too long for a row, or whose
+    picture is of another kind than the default.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
-    held = pipeline.records(data, source(trained), split)
+    name = source(trained)
+    held = pipeline.records(data, name, split)
     room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
     pairs: list[Pair] = []
     for i in np.random.default_rng(seed).permutation(len(held)):
         record = held[int(i)]
-        if is_pair(record) and len(encode(trained.run.tokenizer, record.caption)) <= room:
+        fits = is_pair(record) and len(encode(trained.run.tokenizer, record.caption)) <= room
+        if fits and not any(getattr(p, "kind", 0) for p in with_kinds(data, record.document, name)):
             pairs.append(Pair(record.caption, record.images[0], record.facts))
         if len(pairs) == count:
             break

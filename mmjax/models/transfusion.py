@@ -9,10 +9,10 @@ one noise level of its own, and later positions see the picture at that noise le
 one matrix, or by the halves of a U-Net.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from mmjax.layers.tower import dense_name
 from mmjax.layers.weight import Layer, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
+from mmjax.models import kind
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.denoise import clean_inputs, denoise, noise_level, over, pick
 from mmjax.models.family import Model, lies_in
@@ -69,6 +70,8 @@ class Config:
         text_rate: share of the learning rate at which what text goes through is trained: 1, or 0
             to freeze it (LMFusion, Shi et al. 2024, arXiv 2412.15188; with all of the decoder
             untied, `config.start.language` a text model). See `text_weights`.
+        kinds: name -> what differs in pictures of another kind than the default, which the fields
+            above describe: height, width, like, and the fields of `models.kind.Kind`.
     """
 
     decoder: DecoderConfig
@@ -90,6 +93,7 @@ class Config:
     signal_mean: float
     signal_std: float
     text_rate: float
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -110,6 +114,8 @@ class Config:
                 f"model.unet={self.unet} needs patches of 2, 4, 8, ... places a side, not "
                 f"{self.cells}; change model.patch or give model.unet=0"
             )
+        if self.kinds:
+            kind.resolve(self)  # complains now
 
     def _check_codec(self, codec: CodecConfig) -> None:
         if codec.codes:
@@ -123,6 +129,11 @@ class Config:
                 f"{codec.image}; model.image={self.image} must be that and model.patch="
                 f"{self.patch} a multiple of {codec.factor}"
             )
+
+    @property
+    def resolved(self) -> tuple[kind.Kind, ...]:
+        """All kinds of pictures, the default first."""
+        return kind.resolve(self)
 
     @property
     def cells(self) -> int:
@@ -158,6 +169,8 @@ class Parts(NamedTuple):
         coded: (params, batch) -> the batch: there are no codes.
         clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
         mask: batch -> [b, l, l] bool.
+        kinds: with `config.kinds` a view of all this for each kind, the default first: there config
+            is a `Kind`, and signal, picture and both ends are the kind's own.
     """
 
     config: Config
@@ -174,6 +187,7 @@ class Parts(NamedTuple):
     coded: Callable
     clean: Callable
     mask: Callable
+    kinds: tuple[Any, ...] = ()
 
 
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
@@ -181,13 +195,14 @@ def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]
     at = (rules, c.decoder.dtype)
     # Frozen, the table's rows of BOI and EOI would stay as a text model has them: never trained.
     borders = {"borders": Embed(*at, 2, c.decoder.width)} if c.text_rate == 0 else {}
-    return borders | {
+    own = {
         "embed": Embed(*at, vocabulary.size, c.decoder.width),
         "patch_in": PatchIn(*at, c.unet, c.cells, c.tokens, c.decoder.width),
         "decoder": Decoder(*at, c.decoder),
         "patch_out": PatchOut(*at, c.unet, c.cells, c.shape),
         "head": Head(*at, c.decoder.width, vocabulary.size),
     }
+    return borders | own | kind.modules(c, at)
 
 
 def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int):
@@ -210,6 +225,7 @@ def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int
     make("decoder", x, jnp.ones((1, 1, 1), bool), token)
     make("patch_out", patches, kept)
     make("head")
+    kind.start(c, make, params, rows)
     if c.codec is not None:
         params["codec"] = autoencoder.boxed_init(keys["codec"], c.codec, codec_layers)
     return params
@@ -254,7 +270,10 @@ def mask_of(c: Config, registers: tuple[int, ...], batch: Batch):
 def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     """Both losses of a batch. `keys` [b], one a row, drive noise, noise level and dropout."""
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
+    if c.kinds:
+        t = kind.times(parts, batch, draws[:, 1])
+    else:
+        t = noise_level(c, draws[:, 1], precedes_text(batch, parts.vocabulary))
     t = jnp.where(slot_weight(batch) > 0, t, 1.0)  # a picture without loss is read as it is
     return loss_at(c, parts, params, batch, t, draws[:, 0], draws[:, 2])
 
@@ -269,6 +288,8 @@ def loss_at(
         share: [b, i, p], what each patch counts; all the same without it.
         sight: see `denoise.beside`.
     """
+    if c.kinds:
+        return kind.loss_at(c, parts, params, batch, t, noise, drop)
     clean = parts.signal(params, batch)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(noise)
     noisy = diffusion.mix(c.path, clean, noise, over(c, t))
@@ -303,10 +324,11 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     if c.context == "clean":
         copies, seen = flops.patch_counts(batch, both)
         tokens, pairs, time, patches = tokens + copies, pairs + seen, 2 * time, 1.5 * patches
+    drawn = kind.patch_flops(c, batch) if c.kinds else pictures * patches
     return (
         flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
         + 2 * words * d.width * vocabulary.size
-        + pictures * patches
+        + drawn
         + time
     )
 
@@ -335,6 +357,8 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         clean=lambda params, batch: clean_inputs(parts, params, batch),
         mask=partial(mask_of, c, vocabulary.registers),
     )
+    if c.kinds:
+        parts = kind.with_views(c, parts, piece)
 
     def embed(params, tokens):
         x = piece("embed")(params, tokens)
@@ -356,7 +380,8 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         specs=specs,
         loss=partial(loss, c, parts),
         flops=partial(forward_flops, c, vocabulary),
-        weights={"text": 1.0, "image": c.image_weight},
+        weights={"text": 1.0, "image": c.image_weight}
+        | {f"image_{n}": k.image_weight for n, k in kind.others(c)},
         parts=parts,
         frozen=(*frozen, *text) if c.text_rate == 0 else frozen,
         rates={k: c.text_rate for k in text} if c.text_rate not in (0.0, 1.0) else {},

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -9,7 +10,8 @@ from mmjax.batch import Batch, Document, Image
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.pack import Piece, Shape
+from mmjax.data.kinds import with_kinds
+from mmjax.data.pack import Piece
 from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
 
@@ -22,6 +24,7 @@ def lay_out(
     tokenizer: Tokenizer,
     draw: bool | Sequence[bool],
     end: bool = False,
+    size: int | None = None,
 ) -> Batch:
     """Documents -> one Batch with a document a row.
 
@@ -29,21 +32,25 @@ def lay_out(
         documents: what is given. c, tokenizer: as in training.
         draw: open a picture (BOI) at the end of every row, or of which.
         end: close every row with EOS (whole documents, for scoring).
+        size: patches of the picture that is opened; without it those of the default kind.
 
     Raises:
         UserError: for a prompt without room for what is to come, by how many tokens.
     """
     vocab = bpe.vocabulary(tokenizer)
     pieces: list[Piece] = []
-    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.patches, c.shared_position, end)
+    size = c.patches if size is None else size
+    documents = [_kinds(d, c, number) for number, d in enumerate(documents, start=1)]
+    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position, end)
     opened = [draw] * len(documents) if isinstance(draw, bool) else draw
     for document, piece, opens in zip(documents, laid, opened, strict=True):
         if opens:
             piece = _append(piece, vocab.boi)
         given = [p for p in document if isinstance(p, Image)]
+        piece["kinds"] = [p.kind for p in given]
         piece["pictures"] = [_decoded(p, c, len(pieces) + 1) for p in given]
         pieces.append(piece)
-        need = len(piece["tokens"]) + (c.patches if opens else 0)
+        need = len(piece["tokens"]) + (size if opens else 0)
         if need > c.length:
             raise UserError(
                 f"prompt {len(pieces)} takes {need} of {c.length} positions; "
@@ -52,14 +59,23 @@ def lay_out(
     longest = max(len(p["tokens"]) for p in pieces)
     length = -(-longest // BUCKET) * BUCKET
     images = max([1, *(len(p["pictures"]) for p in pieces)])
-    shape = Shape(length, images, c.image)
+    shape = pipeline.plain_shape(c, length, images)
     return pipeline.begin_rows(shape, vocab, c.resize, [[p] for p in pieces])()
+
+
+def _kinds(document: Document, c: DataConfig, number: int) -> Document:
+    """A prompt whose pictures have the kind of their aspect; an error names the prompt."""
+    try:
+        return with_kinds(c, document)
+    except UserError as error:
+        raise UserError(f"prompt {number}: {error}") from error
 
 
 def _decoded(picture: Image, c: DataConfig, number: int):
     """A prompt's picture as pixels, here rather than by a worker, so that an error names it."""
     try:
-        return decode_image(picture.data, c.image, c.resize, picture.shrink)
+        size = c.sizes[picture.kind] if picture.kind else c.image
+        return decode_image(picture.data, size, c.resize, picture.shrink)
     except UserError as error:
         raise UserError(f"prompt {number}: {error}") from error
 
@@ -76,4 +92,4 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     rows = len(batch.tokens)
     extra = -rows % multiple
     index = np.minimum(np.arange(rows + extra), rows - 1)
-    return Batch(*(np.asarray(x)[index] for x in batch))
+    return jax.tree.map(lambda x: np.asarray(x)[index], batch)

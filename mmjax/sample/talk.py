@@ -47,7 +47,8 @@ def rows_of(requests: Sequence[Request], c: DataConfig, run: Run) -> Batch:
                 f"data.spans above 0 (CM3); put the slot last"
             )
     draw = [r.draw for r in requests]
-    return prompt.lay_out([r.document for r in requests], c, run.tokenizer, draw)
+    size = run.model.parts.config.tokens
+    return prompt.lay_out([r.document for r in requests], c, run.tokenizer, draw, size=size)
 
 
 def plan(

@@ -35,6 +35,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of noise and text")
 INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
 STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
 SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "of pictures that are denoised")
+KIND = flags.DEFINE_string("kind", None, "of the pictures to draw, by its name in model.kinds")
 STEPS = flags.DEFINE_integer("steps", None, "of the solver", lower_bound=1)
 LENGTH = flags.DEFINE_integer("text", None, "most tokens of text", lower_bound=1)
 # What overrides the experiment's `sample` group, by its name in `Trained.generate`.
@@ -146,6 +147,7 @@ def main(rest: list[str]) -> int:
     trained = load(WORKDIR.value)
     options: dict = {name: flag.value for name, flag in SCALES.items()}
     options |= {"solver": SOLVER.value, "steps": STEPS.value, "text": LENGTH.value}
+    options |= {"kind": KIND.value}
     options = {name: value for name, value in options.items() if value is not None}
     stream = show if STREAM.value else None
     results = trained.generate(prompts, SEED.value, INTERLEAVED.value, stream, **options)

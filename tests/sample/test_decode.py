@@ -35,7 +35,7 @@ def row(tokens, image=(), length=16) -> Batch:
 
 
 def rows(*parts) -> Batch:
-    return Batch(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)

@@ -47,7 +47,7 @@ def row(tokens, pictures=(), length=16, shared=True) -> Batch:
 
 
 def rows(*parts) -> Batch:
-    return Batch(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)

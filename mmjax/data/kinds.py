@@ -1,0 +1,42 @@
+"""Which kind a picture is of: that of its source, or the nearest in aspect."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmjax.batch import Document, Image
+from mmjax.config import DataConfig
+from mmjax.data.pixels import Shaped, Shrunk, size_of
+
+
+def encoded(c: DataConfig, picture: Image) -> bytes | Shrunk | Shaped | np.ndarray:
+    """A picture as `decode_all` takes it."""
+    if picture.kind:
+        return Shaped(picture.data, c.sizes[picture.kind])
+    return Shrunk(picture.data, picture.shrink) if picture.shrink > 1 else picture.content
+
+
+def kind_of(c: DataConfig, data: bytes) -> int:
+    """The kind a picture takes by its aspect: the nearest among the default and what is like it.
+
+    Raises:
+        UserError: if the bytes are no readable picture.
+    """
+    height, width = size_of(data)
+    shapes = [(0, 1.0)] + [
+        (number, k.width / k.height)
+        for number, k in enumerate(c.kinds.values(), start=1)
+        if k.like and not k.sources
+    ]
+    return min(shapes, key=lambda shape: abs(np.log(width / height / shape[1])))[0]
+
+
+def with_kinds(c: DataConfig, document: Document, source: str | None = None) -> Document:
+    """A document whose pictures have the kind of their source, or that of their aspect."""
+    if not c.kinds:
+        return document
+    said = [n for n, k in enumerate(c.kinds.values(), start=1) if source in k.sources]
+    return [
+        replace(p, kind=said[0] if said else kind_of(c, p.data)) if isinstance(p, Image) else p
+        for p in document
+    ]

@@ -1,0 +1,270 @@
+"""Pictures of several kinds in one model: other shapes of one modality, and other modalities.
+
+Each kind has the decoder's two ends in its own shape, its own path, target, times and term of the
+loss; attention and masks follow from `Batch.image` and know nothing of it. `parts.kinds` holds a
+view of the family's `Parts` for each kind, the default first, in which `config` is a `Kind`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax import diffusion
+from mmjax.batch import Batch, precedes_text, slot_columns, slot_weight, target_weight
+from mmjax.error import UserError
+from mmjax.layers.patch import collect, to_pixels, to_signal
+from mmjax.layers.weight import Layer
+from mmjax.losses import Terms, flow_loss
+from mmjax.mesh import Rules
+from mmjax.models.denoise import inputs, noise_level, pick, wide
+from mmjax.models.patches import PatchIn, PatchOut
+from mmjax.models.tokens import token_terms
+from mmjax.values import build
+
+SHARED = ("height", "width", "like", "image_weight")  # what a kind like another may say itself
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of pictures; fields as `transfusion.Config` has them, but for the following.
+
+    Attributes:
+        height, width: in pixels. like: "image" if it shares the default's weights, "" if not.
+    """
+
+    height: int
+    width: int
+    patch: int
+    like: str
+    path: str
+    prediction: str
+    target: str
+    image_weight: float
+    time_mean: float
+    time_std: float
+    time_shift: float
+    signal_mean: float
+    signal_std: float
+    context: str
+    context_time: float
+    picture_mask: str
+
+    @property
+    def cells(self) -> int:
+        """Side of a patch in numbers of the signal."""
+        return self.patch
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the signal."""
+        return (self.height, self.width, 3)
+
+    @property
+    def tokens(self) -> int:
+        """Positions a picture takes, p."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+
+def resolve(c) -> tuple[Kind, ...]:
+    """All kinds of a `transfusion.Config`, the default first.
+
+    Raises:
+        UserError: naming field, value and remedy.
+    """
+    own = {f.name: getattr(c, f.name) for f in fields(Kind) if hasattr(c, f.name)}
+    base = own | {"height": c.image, "width": c.image, "like": ""}
+    found = [Kind(**base)]
+    for name, said in c.kinds.items():
+        k = build(Kind, base | {"like": "image"} | dict(said), f"config.model.kinds.{name}")
+        check(c, name, k, said)
+        found.append(k)
+    return tuple(found)
+
+
+def others(c) -> list[tuple[str, Kind]]:
+    """Name and kind of all but the default."""
+    return list(zip(c.kinds, resolve(c)[1:], strict=True)) if c.kinds else []
+
+
+def check(c, name: str, k: Kind, said) -> None:
+    """Checks one kind against the rest.
+
+    Raises:
+        UserError: naming field, value and remedy.
+    """
+    at = f"model.kinds.{name}"
+    diffusion.check_names(k.path, k.prediction, k.target)
+    if k.like not in ("", "image"):
+        raise UserError(f"{at}.like={k.like!r} is unknown; have: 'image', ''")
+    if min(k.height, k.width, k.patch) < 1 or k.height % k.patch or k.width % k.patch:
+        raise UserError(f"{at}.patch={k.patch} must divide height={k.height} and width={k.width}")
+    if k.signal_std <= 0:
+        raise UserError(f"{at}.signal_std={k.signal_std} must be above 0")
+    if k.image_weight < 0:
+        raise UserError(f"{at}.image_weight={k.image_weight} must be at least 0")
+    for field in ("context", "context_time", "picture_mask"):
+        if field in said:
+            raise UserError(f"{at}.{field}={said[field]!r} is one for all kinds; set model.{field}")
+    if k.like and (
+        wrong := [f for f in said if f not in SHARED and said[f] != getattr(c, f, None)]
+    ):
+        raise UserError(
+            f"{at}.{wrong[0]}={said[wrong[0]]!r} needs weights of its own; give like='' or leave "
+            f"it out"
+        )
+    if c.codec is not None or c.unet or c.context != "noisy":
+        raise UserError(
+            "model.kinds go with pixels, patches by one matrix and noisy context; give codec=None, "
+            "unet=0, context='noisy', or no kinds"
+        )
+
+
+def numbers(batch: Batch):
+    """[b, i] int32: the kind of each slot."""
+    if batch.kind is None:
+        return jnp.zeros(batch.pixels.shape[:2], jnp.int32)
+    return jnp.asarray(batch.kind)
+
+
+def chosen(number, made):
+    """Of arrays [b, i, ...], one a kind, each slot's own."""
+    out = made[0]
+    for n, x in enumerate(made[1:], start=1):
+        out = jnp.where((number == n).reshape(number.shape + (1,) * (x.ndim - 2)), x, out)
+    return out
+
+
+def signal_of(k: Kind, params, batch: Batch):
+    """A batch's pictures as if all were of one kind, standardised; [b, i, h, w, c] f32.
+
+    Those of other kinds are cut or hold what is beside them: their numbers are never used.
+    """
+    x = to_signal(batch.pixels[:, :, : k.height, : k.width])
+    return (x.astype(jnp.float32) - k.signal_mean) / k.signal_std
+
+
+def picture_of(k: Kind, params, signal):
+    """Standardised signals [n, h, w, c] -> uint8 pixels [n, h, w, 3]."""
+    return to_pixels(signal * k.signal_std + k.signal_mean)
+
+
+def modules(c, at: tuple[Rules, str]) -> dict[str, Layer]:
+    """Both ends of each kind but the default, by name; `at`: (rules, dtype)."""
+    found: dict[str, Layer] = {}
+    for name, k in others(c):
+        found[f"patch_in_{name}"] = PatchIn(*at, 0, k.cells, k.tokens, c.decoder.width)
+        found[f"patch_out_{name}"] = PatchOut(*at, 0, k.cells, k.shape)
+    return found
+
+
+def start(c, make: Callable, params: dict[str, Any], rows: int) -> None:
+    """Makes the kinds' weights in `params` by make(name, *inputs); see `transfusion.boxed_init`."""
+    for name, k in others(c):
+        first = f"patch_in_{name}"
+        patches, kept = make(first, jnp.zeros((rows, 1, *k.shape)), jnp.zeros((rows, 1)))
+        if k.like:  # of its own it has only the table of places
+            params[first] = {"place": params[first]["place"]}
+        else:
+            make(f"patch_out_{name}", patches, kept)
+
+
+def views(c, parts, piece: Callable):
+    """`parts` for pictures of each kind, the default first; `piece`: name -> its function."""
+
+    def one(name: str, k: Kind):
+        ends = {}
+        if name:
+            ends = {n: own(piece(f"{n}_{name}"), n, name, k) for n in ("patch_in", "patch_out")}
+        about = {"signal": partial(signal_of, k), "picture": partial(picture_of, k)}
+        return parts._replace(config=k, **ends, **about)
+
+    def own(run, end: str, name: str, k: Kind):
+        """One end of a kind; of one like the default it reads the default's weights."""
+        at = f"{end}_{name}"
+        if not k.like:
+            return run
+        return lambda params, *args: run({at: {**params[end], **params.get(at, {})}}, *args)
+
+    return tuple(one(n, k) for n, k in zip(("", *c.kinds), c.resolved, strict=True))
+
+
+def with_views(c, parts, piece: Callable):
+    """`parts` that read pictures of every kind, and hold a view for each."""
+
+    def clean(params, batch):
+        return clean_inputs(whole, params, batch)
+
+    seen = tuple(view._replace(clean=clean) for view in views(c, parts, piece))
+    whole = parts._replace(kinds=seen, signal=seen[0].signal, clean=clean)
+    return whole
+
+
+def embedded(parts, params, batch: Batch, signals, t):
+    """Each kind's signals [b, i, h, w, c] at times t [b, i] -> patches [b, i, max p, d]."""
+    most = max(view.config.tokens for view in parts.kinds)
+
+    def one(view, x):
+        patches, _ = view.patch_in(params, x, t)
+        return jnp.pad(patches, ((0, 0), (0, 0), (0, most - patches.shape[2]), (0, 0)))
+
+    return chosen(numbers(batch), [one(*pair) for pair in zip(parts.kinds, signals, strict=True)])
+
+
+def clean_inputs(parts, params, batch: Batch):
+    """Decoder inputs with every picture given as it is, at t = 1."""
+    signals = [view.signal(params, batch) for view in parts.kinds]
+    ones = jnp.ones(batch.pixels.shape[:2])
+    return inputs(parts, params, batch, embedded(parts, params, batch, signals, ones))
+
+
+def times(parts, batch: Batch, keys):
+    """t [b, i] of every slot by its kind's own law; keys [b]."""
+    before = precedes_text(batch, parts.vocabulary)
+    drawn = [noise_level(view.config, keys, before) for view in parts.kinds]
+    return chosen(numbers(batch), drawn)
+
+
+def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
+    """All losses of a batch at given times; the arguments are those of `transfusion.loss_at`.
+
+    Noise is drawn for the whole canvas and cut, so that a picture's is that of its place.
+    """
+    canvas = (*batch.pixels.shape[1:4], 3)
+    noise = jax.vmap(lambda key: jax.random.normal(key, canvas))(noise)
+    kinds = [view.config for view in parts.kinds]
+    clean = [view.signal(params, batch) for view in parts.kinds]
+    noises = [noise[:, :, : k.height, : k.width] for k in kinds]
+    noisy = [
+        diffusion.mix(k.path, x, e, wide(t)) for k, x, e in zip(kinds, clean, noises, strict=True)
+    ]
+    patches = embedded(parts, params, batch, noisy, t)
+    x = inputs(parts, params, batch, patches)
+    drop = drop if c.decoder.dropout > 0 else None
+    at = parts.mask(batch), batch.position
+    hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
+    found = collect(hidden, batch.image, t.shape[1], patches.shape[2])
+    weight = target_weight(batch)[..., None]
+    head = parts.head(params)
+    terms = token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight)
+    for n, (name, k) in enumerate(zip(("", *c.kinds), kinds, strict=True)):
+        output = parts.kinds[n].patch_out(params, found[:, :, : k.tokens], ())
+        made = diffusion.estimate(k.path, k.prediction, output, noisy[n], wide(t))
+        true = diffusion.truth(k.path, clean[n], noises[n], wide(t))
+        mine = jnp.where(numbers(batch) == n, slot_weight(batch), 0.0)
+        terms[f"image_{name}" if n else "image"] = flow_loss(
+            pick(made, k.target), pick(true, k.target), mine
+        )
+    return terms
+
+
+def patch_flops(c, batch: Batch) -> float:
+    """FLOPs of both ends for the pictures of a host batch, each with its kind's own patches."""
+    used = np.asarray(slot_columns(jnp.asarray(batch.image), batch.pixels.shape[1])[1])
+    counts = [(used & (np.asarray(numbers(batch)) == n)).sum() for n in range(len(c.kinds) + 1)]
+    kinds = zip(counts, c.resolved, strict=True)
+    return float(sum(n * 4.0 * k.tokens * k.cells**2 * 3 * c.decoder.width for n, k in kinds))

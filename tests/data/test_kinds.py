@@ -1,0 +1,86 @@
+"""Which kind a picture is of, and rows of several."""
+
+import dataclasses
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+from tiny import tiny
+
+from mmjax import kind
+from mmjax.batch import Document, Image, Text, Vocabulary
+from mmjax.data.kinds import encoded, with_kinds
+from mmjax.data.pipeline import begin_rows, plain_shape
+from mmjax.error import UserError
+from mmjax.kind import KindConfig
+
+PLAIN = tiny().data
+KINDS = {
+    "wide": KindConfig(8, 16, PLAIN.patch),
+    "depth": KindConfig(4, 4, 4, "", ("openmoji",)),
+}
+DATA = dataclasses.replace(PLAIN, kinds=KINDS)
+
+
+def png(height: int, width: int, value: int = 9) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def kinds(document: Document, source=None, c=DATA):
+    return [p.kind for p in with_kinds(c, document, source) if isinstance(p, Image)]
+
+
+def test_a_picture_takes_the_kind_of_its_aspect_or_its_source():
+    both = [Text("a"), Image(png(30, 31)), Image(png(20, 60)), Image(png(60, 20))]
+    assert kinds(both, "other") == [0, 1, 0]
+    assert kinds(both, "openmoji") == [2, 2, 2]
+    assert kinds(both, c=PLAIN) == [0, 0, 0]
+
+
+def test_rows_hold_each_picture_in_its_shape():
+    shape = plain_shape(DATA, 4, 3)
+    nothing = {n: np.zeros(4, np.int32) for n in ("tokens", "modality", "image", "position")}
+    pictures = [Image(png(8, 8, 5)), Image(png(8, 16, 6), kind=1), Image(png(9, 9, 7), kind=2)]
+    piece = nothing | {
+        "weight": np.zeros(4, np.float32),
+        "pictures": [encoded(DATA, p) for p in pictures],
+        "kinds": [p.kind for p in pictures],
+    }
+    batch = begin_rows(shape, Vocabulary(32), "pil_box", [[piece]])()
+    assert batch.pixels.shape == (1, 3, 8, 16, 3) and batch.kind.tolist() == [[0, 1, 2]]
+    assert [(x > 0).any(-1).sum() for x in batch.pixels[0]] == [64, 128, 16]
+    assert (batch.pixels[0, 2, :4, :4] == 7).all()
+    assert plain_shape(PLAIN, 4, 3).canvas is None
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (KindConfig(9, 8, 2), "must divide"),
+        (KindConfig(8, 8, 8), "whose weights"),
+        (KindConfig(8, 8, 4, ""), "no sources"),
+        (KindConfig(8, 8, PLAIN.patch, "b"), "like='b'"),
+        (KindConfig(8, 8, PLAIN.patch, "image", ("nothing",)), "nothing"),
+        (KindConfig(80, 80, PLAIN.patch), "data.length"),
+    ],
+)
+def test_kinds_that_cannot_be_are_refused(found, word):
+    with pytest.raises(UserError, match=word):
+        dataclasses.replace(PLAIN, kinds={"a": found})
+
+
+def test_data_and_model_must_agree():
+    model = SimpleNamespace(kinds={"wide": 0}, resolved=(0, KindConfig(8, 16, PLAIN.patch)))
+    data = dataclasses.replace(PLAIN, kinds={"wide": KINDS["wide"]})
+    kind.check_agree("transfusion", model, data)
+    with pytest.raises(UserError, match="height"):
+        other = dataclasses.replace(PLAIN, kinds={"wide": KindConfig(4, 16, PLAIN.patch)})
+        kind.check_agree("transfusion", model, other)
+    with pytest.raises(UserError, match="same in one order"):
+        kind.check_agree("transfusion", model, PLAIN)
+    with pytest.raises(UserError, match="no kinds"):
+        kind.check_agree("oneflow", model, data)

@@ -1,0 +1,139 @@
+"""Pictures of several shapes and modalities in one Transfusion."""
+
+import jax
+import numpy as np
+import pytest
+from random_batch import VOCABULARY
+from small import make, transfusion_config
+
+from mmjax.batch import IMAGE, TEXT, Batch
+from mmjax.error import UserError
+
+KINDS = {
+    "wide": {"height": 2, "width": 8},
+    "tall": {"height": 8, "width": 2},
+    "depth": {
+        "height": 4, "width": 4, "patch": 4, "like": "", "target": "data", "image_weight": 2.0,
+        "signal_mean": 0.0,
+    },
+}  # fmt: skip
+CONFIG = transfusion_config(kinds=KINDS)
+MODEL, PARAMS = make(CONFIG)
+PARAMS["patch_out_depth"]["patch"] += 0.1
+LOSS = jax.jit(jax.value_and_grad(lambda p, b, k: sum_of(MODEL.loss(p, b, k)), has_aux=True))
+
+
+def sum_of(terms):
+    return sum(terms[n].sum for n in MODEL.weights), terms
+
+
+def keys(rows: int):
+    return jax.vmap(jax.random.key)(np.arange(rows))
+
+
+def batch(kinds, seed=0) -> Batch:
+    """One row a picture: two words, a picture of a kind, two words; noise beside pictures."""
+    v, length = VOCABULARY, 16
+    fields = {k: np.zeros((len(kinds), length), np.int32) for k in Batch._fields[:5]}
+    rng = np.random.default_rng(seed)
+    for r, kind in enumerate(kinds):
+        p = CONFIG.resolved[kind].tokens
+        line = [v.bos, 7, 8, v.boi, *[v.pad] * p, v.eoi, 9, 10, v.eos]
+        n = len(line)
+        fields["tokens"][r, :n], fields["segment"][r, :n] = line, 1
+        fields["position"][r, :n] = np.arange(n)
+        fields["modality"][r, 4 : 4 + p], fields["image"][r, 4 : 4 + p] = IMAGE, 1
+    weight = ((fields["position"] > 0) & (fields["segment"] > 0)).astype(np.float32)
+    pixels = rng.integers(0, 256, (len(kinds), 1, 8, 8, 3)).astype(np.uint8)
+    return Batch(**fields, weight=weight, pixels=pixels, kind=np.array(kinds, np.int32)[:, None])
+
+
+def row(b: Batch, r: int) -> Batch:
+    return jax.tree.map(lambda x: x[r : r + 1], b)
+
+
+def close(a, b, atol=2e-5):
+    return all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4 if atol else 0, atol=atol), a, b)
+        )
+    )
+
+
+def test_kinds_in_one_batch_give_what_each_gives_alone():
+    b = batch([0, 1, 2, 3])
+    (_, terms), grads = LOSS(PARAMS, b, keys(4))
+    alone = [LOSS(PARAMS, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
+    for n, name in enumerate(["image", "image_wide", "image_tall", "image_depth"]):
+        assert terms[name].count == 1
+        np.testing.assert_allclose(terms[name].sum, alone[n][0][1][name].sum, rtol=1e-5)
+    assert close(grads, jax.tree.map(lambda *g: sum(g), *[g for _, g in alone]), 1e-4)
+    assert not close(grads, alone[0][1], 1e-4)
+
+
+def test_shapes_of_equal_length_are_told_apart():
+    b = batch([1])
+    wide = LOSS(PARAMS, b, keys(1))[0][1]
+    tall = LOSS(PARAMS, b._replace(kind=b.kind + 1), keys(1))[0][1]
+    assert wide["image_wide"].count == tall["image_tall"].count == 1
+    assert wide["image_tall"].count == tall["image_wide"].count == 0
+    assert abs(wide["text"].sum - tall["text"].sum) > 1e-4
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_nothing_beside_a_picture_matters(kind):
+    b = batch([kind])
+    h, w, _ = CONFIG.resolved[kind].shape
+    beside, inside = b.pixels.copy(), b.pixels.copy()
+    beside[:, :, h:], beside[:, :, :, w:] = 77, 78
+    inside[:, :, h - 1, w - 1] ^= 255
+    assert (beside != b.pixels).any()
+    here = LOSS(PARAMS, b, keys(1))
+    same = LOSS(PARAMS, b._replace(pixels=beside), keys(1))
+    assert close(here, same, 0)
+    assert not close(here, LOSS(PARAMS, b._replace(pixels=inside), keys(1)), 1e-4)
+
+
+def test_a_modality_has_ends_of_its_own_and_a_shape_only_places():
+    _, grads = LOSS(PARAMS, batch([3]), keys(1))
+    touched = {k for k, g in grads.items() if any(abs(x).max() > 0 for x in jax.tree.leaves(g))}
+    assert {"patch_in_depth", "patch_out_depth"} <= touched
+    assert not {"patch_in", "patch_out", "patch_in_wide"} & touched
+    _, grads = LOSS(PARAMS, batch([1]), keys(1))
+    assert abs(grads["patch_in"]["patch"]).max() > 0 and abs(grads["patch_out"]["patch"]).max() > 0
+    assert list(PARAMS["patch_in_wide"]) == ["place"] and "patch_out_wide" not in PARAMS
+    assert MODEL.weights["image_depth"] == 2.0 != MODEL.weights["image_wide"] == 5.0
+
+
+def test_a_model_without_kinds_is_as_it_was():
+    plain, params = make(transfusion_config())
+    assert sorted(params) == ["decoder", "embed", "head", "patch_in", "patch_out"]
+    assert sorted(plain.weights) == ["image", "text"]
+    assert len(PARAMS) > len(params)
+
+
+def test_flops_count_true_patches():
+    assert MODEL.flops(batch([1])) == MODEL.flops(batch([2]))
+    assert MODEL.flops(batch([3])) < MODEL.flops(batch([0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"kinds": {"a": {"height": 3, "width": 4}}}, "patch=2"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "path": "cosine"}}}, "like=''"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "hight": 4}}}, "hight"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "like": "b"}}}, "like='b'"),
+        ({"kinds": {"a": {"height": 4, "width": 4}}, "context": "clean"}, "noisy"),
+        ({"kinds": {"a": {"height": 4, "width": 4}}, "unet": 8}, "unet=0"),
+    ],
+)
+def test_what_does_not_go_is_refused_in_one_line(changes, word):
+    with pytest.raises(UserError) as error:
+        transfusion_config(**changes)
+    assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_is_of_no_kind():
+    b = batch([1])
+    assert ((b.modality == TEXT) == (b.image == 0)).all()
