@@ -71,10 +71,21 @@ def _has_default(field: dataclasses.Field) -> bool:
     return field.default is not absent or field.default_factory is not absent
 
 
+def _at_default(e, field: dataclasses.Field) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return getattr(e, field.name) == field.default_factory()
+    return field.default is not dataclasses.MISSING and getattr(e, field.name) == field.default
+
+
 def to_dict(e) -> Any:
-    """A dataclass of such -> plain nested dict, as stored in config.json."""
+    """A dataclass of such -> plain nested dict, as stored in config.json.
+
+    A field that may be left out is, where it holds its default: what was stored before there was
+    such a field is no different.
+    """
     if dataclasses.is_dataclass(e):
-        return {f.name: to_dict(getattr(e, f.name)) for f in dataclasses.fields(e)}
+        kept = [f for f in dataclasses.fields(e) if not _at_default(e, f)]
+        return {f.name: to_dict(getattr(e, f.name)) for f in kept}
     if isinstance(e, Mapping):
         return {k: to_dict(v) for k, v in e.items()}
     return list(e) if isinstance(e, tuple) else e  # as JSON gives it back

@@ -2,14 +2,15 @@
 
 import dataclasses
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
-from tiny import tiny
+from tiny import tiny, tiny_config
 
-from mmjax import kind
+from mmjax import config, kind, run, values
 from mmjax.batch import Document, Image, Text, Vocabulary
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pipeline import begin_rows, plain_shape
@@ -84,3 +85,16 @@ def test_data_and_model_must_agree():
         kind.check_agree("transfusion", model, PLAIN)
     with pytest.raises(UserError, match="no kinds"):
         kind.check_agree("oneflow", model, data)
+
+
+def test_kinds_are_stored_where_there_are_some():
+    c = tiny_config()
+    c.data.kinds = {"wide": {"height": 8, "width": 16, "patch": c.data.patch}}
+    c.model.kinds = {"wide": {"height": 8, "width": 16}}
+    e = config.resolve(c, run.families())
+    assert config.resolve(json.loads(values.to_json(e)), run.families()) == e
+    plain = values.to_dict(tiny())
+    assert list(values.to_dict(e)["data"]["kinds"]) == ["wide"]
+    assert "kinds" not in plain["data"] and "kinds" not in plain["model"]
+    found = values.difference(plain, values.to_dict(e))
+    assert [line.partition(":")[0] for line in found] == ["data.kinds", "model.kinds"]
