@@ -26,7 +26,7 @@ def kind_of(c: DataConfig, data: bytes) -> int:
     shapes = [(0, 1.0)] + [
         (number, k.width / k.height)
         for number, k in enumerate(c.kinds.values(), start=1)
-        if k.like and not k.sources
+        if not k.sources  # so have all modalities of their own
     ]
     return min(shapes, key=lambda shape: abs(np.log(width / height / shape[1])))[0]
 

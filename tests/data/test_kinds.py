@@ -14,6 +14,8 @@ from mmjax import config, kind, run, values
 from mmjax.batch import Document, Image, Text, Vocabulary
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pipeline import begin_rows, plain_shape
+from mmjax.data.pixels import decode_image
+from mmjax.data.resize import RESIZE
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
 
@@ -58,6 +60,20 @@ def test_rows_hold_each_picture_in_its_shape():
     assert plain_shape(PLAIN, 4, 3).canvas is None
 
 
+@pytest.mark.parametrize("resize", sorted(RESIZE))
+def test_the_centre_is_kept_at_the_aspect_that_is_wanted(resize):
+    """Of 20 x 60 pixels 8 x 16 shows columns 10 to 50, and 16 x 8 columns 25 to 35."""
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 10:50], pixels[:, 25:35] = 100, 200
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "PNG")
+    wide, tall = (decode_image(out.getvalue(), size, resize) for size in ((8, 16), (16, 8)))
+    assert wide.shape == (8, 16, 3) and tall.shape == (16, 8, 3)
+    assert wide[:, 1:5].min() > 80 and wide[:, 7:9].min() > 180 and wide[:, 1:4].max() < 120
+    assert tall[:, 1:7].min() > 180
+    assert (decode_image(out.getvalue(), 8, resize)[:, :2] < 120).all()  # a square has more
+
+
 @pytest.mark.parametrize(
     ("found", "word"),
     [
@@ -94,7 +110,9 @@ def test_kinds_are_stored_where_there_are_some():
     e = config.resolve(c, run.families())
     assert config.resolve(json.loads(values.to_json(e)), run.families()) == e
     plain = values.to_dict(tiny())
-    assert list(values.to_dict(e)["data"]["kinds"]) == ["wide"]
+    assert values.to_dict(e)["data"]["kinds"] == {
+        "wide": {"height": 8, "width": 16, "patch": c.data.patch}
+    }
     assert "kinds" not in plain["data"] and "kinds" not in plain["model"]
     found = values.difference(plain, values.to_dict(e))
     assert [line.partition(":")[0] for line in found] == ["data.kinds", "model.kinds"]

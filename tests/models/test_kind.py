@@ -101,6 +101,7 @@ def test_a_modality_has_ends_of_its_own_and_a_shape_only_places():
     assert not {"patch_in", "patch_out", "patch_in_wide"} & touched
     _, grads = LOSS(PARAMS, batch([1]), keys(1))
     assert abs(grads["patch_in"]["patch"]).max() > 0 and abs(grads["patch_out"]["patch"]).max() > 0
+    assert abs(grads["patch_in_wide"]["place"]).max() > 0 == abs(grads["patch_in"]["place"]).max()
     assert list(PARAMS["patch_in_wide"]) == ["place"] and "patch_out_wide" not in PARAMS
     assert MODEL.weights["image_depth"] == 2.0 != MODEL.weights["image_wide"] == 5.0
 
