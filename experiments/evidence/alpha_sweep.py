@@ -151,6 +151,8 @@ def main() -> None:
     text: list[str] = []
     for kind, arms in (("pictures", PICTURES), ("text", TEXTS)):
         found = sweep(arms, given)
+        if not found:
+            continue  # none of these arms was asked for
         text += [f"{kind}, n = {COUNT}, {given.seeds} seeds", "", *lines_of(kind, found), ""]
         plot(kind, found, given.out / f"{kind}.png")
     print("\n".join(text))
