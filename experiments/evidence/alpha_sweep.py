@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import study
+from matplotlib.ticker import NullFormatter
 from study import Arm
 
 import mmjax
@@ -136,6 +137,7 @@ def plot(kind: str, found: dict[str, list[list[dict]]], path: Path) -> None:
                 )
                 axis.fill_between(x, y.min(0), y.max(0), alpha=0.12, lw=0)
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_xlabel(f"{price} for one {'picture' if kind == 'pictures' else 'caption'}")
             axis.set_ylabel(title)
             axis.grid(alpha=0.3)
