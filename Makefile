@@ -27,10 +27,10 @@ openmoji: venv out/data/openmoji/tokenizer.json
 
 # Two processes, each a file of tests at a time: XLA compiles most of a program on one core.
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m "not slow and not hf"
 
 test-all: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m "not hf"
 
 # Rewrites the text snapshots of every experiment; read the diff before committing it.
 golden: venv

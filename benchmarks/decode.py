@@ -72,8 +72,9 @@ def engine(batch: int, draw: bool):
     column = jnp.zeros((batch,), jnp.int32)
     never = jnp.full((batch, 1), parts.vocabulary.pad)  # so that no row ends early
     plan = Plan(
-        column + count * draw, column + 4, column, column, column + count + 1, column + 999, never
-    )
+        column + count * draw, column + 4, column, column, column + count + 1, column + 999,
+        column + 999, never,
+    )  # fmt: skip
     keys = jax.random.split(jax.random.key(0), batch)
     prompt = rows(batch)
 

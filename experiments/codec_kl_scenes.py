@@ -14,6 +14,7 @@ from mmjax.config import load
 def get_config() -> ConfigDict:
     """The codec of scenes with latents in place of codes."""
     c = load(str(Path(__file__).parent / "codec_scenes.py"))
+    c.steps = 1500
     c.model.codec.quantiser.kind = "kl"
     c.model.codec.quantiser.codes = 0
     c.model.codec.quantiser.width = 4

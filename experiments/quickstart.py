@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
         resize="pil_box",
         spans=0.0,
         bottleneck="none",
+        ends=1,
         shrink=2,
         coded=False,
         window=512,

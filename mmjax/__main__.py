@@ -11,6 +11,7 @@ VERBS = {
     "evaluate": "mmjax.verbs.evaluate",
     "data": "mmjax.verbs.data",
     "tokenize": "mmjax.verbs.tokenize",
+    "convert": "mmjax.verbs.convert",
 }
 
 # The C library's allocator gives a step's buffers back to the system after each step and then
@@ -94,7 +95,8 @@ def main() -> None:
     if argv[0] not in VERBS:
         print(f"mmjax: no verb {argv[0]!r}; have: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    relaunch_with_allocator(argv)
+    if argv[0] != "convert":  # which has no steps, and gives memory back
+        relaunch_with_allocator(argv)
     sys.exit(run_verb(argv[0], argv[1:]))
 
 

@@ -41,7 +41,8 @@ class Image:
 
     In a data set that `mmjax tokenize` wrote, `data` is empty and `coded` holds what a codec made.
     With `shrink` > 1 a picture is read as if its side had that many times fewer pixels. `kind` is
-    the number of its kind among those of the configuration, 0 the default.
+    the number of its kind among those of the configuration, 0 the default; `of` says in a prompt
+    which it is, by name, where its aspect does not.
     """
 
     data: bytes
@@ -49,6 +50,7 @@ class Image:
     coded: Coded | None = None
     shrink: int = 1
     kind: int = 0
+    of: str = ""
 
     @property
     def content(self) -> bytes | np.ndarray:

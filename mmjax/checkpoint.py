@@ -18,16 +18,16 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from mmjax.checksum import checksums, named_leaves, spec
 from mmjax.error import UserError
 
 Directory = str | os.PathLike[str]
@@ -147,8 +147,8 @@ def save(
     if step < (checkpoints.last or 0):
         raise ValueError(f"step {step} after step {checkpoints.last}")
     loss = float(loss) if loss is not None and math.isfinite(loss) else None
-    leaves, sums = _named(state), checksums(state)
-    described = {name: [_spec(x), sums[name]] for name, x in leaves.items()}
+    leaves, sums = named_leaves(state), checksums(state)
+    described = {name: [spec(x), sums[name]] for name, x in leaves.items()}
     about = json.loads(json.dumps({"meta": meta, "loss": loss, "leaves": described}))
     checkpoints.keep.losses[step] = loss
     try:
@@ -161,6 +161,26 @@ def save(
     except (OSError, ValueError) as e:
         raise _failure(checkpoints, step, e) from e
     checkpoints.pending = (step, response)
+
+
+def write(directory: Directory, step: int, leaves: Iterable[tuple[str, Any]], meta: dict) -> None:
+    """Writes a step leaf by leaf, holding one at a time; for a directory without other steps.
+
+    Args:
+        leaves: (path, array) each, `params/w`; what comes before is on disk when the next is asked.
+        meta: anything JSON can hold.
+    """
+    _hush_orbax()
+    path, described = _path(directory, step), {}
+    for name, x in leaves:
+        array = jnp.asarray(x)
+        described[name] = [spec(array), checksums({name: array})[name]]
+        if array.size:
+            ocp.partial.save(path, {name: array})
+    ocp.partial.finalize(path)
+    about = json.loads(json.dumps({"meta": meta, "loss": None, "leaves": described}))
+    (path / "about").mkdir()
+    (path / "about" / "data.json").write_text(json.dumps(about | {"crc32": _crc32(about)}))
 
 
 def wait(checkpoints: Checkpoints) -> None:
@@ -317,10 +337,10 @@ def _crc32(about: dict) -> int:
 
 
 def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, dict]:
-    about, named = _about(directory, step), _named(like)
+    about, named = _about(directory, step), named_leaves(like)
     for name in sorted(named.keys() | about["leaves"].keys()):
         there, _ = about["leaves"].get(name, ("absent", ""))
-        here = _spec(named[name]) if name in named else "absent"
+        here = spec(named[name]) if name in named else "absent"
         if there != here and not (part and name not in named):
             raise UserError(
                 f"checkpoint {step} in {directory} is of another model: leaf {name} is {there} "
@@ -337,64 +357,3 @@ def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, 
             raise _Damage(f"leaf {name}: checksum differs")
     leaves = [state[name] for name in named]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), about["meta"]
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by path: `State(params={"w": x})` and `{"params": {"w": x}}` both give `params/w`."""
-    named: dict[str, Any] = {}
-    for path, x in jax.tree.leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
-        if x.sharding is None or name in named:
-            raise ValueError(f"leaf {name} has no sharding, or there are two of this path")
-        named[name] = x
-    return named
-
-
-def _spec(x: Any) -> str:
-    return f"{x.dtype}{list(x.shape)}"
-
-
-def checksums(tree: Any) -> dict[str, str]:
-    """64 bits of every leaf of `tree`, as 16 hexadecimal digits by path (`params/w`).
-
-    Computed on the devices by one compiled function, as sums modulo 2^32, whose order does not
-    matter: the same on every mesh and process. A change of one element always changes both halves;
-    other damage, such as two unequal elements that change places, stays unseen once in 2^64.
-
-    Args:
-        tree: a pytree of jax arrays with elements of 1, 2 or 4 bytes, or typed PRNG keys.
-    """
-    leaves = _named(tree)
-    mesh = next((x.sharding.mesh for x in leaves.values() if hasattr(x.sharding, "mesh")), None)
-    sums = jax.device_get(_checksums_on(mesh)(list(leaves.values()))).tolist()
-    return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, sums, strict=True)}
-
-
-@functools.cache
-def _checksums_on(mesh: Mesh | None) -> Callable[[list], jax.Array]:
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda xs: jnp.stack([*map(_leaf_checksum, xs)]), out_shardings=everywhere)
-
-
-def _leaf_checksum(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)  # row-major in the whole array, whatever the sharding
-    for axis in range(x.ndim):
-        stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-    # If one element changes, so does its word, because `_mix` is a bijection, and with it each sum.
-    # Place enters under the same mixing: the obvious sum of bits times odd weights never sees x and
-    # -x change places (bits that differ by 2^31, weights by an even number, and the product is 0).
-    places = _mix(index), _mix(index + jnp.uint32(0x9E3779B9))
-    return jnp.stack([jnp.sum(_mix(bits ^ place), dtype=jnp.uint32) for place in places])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which every bit depends on all (the finaliser of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

@@ -77,6 +77,7 @@ class DataConfig:
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
+        ends: EOS fill a last text up to a multiple of so many tokens; see `models.dial`.
         bottleneck: what keeps the template "reconstruct" from being solved by copying: "lowres"
             shrinks the given picture, "registers" puts 16 learned tokens behind it, through which
             alone it is seen; "none". shrink: how many times smaller a side "lowres" makes it.
@@ -104,9 +105,14 @@ class DataConfig:
     window: int
     workers: int
     kinds: Mapping[str, KindConfig] = field(default_factory=dict)
+    ends: int = 1
 
     def __post_init__(self):
         """Checks fields against each other."""
+        if self.ends < 1 or (self.ends > 1 and self.spans):
+            raise UserError(
+                f"data.ends={self.ends} must be at least 1, and 1 where data.spans moves some"
+            )
         if self.image % self.patch:
             raise UserError(f"data.patch={self.patch} must divide data.image={self.image}")
         if self.length < self.patches + 5:
@@ -225,10 +231,11 @@ class SampleConfig:
     Attributes:
         solver, steps: of pictures that are denoised: "euler", "heun" or "ddim", and its steps.
         shift: how much of them lie near noise, see `diffusion.shifted`; 1 spaces them evenly.
-        guidance: classifier-free guidance scale s in u + s (c - u); 1 is none.
+        guidance: of pictures, the classifier-free scale s in u + s (c - u); 1 is none.
         guidance_start, guidance_stop: times between which pictures that are denoised are guided.
         guidance_least: see `sample.flow.Solver`; 1 leaves guided velocities as they are.
-        text_guidance: w of insertions (OneFlow), see `sample.oneflow`; 1 is none.
+        text_guidance: w of insertions (OneFlow), see `sample.oneflow`, or s as above for a text
+            (the dial); 1 is none.
         image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
             three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
             codes, instead of guidance; 0 is none.
@@ -271,10 +278,15 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The evaluations at the end: documents a split, and pictures drawn a split."""
+    """The evaluations at the end: documents a split, and pictures drawn a split; at least 10."""
 
     documents: int
     drawings: int
+
+    def __post_init__(self):
+        for name in ("documents", "drawings"):
+            if getattr(self, name) < 10:  # own and nine others to choose among
+                raise UserError(f"{name}={getattr(self, name)} must be at least 10")
 
 
 @dataclass(frozen=True)

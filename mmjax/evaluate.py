@@ -1,5 +1,7 @@
 """Runs evaluations on a trained workdir and writes down what they found."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,28 +20,57 @@ SEED = 0
 def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     """Runs evaluations, prints their table, and writes evals.json, summary.json and samples/.
 
+    What other evaluations found at the same step stays in the files.
+
     Raises:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
     e = read_config(workdir)
-    family = e.family
-    have = EVALS[family]
+    have = EVALS[e.family]
     names = usual(e) if names is None else names
-    unknown = [n for n in names if n not in have]
-    if unknown:
-        raise UserError(f"--evals={unknown[0]} is unknown; {family} has: {', '.join(have)}")
+    check_names(e.family, names)
     trained = load(workdir)
     values: dict[str, Value] = {}
+    report = found_before(workdir, trained.step)
     for name in names:
-        values |= have[name](trained, SEED, Path(workdir) / "samples")
-    report = {name: value.as_dict() for name, value in values.items()}
-    write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
-    write_json(Path(workdir) / "summary.json", report)
+        found = have[name](trained, SEED, Path(workdir) / "samples")
+        values |= found
+        report |= {name: value.as_dict() for name, value in found.items()}
+        # After each: what was found stays, whatever becomes of the next.
+        write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
+        write_json(Path(workdir) / "summary.json", report)
     if values:
         table(values, trained.step, workdir)
     elif names:
         Console().print("nothing evaluated: no split holds ten held-out pictures with a text")
     return values
+
+
+def found_before(workdir: str, step: int) -> dict:
+    """The values in evals.json, if they are of this step.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = Path(workdir) / "evals.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        return found if found.pop("step") == step else {}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged; remove it and evaluate again") from error
+
+
+def check_names(family: str, names: Sequence[str]) -> None:
+    """Checks that a family has evaluations of these names.
+
+    Raises:
+        UserError: naming one that it has not.
+    """
+    if unknown := sorted(set(names) - set(EVALS[family])):
+        have = ", ".join(EVALS[family])
+        raise UserError(f"--evals={unknown[0]} is unknown; {family} has: {have}")
 
 
 def table(values: dict[str, Value], step: int, workdir: str) -> None:

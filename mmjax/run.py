@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tokenizers import Tokenizer
 
-from mmjax import config, optim
+from mmjax import config, optim, values
+from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
@@ -22,7 +23,7 @@ from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model
 from mmjax.step import State, abstract_state, init_state, train_step
 
-CONFIG = "config.json"
+CONFIG, VOCABULARY = "config.json", "vocabulary.json"
 
 
 def families() -> dict[str, type]:
@@ -107,7 +108,11 @@ def assemble(e: Experiment, devices=None, workdir: str | Path | None = None) -> 
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
-    vocabulary = bpe.vocabulary(tokenizer, getattr(e.model, "codes", 0))
+    codes = getattr(e.model, "codes", 0)
+    if workdir and (Path(workdir) / VOCABULARY).is_file():
+        vocabulary = read_vocabulary(workdir, codes)
+    else:
+        vocabulary = bpe.vocabulary(tokenizer, codes)
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)
@@ -127,6 +132,18 @@ def undivided(abstract: State) -> str:
                     f"change the model's size or make mesh.{axis} a divisor of {size}"
                 )
     return ""
+
+
+def read_vocabulary(workdir: str | Path, codes: int) -> Vocabulary:
+    """A workdir's ids: its vocabulary.json, which imported weights have, or its tokenizer's.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    path = Path(workdir) / VOCABULARY
+    if not path.is_file():
+        return bpe.vocabulary(bpe.load(Path(workdir) / TOKENIZER), codes)
+    return values.build(Vocabulary, json.loads(path.read_text()))
 
 
 def read_config(workdir: str | Path) -> Experiment:

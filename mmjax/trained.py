@@ -13,7 +13,7 @@ from mmjax.batch import Batch, Document
 from mmjax.config import Choice, SampleConfig
 from mmjax.error import UserError
 from mmjax.mesh import put
-from mmjax.models import Params
+from mmjax.models import Params, clip
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
 from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
@@ -28,7 +28,7 @@ OPTIONS = {
         "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least", "kind",
     ),
     "oneflow": ("steps", "text_guidance"),
-    "dial": ("steps", "temperature", "image_temperature"),
+    "dial": ("steps", "text_guidance", "temperature", "image_temperature"),
 }  # fmt: skip
 
 
@@ -142,14 +142,14 @@ class Trained:
             seed: of noise and text: one for all, or one a prompt. A prompt's result depends on its
                 seed and place alone, not on its neighbours.
             pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
-            stream: called now and then with a prompt's number and its text so far.
+            stream: called now and then with a prompt's number and its text so far, if it grew.
             options: `kind`, of the pictures to draw, by name; the others override the experiment's
                 `sample` group: text (most tokens), guidance;
                 temperature, top_k, top_p, min_p, repetition (of text); of families with image
                 codes the same five with `image_` before them, image_guidance and contrast; of those
                 that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
-                OneFlow only text, steps, guidance and text_guidance; of the dial only text, steps,
-                guidance and both temperatures.
+                OneFlow only text, steps, guidance and text_guidance; of the dial these and both
+                temperatures.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -225,6 +225,10 @@ class Trained:
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
         self.check_options({})
+        return self.laid(documents)
+
+    def laid(self, documents: Sequence) -> Batch:
+        """The same of any family."""
         laid = [request.parse(d).document for d in documents]
         c = self.run.experiment.data
         return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
@@ -245,7 +249,12 @@ class Trained:
         return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)
 
     def embed(self, documents: Sequence) -> np.ndarray:
-        """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`."""
+        """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`.
+
+        Of a clip the vector of its text, of its picture, or their mean; see `models.clip.vectors`.
+        """
+        if self.run.experiment.family == "clip":
+            return self.call(clip.vectors, self.laid(documents))
         return self.call(decode.embedding, self.rows(documents))
 
 

@@ -76,7 +76,7 @@ def test_a_model_of_latents_draws_pixels_scores_and_keeps_the_codec(home, tmp_pa
     assert all((p.dtype, p.shape) == (np.uint8, (8, 8, 3)) for p in pictures)
     assert (pictures[0] != pictures[1]).any()
     values = likelihood.evaluate(model, 0, tmp_path)
-    assert 0 < values["image_flow_loss"].value < 10
+    assert 0 < values["image_flow_loss"].value < 50
     assert values["image_flow_loss_linear"].value < values["image_flow_loss_zero"].value
 
 

@@ -74,7 +74,11 @@ def test_help_of_a_verb_names_its_flags(mmjax, verb):
     code, out, lines = mmjax(verb, "--help")
     assert (code, lines) == (0, [])
     assert f"mmjax {verb}" in out
-    wanted = {"train": ["--config", "--workdir"], "data": ["--src", "--dst"]}
+    wanted = {
+        "train": ["--config", "--workdir"],
+        "data": ["--src", "--dst"],
+        "convert": ["--src", "--dst", "--verify"],
+    }
     for flag in wanted.get(verb, ["--workdir"]):
         assert f"  {flag}  " in out
 
@@ -129,6 +133,7 @@ def test_missing_data_names_the_command_that_makes_it(mmjax):
         (["evaluate"], "--workdir=DIR"),
         (["evaluate", "--workdir=none"], "none/config.json does not exist"),
         (["evaluate", "--workdir=none", "--evals=luck"], "--evals=luck is unknown"),
+        (["train", QUICKSTART, "--workdir=run", "--evals=luck"], "--evals=luck is unknown; trans"),
         (["data"], "build|describe|show|tokenizer"),
         (["data", "bild", "--src=openmoji"], "build|describe|show|tokenizer"),
         (["data", "build", "--src=openmoji"], "--dst"),

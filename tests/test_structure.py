@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
     "error", "values", "kind", "config", "mesh", "batch", "dial", "flops", "sheet", "log", "data",
-    "layers",
-    "losses", "diffusion", "codecs", "models", "optim", "step", "checkpoint", "run", "sample",
-    "trained", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
+    "layers", "losses", "contrastive", "diffusion", "codecs", "models", "convert", "optim", "step",
+    "checksum", "checkpoint", "run", "sample", "trained", "conversion", "start", "coding", "evals",
+    "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -100,3 +100,17 @@ def tiny_dial_config(data: Path | str = "unused", base: str = "transfusion", **c
     own = c.model.to_dict() | ({"context": "clean"} if base == "transfusion" else {})
     c.family, c.model = "dial", big.model.to_dict() | {"transfusion": None, base: own}
     return changed(c, changes)
+
+
+def tiny_clip_config(data: Path | str = "unused", name: str = "clip", **changes):
+    """clip_openmoji.py, or siglip_openmoji.py, shrunk: rows of two pairs of 8 pixels."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / f"{name}_openmoji.py"))
+    c.family, c.model, c.data.patch, c.data.caption_dropout = "clip", big.model, 8, 0.0
+    for tower in (c.model.vision, c.model.text):
+        tower.encoder.update(width=32, depth=2, heads=4, mlp=48, unroll=1)
+    c.model.vision.update(image=8, patch=4)
+    c.model.text.length = 16
+    c.model.embed = 32
+    c.optim.update(kind="adamw", peak=3e-3)
+    return changed(c, changes)

@@ -9,7 +9,6 @@ read is never the one that is asked for, so that it had better be ignored. Names
 how the picture is read, and only equal ones compare. Needs out/data/scenes16.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -94,7 +93,7 @@ def either(name: str, some) -> str:
 
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
-    given: argparse.Namespace = study.arguments("alignment")
+    given = study.arguments("alignment")
     other_pictures()
     found = study.runs(ARMS, given)
     titles = SCORES | COLUMNS

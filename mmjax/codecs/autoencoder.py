@@ -19,7 +19,7 @@ from mmjax.codecs.quantise import QuantiserConfig
 from mmjax.error import UserError
 from mmjax.layers.conv import Conv, PlaceAttention, Residual, double, group_norm
 from mmjax.layers.patch import to_pixels, to_signal
-from mmjax.layers.weight import Layer, ones, zeros
+from mmjax.layers.weight import Layer, ones, pieces, zeros
 from mmjax.mesh import Rules
 
 
@@ -143,7 +143,7 @@ class Book(Layer):
 
         # Every device needs all of it, and it is small: not split.
         codes = self.weight("codes", shape, (None,) * 3, start)
-        # Where codes may restart, all do so in the first step, at vectors of its batch.
+        # Where codes may restart, those that the first step hardly uses do so at once.
         counts = self.weight("counts", shape[:2], (None,) * 2, zeros if c.restart else ones)
         # As if each code had been used once: the first averages then lie where the codes began.
         sums = self.weight("sums", shape, (None,) * 3, lambda *_: codes)
@@ -198,10 +198,7 @@ def boxed_init(key, c: CodecConfig, layers: dict[str, Layer]):
 
 def build(c: CodecConfig, rules: Rules) -> Codec:
     """The functions of one configuration."""
-    layers = modules(c, rules)
-
-    def piece(name):
-        return lambda params, *args: layers[name].apply({"params": params[name]}, *args)
+    piece = pieces(modules(c, rules))
 
     def bottleneck(params, z, weight, keys):
         return quantise.quantise(c.quantiser, params.get("book", {}), z, weight, keys)

@@ -7,6 +7,7 @@ import numpy as np
 from mmjax.batch import Document, Image
 from mmjax.config import DataConfig
 from mmjax.data.pixels import Shaped, Shrunk, size_of
+from mmjax.error import UserError
 
 
 def encoded(c: DataConfig, picture: Image) -> bytes | Shrunk | Shaped | np.ndarray:
@@ -32,11 +33,22 @@ def kind_of(c: DataConfig, data: bytes) -> int:
 
 
 def with_kinds(c: DataConfig, document: Document, source: str | None = None) -> Document:
-    """A document whose pictures have the kind of their source, or that of their aspect."""
+    """A document whose pictures have the kind of their source, the one they say, or their aspect's.
+
+    Raises:
+        UserError: for a kind that there is not, or bytes that are no readable picture.
+    """
+    names = ["image", *c.kinds]
+    for p in document:
+        if isinstance(p, Image) and p.of and p.of not in names:
+            raise UserError(f"kind={p.of!r} is unknown; have: {', '.join(names)}")
     if not c.kinds:
         return document
     said = [n for n, k in enumerate(c.kinds.values(), start=1) if source in k.sources]
-    return [
-        replace(p, kind=said[0] if said else kind_of(c, p.data)) if isinstance(p, Image) else p
-        for p in document
-    ]
+
+    def number(p: Image) -> int:
+        if said or p.of:
+            return said[0] if said else names.index(p.of)
+        return kind_of(c, p.data)
+
+    return [replace(p, kind=number(p)) if isinstance(p, Image) else p for p in document]

@@ -159,7 +159,8 @@ def to_pieces(
 ) -> list[Piece]:
     """Documents -> positions, pictures still encoded; `rng` draws CM3's spans."""
     vocab = bpe.vocabulary(tokenizer)
-    pieces = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position)
+    how = c.counts, c.shared_position
+    pieces = bpe.lay_out_all(documents, tokenizer, vocab, *how, ends=c.ends)
     for piece, document in zip(pieces, documents, strict=True):
         pictures = [p for p in document if isinstance(p, Image)]
         piece["pictures"] = [encoded(c, p) for p in pictures]

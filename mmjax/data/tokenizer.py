@@ -130,9 +130,10 @@ def lay_out(
     patches: int | Sequence[int],
     shared_position: bool,
     end: bool = True,
+    ends: int = 1,
 ) -> dict[str, Any]:
     """Writes one document out as positions; see `lay_out_all`."""
-    return lay_out_all([document], tokenizer, vocab, patches, shared_position, end)[0]
+    return lay_out_all([document], tokenizer, vocab, patches, shared_position, end, ends)[0]
 
 
 def lay_out_all(
@@ -142,6 +143,7 @@ def lay_out_all(
     patches: int | Sequence[int],
     shared_position: bool,
     end: bool = True,
+    ends: int = 1,
 ) -> list[dict[str, Any]]:
     """Writes documents out as positions.
 
@@ -152,6 +154,7 @@ def lay_out_all(
         patches: positions a picture takes, p; or those of each kind.
         shared_position: all patches of a picture share one position id.
         end: close with EOS; a prompt that is to be continued does not.
+        ends: what the length of a last text and its EOS is a multiple of; EOS fill it up.
 
     Returns:
         For each document 1-D arrays of one length n: tokens, modality, image (1, 2, ... within the
@@ -163,7 +166,8 @@ def lay_out_all(
     """
     texts = [p.text for d in documents for p in d if isinstance(p, Text)]
     ids = iter(encode_all(tokenizer, texts))
-    return [_positions(d, ids, vocab, patches, shared_position, end) for d in documents]
+    ends *= end
+    return [_positions(d, ids, vocab, patches, shared_position, ends) for d in documents]
 
 
 def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
@@ -183,8 +187,8 @@ def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
     return (vocab.codes + codes).tolist()
 
 
-def _positions(document, texts, vocab, patches, shared_position, end) -> dict[str, Any]:
-    """One document, its texts' ids taken from the iterator `texts`."""
+def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[str, Any]:
+    """One document, its texts' ids taken from the iterator `texts`; without EOS if ends is 0."""
     tokens, modality, image, position, weight = [vocab.bos], [TEXT], [0], [0], [0.0]
 
     def add(ids, kind, slot, loss, step=1):
@@ -203,13 +207,15 @@ def _positions(document, texts, vocab, patches, shared_position, end) -> dict[st
             "the tokenizer has no registers; train with data.bottleneck='registers', which adds "
             "them, or give data.bottleneck='lowres'"
         )
-    slot = 0
+    slot = written = 0  # written: length of the last text
     for part in document:
         if isinstance(part, Text):
-            found = next(texts)
-            add(named.get(part.text, found), TEXT, 0, part.loss)
+            ids = next(texts)
+            ids = named.get(part.text, ids)
+            add(ids, TEXT, 0, part.loss)
+            written = written + len(ids) if part.loss else 0
         elif isinstance(part, Image):
-            slot += 1
+            slot, written = slot + 1, 0
             add([vocab.boi], TEXT, 0, part.loss)
             size = patches if isinstance(patches, int) else patches[part.kind]
             ids = _codes(part, vocab, size)
@@ -217,8 +223,8 @@ def _positions(document, texts, vocab, patches, shared_position, end) -> dict[st
             add([vocab.eoi], TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")
-    if end:
-        add([vocab.eos], TEXT, 0, True)
+    if ends:
+        add([vocab.eos] * (ends - written % ends if written else 1), TEXT, 0, True)
     return {
         "tokens": np.array(tokens, np.int32),
         "modality": np.array(modality, np.int32),

@@ -152,10 +152,15 @@ def captioning(record: Record) -> Document:
     """A record's pictures to read, and then its texts to write.
 
     Raises:
-        UserError: if the record has no picture.
+        UserError: if the record has no picture or no text.
     """
     pictures = [replace(picture, loss=False) for picture in _pictures(record, "caption")]
     texts = [part for part in record.document if isinstance(part, Text)]
+    if not any(text.text for text in texts):
+        raise UserError(
+            f"record {record.id} has no text, which the template 'caption' needs; leave it out for "
+            f"this data set"
+        )
     return (*pictures, *(replace(text, loss=True) for text in texts))
 
 

@@ -6,10 +6,13 @@ from mmjax.evals import (
     answers,
     caption,
     drawing,
+    edits,
     frechet,
+    infilling,
     likelihood,
     passages,
     reconstruction,
+    retrieval,
     scenes,
 )
 
@@ -20,17 +23,19 @@ _READS_AND_DRAWS = {
     "frechet": frechet.evaluate,
     "scenes": scenes.evaluate,
     "answers": answers.evaluate,
+    "edits": edits.evaluate,
     "passages": passages.evaluate,
     "alignment": alignment.evaluate,
 }
 
 EVALS = {
     "transfusion": _READS_AND_DRAWS,
-    "chameleon": _READS_AND_DRAWS,
+    "chameleon": _READS_AND_DRAWS | {"infilling": infilling.evaluate},
     # It has no likelihood of a caption from left to right.
     "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
     "dial": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
-    "codec": {"reconstruction": reconstruction.evaluate},
+    "codec": {"reconstruction": reconstruction.evaluate, "frechet": frechet.reconstructed},
+    "clip": {"retrieval": retrieval.evaluate},
 }
 
 

@@ -179,7 +179,7 @@ def alignment(
     if layout.told:
         found["prior"] = errors(None, every, NOISES)
     values = score(found["true"], found["shuf"], found.get("prior"), seed)
-    table = heldout.others(len(records), K, seed)[:CHOSEN]
+    table = heldout.others(range(len(records)), K, seed)[:CHOSEN]
     each = errors(table.ravel(), np.repeat(every[: len(table)], K), 1)
     values[f"ras_at_{K}"] = at_k(each.reshape(table.shape), seed)
     ones = np.ones(len(records))

@@ -20,9 +20,10 @@ ROWS = 256  # scored at a time
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """Choices and captions on each held-out split; writes `written_<split>.png`.
 
-    `choice_among_10`: of ten captions, nine drawn at random from the same split, the picture's own
-    has the highest likelihood after the picture (chance 0.10). `choice_among_10_pmi`: the highest
-    ratio of that to its likelihood after no picture: short and common captions gain nothing.
+    `choice_among_10`: of ten different captions, nine drawn at random from the same split, the
+    picture's own has the highest likelihood after the picture (chance 0.10); where there are ten.
+    `choice_among_10_pmi`: the highest ratio of that to its likelihood after no picture: short and
+    common captions gain nothing.
     """
     values: dict[str, Value] = {}
     e = trained.run.experiment
@@ -57,7 +58,9 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
 
 def caption_choice(trained: Trained, records, seed: int) -> dict[str, Value]:
     """Picture to caption."""
-    table = heldout.others(len(records), heldout.CHOICES, seed)
+    table = heldout.others([r.caption for r in records], heldout.CHOICES, seed)
+    if not len(table):
+        return {}
     pairs = [[Image(records[row[0]].image), Text(records[j].caption)] for row in table for j in row]
     after = log_likelihood(trained, pairs).reshape(table.shape)
     alone = log_likelihood(trained, [[Text(r.caption)] for r in records])[table]

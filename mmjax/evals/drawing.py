@@ -22,7 +22,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         records, drawn = heldout.drawings(trained, split, e.evals.drawings, seed)
         true = np.stack([decode_image(r.image, e.data.image, e.data.resize) for r in records])
-        table = heldout.others(len(records), heldout.CHOICES, seed)
+        table = heldout.others(range(len(records)), heldout.CHOICES, seed)
         hits = nearest_is_own(drawn, true, table)
         values[f"drawn_choice_among_10{suffix}"] = proportion(hits, seed)
         rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]

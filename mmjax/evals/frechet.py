@@ -4,6 +4,8 @@ The form of FID (Heusel et al. 2017, arXiv 1706.08500) on another network's feat
 after them: EfficientNet-Lite0's last ones, 1,280 numbers. Not comparable with FID, nor across n.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 
 from mmjax.codecs import efficientnet
 from mmjax.evals import heldout
-from mmjax.evals.reconstruction import pictures
+from mmjax.evals.reconstruction import pictures, reconstruct
 from mmjax.evals.value import Value
 from mmjax.layers.patch import to_signal
 from mmjax.trained import Trained
@@ -28,15 +30,34 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     `frechet_lite0_true`: of as many training pictures from these, what a perfect model would have
     at this n. Nothing where the feature network is not installed.
     """
+    count = trained.run.experiment.evals.drawings
+    return compare(trained, count, seed, partial(heldout.drawings, trained))
+
+
+def reconstructed(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """The same of a codec's reconstructions.
+
+    Of codecs trained with the feature distance it is no fair judge: that looks at earlier stages of
+    the same network.
+    """
+
+    def both_ways(split: str, count: int, seed: int):
+        records = heldout.draw(trained, split, count, seed)
+        return records, reconstruct(trained, pictures(trained, records))
+
+    return compare(trained, trained.run.experiment.evals.documents, seed, both_ways)
+
+
+def compare(trained: Trained, count: int, seed: int, make: Callable) -> dict[str, Value]:
+    """What `make` gives for (split, count, seed), records and pictures, against true pictures."""
     splits = heldout.splits(trained)
     if not splits or not efficientnet.installed():
         return {}
-    count = trained.run.experiment.evals.drawings
     params = efficientnet.load()
     other = features(params, pictures(trained, heldout.draw(trained, "train", count, seed)))
     values: dict[str, Value] = {}
     for split, suffix in splits.items():
-        records, drawn = heldout.drawings(trained, split, count, seed)
+        records, drawn = make(split, count, seed)
         true = features(params, pictures(trained, records))
         found = features(params, drawn)
         values[f"frechet_lite0{suffix}"] = distance_value(found, true, seed)
@@ -64,11 +85,12 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """|mean difference|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of samples [n, d] and [m, d].
 
     The last trace is the sum of singular values of A B^T, for centred samples over the square root
-    of their number less one: exact also where n < d.
+    of their number less one: exact also where n < d. Of more than d samples, the triangle of their
+    QR decomposition has the same.
     """
     mean = a.mean(0) - b.mean(0)
-    x, y = (z - z.mean(0) for z in (a, b))
-    x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
+    x, y = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (a, b))
+    x, y = (np.asarray(np.linalg.qr(z, "r")) if len(z) > z.shape[1] else z for z in (x, y))
     cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     return float(mean @ mean + (x**2).sum() + (y**2).sum() - 2 * cross)
 

@@ -96,11 +96,17 @@ def captioned(records: Sequence[Pair], text_first: bool = False) -> list:
     return [[t, i] if text_first else [i, t] for t, i in pairs]
 
 
-def others(count: int, choices: int, seed: int) -> np.ndarray:
-    """[n, choices] int: each row its own index first, then distinct others, drawn at random."""
+def others(names: Sequence, choices: int, seed: int) -> np.ndarray:
+    """[n, choices] int: each row its own index first, then others, drawn at random.
+
+    No two of a row have the same name; empty where there are too few names for that.
+    """
+    if len(set(names)) < choices:
+        return np.zeros((0, choices), int)
     rng = np.random.default_rng(seed + 1)
     rows = []
-    for i in range(count):
-        rest = rng.permutation(np.delete(np.arange(count), i))[: choices - 1]
-        rows.append(np.concatenate([[i], rest]))
-    return np.stack(rows)
+    for i in range(len(names)):
+        rest = rng.permutation(np.delete(np.arange(len(names)), i))
+        first = {names[j]: j for j in [*rest[::-1].tolist(), i]}  # of each name the first of `rest`
+        rows.append(list(dict.fromkeys([i, *(first[names[j]] for j in rest.tolist())]))[:choices])
+    return np.array(rows)

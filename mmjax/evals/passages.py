@@ -8,6 +8,7 @@ from mmjax.batch import Text
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.evals.caption import log_likelihood
+from mmjax.evals.heldout import LOOKED
 from mmjax.evals.value import Value, ratio
 from mmjax.trained import Trained
 
@@ -38,11 +39,11 @@ def passages(trained: Trained, name: str, split: str, count: int, seed: int) -> 
     e = trained.run.experiment
     records = pipeline.records(e.data, name, split)
     found: list[str] = []
-    for i in np.random.default_rng(seed).permutation(len(records)):
+    for looked, i in enumerate(np.random.default_rng(seed).permutation(len(records)), start=1):
+        if not found and looked > LOOKED:
+            break
         document = records[int(i)].document
         if not all(isinstance(part, Text) for part in document):
-            if not found:
-                return []
             continue
         text = "".join(part.text for part in document if isinstance(part, Text))
         if len(bpe.encode(trained.run.tokenizer, text)) + 2 <= e.data.length:

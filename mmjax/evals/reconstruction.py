@@ -77,9 +77,11 @@ def usage(trained: Trained, pixels: np.ndarray, seed: int) -> dict[str, Value]:
     size = trained.run.model.parts.codec.config.codes
     if not size:
         return {}
-    ids = in_parts(trained, encode, pixels)
-    counts = np.bincount(ids.ravel(), minlength=size)
-    found = float(quantise.perplexity(jnp.asarray(counts, jnp.float32)))
+    depth = trained.run.model.parts.codec.config.quantiser.depth
+    ids = in_parts(trained, encode, pixels).reshape(-1, depth)
+    each = size // depth  # of each codebook, whose ids follow one another
+    counts = np.stack([np.bincount(x % each, minlength=each) for x in ids.T])
+    found = float(quantise.perplexity(jnp.asarray(counts, jnp.float32)).mean())
     n = len(pixels)
     share = float((counts > 0).mean())
     return {

@@ -6,7 +6,7 @@ at every drawing, and captions are read by the grammar they were written in.
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from mmjax.batch import Image
 from mmjax.data import pipeline
 from mmjax.data.pixels import decode_image
-from mmjax.data.scenes.oracle import agreement, find, side
-from mmjax.data.scenes.say import Told, read
+from mmjax.data.scenes import oracle
+from mmjax.data.scenes.oracle import find, side
+from mmjax.data.scenes.say import Told, ground, read
 from mmjax.data.scenes.scene import Thing
 from mmjax.evals import heldout, reconstruction
 from mmjax.evals.value import Value, proportion
@@ -24,6 +25,7 @@ from mmjax.trained import Trained
 
 SPLITS = ("compositional", "test", "counts")
 FIELDS = ("shape", "colour", "size", "x", "y")
+BESIDE = ("objects", "relations", "background", "all")  # what is also said of other pictures
 BASE = 5000  # training scenes the nearest-neighbour baselines know
 
 
@@ -37,38 +39,52 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
     `drawn_<what>_<split>`: share of captions whose drawing shows what the caption says, by the
     oracle; <what> is count, colours, shapes, pairs (colour with shape), objects (size too),
-    relations (as told) or all of it. `_true`: of the true pictures; `_codec`: of their
-    reconstructions, which bounds what a model of codes can do; `_nearest`: of the training picture
-    with the likeliest caption by words in common; `_chance`: of other captions' drawings.
+    relations, background or all of it; what a caption does not tell holds. `_true`: of the true
+    pictures; `_codec`: of their reconstructions, which bounds what a model of codes can do;
+    `_nearest`: of the training picture with the likeliest caption by words in common; `_chance`: of
+    other captions' drawings.
     `written_<what>_<split>`: of the captions written for true pictures, objects named exactly;
     `_nearest`: the caption of the nearest training picture; `_chance`: another picture's caption.
     """
     data = trained.run.experiment.data
     source = data.sources[heldout.source(trained)]
-    found = [s for s in SPLITS if s in pipeline.splits(source.path)]
-    records = {
-        s: heldout.draw(trained, s, trained.run.experiment.evals.drawings, seed) for s in found
-    }
-    if not any(r and "objects" in r[0].facts for r in records.values()):
-        return {}
+    count, values = trained.run.experiment.evals.drawings, {}
     base = heldout.draw(trained, "train", BASE, seed)
-    values: dict[str, Value] = {}
-    for split in found:
-        for name, hits in drawn(trained, records[split], base, split, seed, out).items():
+    for split in (s for s in SPLITS if s in pipeline.splits(source.path)):
+        records = heldout.draw(trained, split, count, seed)
+        # Of scenes, with captions of level 2 or 3 that are not too long for a row.
+        if not records or "objects" not in records[0].facts or read(records[0].caption) is None:
+            continue
+        for name, hits in drawn(trained, records, base, split, seed, out).items():
             values[f"drawn_{name}_{split}"] = proportion(hits, seed)
-        for name, hits in written(trained, records[split], base, split, seed, out).items():
+        for name, hits in written(trained, records, base, split, seed, out).items():
             values[f"written_{name}_{split}"] = proportion(hits, seed)
     return values
 
 
-def shows(picture: np.ndarray, facts) -> dict[str, bool]:
-    """What of a scene a picture [h, w, 3] uint8 shows; see `oracle.agreement`."""
-    return agreement(things(facts), find(picture), told=True)
+def shows(picture: np.ndarray, caption: str) -> dict[str, bool]:
+    """What of a caption of level 2 or 3 a picture [h, w, 3] uint8 shows, by the oracle."""
+    told, seen = read(caption) or [], [found.thing for found in find(picture)]
+    sized, behind = any(t.size for t in told), ground(caption)
+
+    def same(view: Callable) -> bool:
+        return Counter(map(view, told)) == Counter(map(view, seen))
+
+    found = {
+        "count": len(told) == len(seen),
+        "colours": same(lambda t: t.colour),
+        "shapes": same(lambda t: t.shape),
+        "pairs": same(lambda t: (t.colour, t.shape)),
+        "objects": same(lambda t: (t.colour, t.shape, t.size if sized else "")),
+        "relations": placed(told, seen),
+        "background": behind is None or behind == oracle.ground(picture),
+    }
+    return found | {"all": all(found.values())}
 
 
 def table(pictures, records) -> dict[str, list[bool]]:
     """`shows` for each picture and record, as columns."""
-    rows = [shows(p, r.facts) for p, r in zip(pictures, records, strict=True)]
+    rows = [shows(p, r.caption) for p, r in zip(pictures, records, strict=True)]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -88,7 +104,7 @@ def drawn(trained: Trained, records, base, split: str, seed: int, out: Path):
         others["codec"] = reconstruction.reconstruct(trained, true)
     for name, pictures in others.items():
         columns = table(pictures, records)
-        hits |= {f"{what}_{name}": columns[what] for what in ("objects", "relations", "all")}
+        hits |= {f"{what}_{name}": columns[what] for what in BESIDE}
     rows = list(zip(made, true, records, hits["all"], strict=True))[: heldout.SHOWN]
     cells = [Cell([m, t], [("right: " if ok else "wrong: ") + r.caption]) for m, t, r, ok in rows]
     sheet(cells, out / f"scenes_drawn_{split}.png", f"{split}: drawn (left) and true (right)")

@@ -84,7 +84,7 @@ class Attention(Layer):
         heads: query heads h.
         kv_heads: key-value heads g; divides h.
         head_dim: k.
-        qk_norm: LayerNorm on queries and keys before RoPE.
+        qk_norm: LayerNorm on queries and keys before RoPE. head_norms: with weights of each head.
         qkv_towers, norm_towers, o_towers: how many there are of q, k and v, their norms, and o.
     """
 
@@ -92,6 +92,7 @@ class Attention(Layer):
     kv_heads: int
     head_dim: int
     qk_norm: bool
+    head_norms: bool
     qkv_towers: int
     norm_towers: int
     o_towers: int
@@ -120,8 +121,8 @@ class Attention(Layer):
         held = tuple(projection(*size) for size in sizes.items())
         q, k, v = through(self.rules, path, project, x, held)
         if self.qk_norm:
-            q = head_norm(self, "q_norm", q, self.norm_towers, path)
-            k = head_norm(self, "k_norm", k, self.norm_towers, path)
+            q = head_norm(self, "q_norm", q, self.head_norms, self.norm_towers, path)
+            k = head_norm(self, "k_norm", k, self.head_norms, self.norm_towers, path)
         new = KV(heads_first(rotate(k, angles)), heads_first(v))
         kv = new if cache is None else write(cache, new, columns)
         y, peak = weigh(rotate(q, angles), kv.keys, kv.values, mask)

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.linear import linear
 from mmjax.layers.weight import Layer, fan_in_of, ones, zeros
 
 GROUPS = 32
@@ -87,12 +86,11 @@ class PlaceAttention(Layer):
     def __call__(self, x):
         """[n, h, w, c] -> the same."""
         n, h, w, c = x.shape
-        y = group_norm(self, "norm", x).reshape(n, h * w, c)
-        q, k, v = (linear(y, self.weight(name, (c, c), (None, None))) for name in "qkv")
+        at, y = (self.rules, self.dtype, c, 1), group_norm(self, "norm", x)
+        q, k, v = (Conv(*at, name=name)(y).reshape(n, h * w, c) for name in "qkv")
         scores = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
         y = jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores).astype(v.dtype), v)
-        y = linear(y, self.weight("o", (c, c), (None, None)))
-        return x + y.reshape(x.shape)
+        return x + Conv(*at, name="o")(y.reshape(x.shape))
 
 
 def double(x):

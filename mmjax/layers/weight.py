@@ -1,5 +1,6 @@
 """Where weights come from: one base class that adds one method and overrides nothing."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -66,3 +67,12 @@ def specs_of(boxed_init):
 def unboxed(boxed_init):
     """The same function returning plain nested dicts of arrays."""
     return lambda key: nn.unbox(boxed_init(key))
+
+
+def pieces(layers: Mapping[str, nn.Module]) -> Callable[[str], Callable]:
+    """Name -> the function (params, ...) that applies the layer of that name with params[name]."""
+
+    def piece(name: str) -> Callable:
+        return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
+
+    return piece

@@ -1,6 +1,6 @@
 """The families. A family is a module with a `Config` and `build(config, vocabulary, rules)`."""
 
-from mmjax.models import chameleon, codec, dial, oneflow, transfusion
+from mmjax.models import chameleon, clip, codec, dial, oneflow, transfusion
 from mmjax.models.family import Model, Params
 
 MODELS = {
@@ -9,6 +9,7 @@ MODELS = {
     "oneflow": oneflow,
     "dial": dial,
     "codec": codec,
+    "clip": clip,
 }
 
 __all__ = ["MODELS", "Model", "Params"]

@@ -21,7 +21,7 @@ from mmjax.codecs import autoencoder
 from mmjax.codecs.autoencoder import Codec, CodecConfig
 from mmjax.error import UserError
 from mmjax.layers.patch import spread
-from mmjax.layers.weight import specs_of, unboxed
+from mmjax.layers.weight import pieces, specs_of, unboxed
 from mmjax.losses import Term, Terms
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
@@ -128,7 +128,7 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     for kind, name in ((TEXT, "text"), (IMAGE, "image")):
         held = ((batch.modality == kind) & (batch.segment > 0)).astype(jnp.float32)
         terms[f"{name}/last_norm"] = Term(jnp.sum(held * watch.norm), held.sum())
-    peak = watch.peak.max()
+    peak = watch.peak.max()  # where a batch is taken in parts, the mean of theirs is logged
     return terms | {"attention_peak": Term(peak, jnp.ones(()))}
 
 
@@ -182,9 +182,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         "head": Head(*at, c.decoder.width, vocabulary.size),
     }
 
-    def piece(name):
-        return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
-
+    piece = pieces(layers)
     parts = Parts(
         config=c,
         vocabulary=vocabulary,

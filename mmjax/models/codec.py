@@ -141,7 +141,8 @@ def usage(c: CodecConfig, params, found: quantise.Quantised) -> Terms:
 
     Dead is a code whose average number of uses a step falls below `restart` in this one (it then
     starts anew), or below 0.01 where codes do not restart; averages forget slowly, so without
-    restarts it takes some 500 steps until any code can be dead.
+    restarts it takes some 500 steps until any code can be dead. Where a batch is taken in parts,
+    these are means over what each part alone would say.
     """
     if "counts" not in found.stats:
         return {}

@@ -38,6 +38,7 @@ class DecoderConfig:
         untied_layers: in which layers, counted from 0, in ascending order; () is all.
         grouped: sort tokens by tower, so that each is multiplied by its own tower's weights only;
             or multiply all by all towers' and select. The results are equal.
+        eps: under the root of every RMSNorm. head_norms: QK-norm has weights of each head.
     """
 
     width: int
@@ -56,6 +57,8 @@ class DecoderConfig:
     untie: tuple[str, ...]
     untied_layers: tuple[int, ...]
     grouped: bool
+    eps: float = 1e-5
+    head_norms: bool = False
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -133,7 +136,7 @@ class Block(Layer):
             towers = c.count({"attention": "attn_norm", "mlp": "ffn_norm"}[name])
 
             def norm(y):
-                return rms(self, f"{name}_norm", y, towers, path)
+                return rms(self, f"{name}_norm", y, towers, path, c.eps)
 
             y, extra = function(norm(x) if c.norm == "pre" else x)
             y = norm(y) if c.norm == "post" else y
@@ -141,7 +144,7 @@ class Block(Layer):
             return self.rules.constrain(x + y, "batch", "length", None), extra
 
         attention = Attention(
-            self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm,
+            self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm, c.head_norms,
             c.count("qkv"), c.count("qk_norm"), c.count("o"), name="attention",
         )  # fmt: skip
         mlp = SwiGLU(self.rules, self.dtype, c.mlp, c.count("ffn"), name="mlp")
@@ -220,7 +223,7 @@ class Decoder(Layer):
             # on the output: what gave no number is not kept. Without it the cache is copied twice.
             columns = jnp.where(jnp.isnan(x[:, :, 0]), cache.keys.shape[3], columns)
             cache = jax.vmap(write, (0, 0, None))(cache, new, columns)
-        y = rms(self, "final_norm", x, c.count("final_norm"), path)
+        y = rms(self, "final_norm", x, c.count("final_norm"), path, c.eps)
         if not watch:
             return y, cache
         last = jax.lax.stop_gradient(x.astype(jnp.float32))

@@ -20,7 +20,8 @@ is taken in one causal pass, every token being given to those behind it. Patches
     L = E_s E_noise (1 / n) sum_i (1 / w) active_i |f_theta(x_t, t)_i - target_i|^2.
 At alpha = 1 that is autoregression with a flow for every patch: no likelihood, and no bound of one.
 Sums run over tokens (times their loss weights) and pictures, as in the base: a long text counts
-more than a short one.
+more than a short one. How many tokens a span has is known before them; `data.ends` gives texts at
+alpha < 1 few lengths, filled up with EOS, and sampling keeps to those.
 """
 
 from dataclasses import dataclass

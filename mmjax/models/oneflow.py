@@ -29,7 +29,7 @@ from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask, same_document
 from mmjax.error import UserError
 from mmjax.layers.linear import linear
 from mmjax.layers.patch import collect, to_pixels, to_signal
-from mmjax.layers.weight import Layer, specs_of, unboxed, zeros
+from mmjax.layers.weight import Layer, pieces, specs_of, unboxed, zeros
 from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
@@ -277,8 +277,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     """The family's `Model` for one configuration, vocabulary and layout."""
     layers = modules(c, vocabulary, rules)
 
-    def piece(name):
-        return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
+    piece = pieces(layers)
 
     def picture(params, signal):
         return to_pixels(signal * c.signal_std + c.signal_mean)

@@ -35,7 +35,7 @@ from mmjax.error import UserError
 from mmjax.layers import unet
 from mmjax.layers.patch import to_pixels, to_signal
 from mmjax.layers.tower import dense_name
-from mmjax.layers.weight import Layer, specs_of, unboxed
+from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models import kind
@@ -338,9 +338,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     layers = modules(c, vocabulary, rules)
     codec = None if c.codec is None else autoencoder.build(c.codec, rules)
 
-    def piece(name):
-        return lambda params, *args, **kw: layers[name].apply({"params": params[name]}, *args, **kw)
-
+    piece = pieces(layers)
     parts = Parts(
         config=c,
         vocabulary=vocabulary,

@@ -40,17 +40,23 @@ def answer(
         if request.infill:
             raise UserError(f"prompt {number} has a slot before its end; put the slot last")
     out: list[list] = []
-    for first in range(0, len(requests), ROWS):
-        some = slice(first, first + ROWS)
-        out += _answers(run, params, compiled, requests[some], wish, options, keys[some])
+    c, tokenizer = run.experiment.data, run.tokenizer
+    parts = [slice(first, first + ROWS) for first in range(0, len(requests), ROWS)]
+    laid = []
+    for part in parts:
+        some = requests[part]
+        numbers = range(part.start + 1, part.start + 1 + len(some))
+        draws = [r.draw for r in some]
+        laid.append(lay_out([r.document for r in some], c, tokenizer, draws, numbers=numbers))
+    for part, rows in zip(parts, laid, strict=True):
+        out += _answers(run, params, compiled, requests[part], rows, wish, options, keys[part])
     return out
 
 
-def _answers(run: Run, params, compiled, requests, wish: Wish, options, keys) -> list[list]:
+def _answers(run: Run, params, compiled, requests, rows, wish: Wish, options, keys) -> list[list]:
     """One batch of requests."""
     c, p = run.experiment.data, run.model.parts.config.tokens
     draws = np.array([r.draw for r in requests])
-    rows = lay_out([r.document for r in requests], c, run.tokenizer, draws.tolist())
     taken = (rows.segment > 0).sum(1)
     most = np.minimum(taken + wish.text + wish.pictures * (p + 2), c.length)
     room = np.where(draws, taken + p + 1, most).astype(np.int32)
@@ -60,7 +66,8 @@ def _answers(run: Run, params, compiled, requests, wish: Wish, options, keys) ->
     chosen = replace(options, length=length, slots=max(slots, rows.pixels.shape[1]))
     index = np.arange(len(requests) + -len(requests) % run.rules.split("batch"))
     index = np.minimum(index, len(requests) - 1)
-    asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, Plan(draws, pictures, room)))
+    planned = Plan(draws, pictures, room, np.where(draws, 0, wish.text).astype(np.int32))
+    asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, planned))
     canvas = compiled(generate, options=chosen)(params, *put(asked, run.rules), keys[index])
     made = np.asarray(canvas.x)
     signals = compiled(draw_signals)(params, made.reshape(-1, *made.shape[2:]))

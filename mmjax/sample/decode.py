@@ -22,12 +22,14 @@ class Filled(NamedTuple):
         cache: keys and values of the prompt, with room behind them.
         length: [b] int32, positions the prompt takes. position: [b] int32, of its last token.
         last: [b, d] decoder output at the last token.
+        sees: [b, m] bool, columns that what follows may look at: all, but for registers' sake.
     """
 
     cache: KV
     length: jax.Array
     position: jax.Array
     last: jax.Array
+    sees: jax.Array
 
 
 def prefill(parts: Reader, params, prompt: Batch, room: int) -> Filled:
@@ -45,7 +47,18 @@ def prefill(parts: Reader, params, prompt: Batch, room: int) -> Filled:
     pick = (taken - 1)[:, None]
     position = jnp.take_along_axis(prompt.position, pick, axis=1)[:, 0]
     last = jnp.take_along_axis(hidden, pick[:, :, None], axis=1)[:, 0]
-    return Filled(cache, taken, position, last)
+    sees = behind_registers(prompt, parts.vocabulary)
+    return Filled(cache, taken, position, last, jnp.pad(sees, ((0, 0), (0, room)), mode="edge"))
+
+
+def behind_registers(prompt: Batch, vocabulary: Vocabulary):
+    """[b, l] bool: which positions of a prompt are seen behind it, as `mmjax.batch.unparted`."""
+    index = jnp.arange(prompt.tokens.shape[1])[None]
+    if not vocabulary.registers:
+        return jnp.broadcast_to(index >= 0, prompt.tokens.shape)
+    mark = jnp.isin(prompt.tokens, jnp.array(vocabulary.registers))
+    last = jnp.where(mark, index, 0).max(1, keepdims=True)
+    return mark | (index == 0) | (index >= last)
 
 
 def logits_of(parts: Reader, params, hidden):

@@ -183,6 +183,7 @@ def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
         further = jnp.minimum(row, 0) if options.shared else row
         place = filled.position[:, None] + 1 + further[None]
         mask = seen(step.active, row, jnp.arange(total)[None] - base, options.discrete)
+        mask &= filled.sees[:, None]
         kind = jnp.broadcast_to(jnp.where(row < 0, TEXT, tower)[None], columns.shape)
         hidden, cache = parts.run(params, x, mask, place, cache, columns, tower=kind)
         return hidden, row, cache

@@ -69,9 +69,9 @@ class Plan(NamedTuple):
     Attributes:
         left: turns of a picture that is open when the prompt ends, its closing one included; 0 if
             words come next.
-        close: what closes that picture, EOI or (in a moved span) the span's end.
+        close: what closes that picture.
         pictures: how many it may begin by itself. until: after how many closed ones it stops; 0 no
-            limit. limit: most turns. columns: how long the row may grow.
+            limit. limit: most turns. columns: how long the row may grow. words: most of them.
         ends: [b, e] ids that end it.
     """
 
@@ -81,6 +81,7 @@ class Plan(NamedTuple):
     until: jax.Array
     limit: jax.Array
     columns: jax.Array
+    words: jax.Array
     ends: jax.Array
 
 
@@ -90,8 +91,9 @@ class State(NamedTuple):
     Attributes:
         cache: [n, s b, g, m, k] each. hidden: [s, b, d], outputs at each stream's last token.
         column, position: [s, b] int32, of the next token. left, pictures, closed: [b] int32.
-        close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. tokens: [b, count] int32,
-            `pad` at turns without one. step: int32 scalar, turns taken.
+        close: [b] int32. done: [b] bool. seen: [b, v] bool, ids so far. sees: [s b, m] bool,
+            columns that may be looked at. words: [b] int32, how many were written. tokens:
+            [b, count] int32, `pad` at turns without one. step: int32 scalar, turns taken.
         canvas: pictures that are denoised, or None.
     """
 
@@ -105,6 +107,8 @@ class State(NamedTuple):
     close: jax.Array
     done: jax.Array
     seen: jax.Array
+    sees: jax.Array
+    words: jax.Array
     tokens: jax.Array
     step: jax.Array
     canvas: Canvas | None
@@ -141,7 +145,8 @@ def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> B
     opened = last & (plan.left > 0)[:, None]
     if name == "blank":
         return compress(prompt, (index == 0) | opened)
-    picture = (prompt.modality == IMAGE) | jnp.isin(prompt.tokens, jnp.array([v.bos, v.boi, v.eoi]))
+    around = jnp.array([v.bos, v.boi, v.eoi, *v.registers])
+    picture = (prompt.modality == IMAGE) | jnp.isin(prompt.tokens, around)
     return compress(prompt, held & (picture | opened))
 
 
@@ -172,6 +177,8 @@ def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
         close=plan.close,
         done=plan.limit <= 0,
         seen=seen,
+        sees=filled.sees,
+        words=nothing,
         tokens=jnp.full((b, options.count), v.pad, jnp.int32),
         step=jnp.zeros((), jnp.int32),
         canvas=None if options.solver is None else empty(parts.config, b, options.pictures),
@@ -206,7 +213,7 @@ def draw(parts, params, state: State, keys, solver: Solver, options: Options) ->
         number, shared = state.closed, options.shared
         return paint(parts, params, canvas, stand, turn, number, keys, solver, shared)
 
-    held = state.canvas, Stand(state.cache, state.column, state.position)
+    held = state.canvas, Stand(state.cache, state.column, state.position, state.sees)
     canvas, stand = jax.lax.cond(open_now.any(), go, lambda held: held, held)
     return state._replace(
         canvas=canvas, cache=stand.cache, column=stand.column, position=stand.position
@@ -226,14 +233,17 @@ def pick(parts: Reader, params, state: State, plan: Plan, keys, options: Options
     v = parts.vocabulary
     logits = logits_of(parts, params, state.hidden)
     draws = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(keys)
-    # Words, an end, or BOI where a picture still fits.
+    # Words, if any are left, an end, or BOI where a picture still fits.
     index = jnp.arange(v.size)[None]
+    words = word_ids(v)[None]
     room = plan.limit - state.step >= turns(parts, options) + 2
     room &= plan.columns - state.column[0] >= parts.config.tokens + 2
     may_begin = (state.pictures > 0) & room
-    allowed = word_ids(v)[None] | (index[:, None] == plan.ends[:, :, None]).any(1)
+    allowed = words & (state.words < plan.words)[:, None]
+    allowed |= (index[:, None] == plan.ends[:, :, None]).any(1)
     allowed |= may_begin[:, None] & (index == v.boi)
-    word = choose(allow(logits[0], allowed), options.words, draws[:, 0], state.seen)
+    # Words are penalised for repetition, an end and BOI are not.
+    word = choose(allow(logits[0], allowed), options.words, draws[:, 0], state.seen & words)
     code = jnp.full_like(word, v.pad)  # a turn of the solver
     if options.solver is None:
         span = slice(v.codes, v.codes + v.code_count)
@@ -267,7 +277,8 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
     closed = state.closed + closes.astype(jnp.int32)
     ended = (token[:, None] == plan.ends).any(1) & ~drawing
     done = ended | (closes & (plan.until > 0) & (closed >= plan.until))
-    done |= (state.step + 1 >= plan.limit) | (state.column[0] >= plan.columns)
+    # A picture may fill the row: it is closed one turn later, by a token that is not read.
+    done |= (state.step + 1 >= plan.limit) | ((state.column[0] >= plan.columns) & ~drawing)
 
     read, beside = live, drawing
     if options.solver is not None:  # patches were read already
@@ -284,6 +295,7 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
         total = cache.keys.shape[3]
         at = jnp.where(fed, column, total).reshape(-1, 1)  # beyond the cache: written nowhere
         mask = jnp.arange(total)[None, None] <= column.reshape(-1, 1, 1)
+        mask &= state.sees[:, None]
         tokens = jnp.tile(token, streams)[:, None]
         code = (tokens >= v.codes) & (tokens < v.codes + v.code_count)
         found, cache = parts.run(
@@ -309,6 +321,7 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
         close=jnp.where(begins, v.eoi, state.close),
         done=state.done | done,
         seen=state.seen.at[jnp.arange(b), token].set(True),
+        words=state.words + (live & ~drawing & ~ended).astype(jnp.int32),
         tokens=state.tokens.at[:, state.step].set(token),
         step=state.step + 1,
     )

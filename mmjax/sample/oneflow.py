@@ -57,12 +57,13 @@ class Plan(NamedTuple):
     Attributes:
         drawn: [b] bool, it draws a picture behind its prompt and writes nothing.
         pictures: [b] int32, how many it may insert of itself; at most as many as slots are free.
-        room: [b] int32, most positions, at most l.
+        room: [b] int32, most positions, at most l. words: [b] int32, most of them.
     """
 
     drawn: jax.Array | np.ndarray
     pictures: jax.Array | np.ndarray
     room: jax.Array | np.ndarray
+    words: jax.Array | np.ndarray
 
 
 class Canvas(NamedTuple):
@@ -73,7 +74,8 @@ class Canvas(NamedTuple):
         given: [b, l] bool, the prompt. open: [b, l] bool, where insertion to the right is allowed.
         clock: [b] int32, steps the text has taken; at its end nothing more is inserted.
         x: [b, i, h, w, c], pictures. age: [b, i] int32, steps each has taken; `steps` is finished.
-        room: [b] int32, most positions. left: [b] int32, pictures that may still be inserted.
+        room: [b] int32, most positions. left, words: [b] int32, pictures and words that may yet be
+            inserted.
         step: int32 scalar, steps done.
     """
 
@@ -87,6 +89,7 @@ class Canvas(NamedTuple):
     age: jax.Array
     room: jax.Array
     left: jax.Array
+    words: jax.Array
     step: jax.Array
 
 
@@ -198,6 +201,8 @@ def choose(
     number = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
     begins &= number <= canvas.left[:, None]
     wanted &= begins | (token != v.boi)
+    write = wanted & ~begins
+    wanted &= begins | (jnp.cumsum(write, axis=1, dtype=jnp.int32) <= canvas.words[:, None])
     size = jnp.where(begins, patches + 2, wanted.astype(jnp.int32))
     size = jnp.where(
         canvas.length[:, None] + jnp.cumsum(size, axis=1) <= canvas.room[:, None], size, 0
@@ -232,6 +237,7 @@ def insert(canvas: Canvas, new: Inserted, noise, v: Vocabulary, patches: int) ->
         x=jnp.where(begun[:, :, None, None, None], noise, canvas.x),
         age=jnp.where(begun, 0, canvas.age),
         left=canvas.left - begun.sum(1, dtype=jnp.int32),
+        words=canvas.words - (new.size == 1).sum(1, dtype=jnp.int32),
     )
 
 
@@ -328,6 +334,7 @@ def begin(parts: Parts, params, rows: Batch, plan: Plan, keys, o: Options) -> Ca
         age=jnp.where(draws, 0, o.steps).astype(jnp.int32),
         room=jnp.asarray(plan.room),
         left=jnp.asarray(plan.pictures),
+        words=jnp.asarray(plan.words),
         step=jnp.zeros((), jnp.int32),
     )
 

@@ -33,11 +33,17 @@ class Canvas(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Where rows stand: the cache, and [s, b] the next column and position of each stream."""
+    """Where rows stand.
+
+    Attributes:
+        cache: keys and values. column, position: [s, b], the next of each stream.
+        sees: [s b, m] bool, columns of the cache that may be looked at.
+    """
 
     cache: KV
     column: jax.Array
     position: jax.Array
+    sees: jax.Array
 
 
 def empty(config: Config, rows: int, pictures: int) -> Canvas:
@@ -67,7 +73,7 @@ def looker(parts: Parts, params, stand: Stand, solver: Solver, shared: bool):
     begin = stand.column.reshape(-1, 1)
     place = stand.position.reshape(-1, 1) + (jnp.zeros_like(count) if shared else count)
     last = (count if c.picture_mask == "causal" else jnp.full_like(count, p - 1)) + begin
-    mask = jnp.arange(total)[None, None] <= last[:, :, None]
+    mask = (jnp.arange(total)[None, None] <= last[:, :, None]) & stand.sees[:, None]
 
     def look(x, t, cache, rows):
         b = x.shape[0]
@@ -122,4 +128,5 @@ def paint(
     made = canvas.made.at[jnp.arange(len(turn)), slot].set(x, mode="drop")
     moved = jnp.where(finished, c.tokens, 0)[None]
     onward = jnp.minimum(moved, 1) if shared else moved
-    return Canvas(x, made), Stand(cache, stand.column + moved, stand.position + onward)
+    column, position = stand.column + moved, stand.position + onward
+    return Canvas(x, made), stand._replace(cache=cache, column=column, position=position)

@@ -25,6 +25,7 @@ def lay_out(
     draw: bool | Sequence[bool],
     end: bool = False,
     size: int | None = None,
+    numbers: Sequence[int] = (),
 ) -> Batch:
     """Documents -> one Batch with a document a row.
 
@@ -33,6 +34,7 @@ def lay_out(
         draw: open a picture (BOI) at the end of every row, or of which.
         end: close every row with EOS (whole documents, for scoring).
         size: patches of the picture that is opened; without it those of the default kind.
+        numbers: of the prompts, in errors; without them from 1 on.
 
     Raises:
         UserError: for a prompt without room for what is to come, by how many tokens.
@@ -40,20 +42,21 @@ def lay_out(
     vocab = bpe.vocabulary(tokenizer)
     pieces: list[Piece] = []
     size = c.patches if size is None else size
-    documents = [_kinds(d, c, number) for number, d in enumerate(documents, start=1)]
-    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position, end)
+    numbers = numbers or range(1, len(documents) + 1)
+    documents = [_kinds(d, c, number) for number, d in zip(numbers, documents, strict=True)]
+    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position, end, c.ends)
     opened = [draw] * len(documents) if isinstance(draw, bool) else draw
-    for document, piece, opens in zip(documents, laid, opened, strict=True):
+    for number, document, piece, opens in zip(numbers, documents, laid, opened, strict=True):
         if opens:
             piece = _append(piece, vocab.boi)
         given = [p for p in document if isinstance(p, Image)]
         piece["kinds"] = [p.kind for p in given]
-        piece["pictures"] = [_decoded(p, c, len(pieces) + 1) for p in given]
+        piece["pictures"] = [_decoded(p, c, number) for p in given]
         pieces.append(piece)
         need = len(piece["tokens"]) + (size if opens else 0)
         if need > c.length:
             raise UserError(
-                f"prompt {len(pieces)} takes {need} of {c.length} positions; "
+                f"prompt {number} takes {need} of {c.length} positions; "
                 f"shorten it by {need - c.length} tokens"
             )
     longest = max(len(p["tokens"]) for p in pieces)

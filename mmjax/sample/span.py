@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from mmjax.batch import Batch
 from mmjax.config import SampleConfig
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
@@ -34,43 +35,66 @@ def answer(
     for number, request in enumerate(requests, start=1):
         if request.infill:
             raise UserError(f"prompt {number} has a slot before its end; put the slot last")
+    parts: list[list[int]] = []  # numbers of requests that are answered together
     for draws in (False, True):
         mine = [n for n, request in enumerate(requests) if request.draw is draws]
-        for first in range(0, len(mine), ROWS):
-            some = mine[first : first + ROWS]
-            found = _answers(run, params, compiled, [requests[n] for n in some], sample, keys, some)
-            for n, part in zip(some, found, strict=True):
-                out[n] = [part]
+        parts += [mine[first : first + ROWS] for first in range(0, len(mine), ROWS)]
+    laid = [_rows(run, [requests[n] for n in some], sample, some) for some in parts]
+    for some, rows in zip(parts, laid, strict=True):
+        draws, mine = requests[some[0]].draw, keys[np.array(some)]
+        found = _answers(run, params, compiled, draws, rows, sample, mine)
+        for n, part in zip(some, found, strict=True):
+            out[n] = [part]
     return out
 
 
-def options_of(run: Run, draws: bool, sample: SampleConfig) -> Options:
-    """How spans are made by a run's model."""
-    shared, parts = run.experiment.data.shared_position, run.model.parts
+def _rows(run: Run, requests: Sequence[Request], sample: SampleConfig, numbers: list[int]) -> Batch:
+    """Requests of one kind as rows; numbers: of them, from 0 on."""
+    c, draws = run.experiment.data, requests[0].draw
+    named = [n + 1 for n in numbers]
+    rows = lay_out([r.document for r in requests], c, run.tokenizer, draws, numbers=named)
     if not draws:
-        alone = sample.words.temperature
-        return Options("text", sample.text, sample.steps, alone, sample.guidance, shared)
+        text = length(run, sample)
+        for number, taken in zip(named, (rows.segment > 0).sum(1), strict=True):
+            if taken + text > c.length:
+                raise UserError(
+                    f"prompt {number} and text={text} tokens take {taken + text} of {c.length} "
+                    f"positions; ask for less text, or shorten the prompt"
+                )
+    return rows
+
+
+def length(run: Run, sample: SampleConfig) -> int:
+    """Tokens of a text: as many as are asked for, and on to a length that training had."""
+    return sample.text + -sample.text % run.experiment.data.ends
+
+
+def options_of(run: Run, draws: bool, sample: SampleConfig) -> Options:
+    """How spans are made by a run's model; only a picture's tokens may share a position."""
+    parts = run.model.parts
+    if not draws:
+        scale, heat = sample.text_guidance, sample.words.temperature
+        return Options("text", length(run, sample), sample.steps, heat, scale, shared=False)
     kind = "codes" if parts.vocabulary.code_count else "patches"
-    heat = sample.codes.temperature
+    shared, heat = run.experiment.data.shared_position, sample.codes.temperature
     return Options(kind, parts.config.tokens, sample.steps, heat, sample.guidance, shared)
 
 
-def _answers(run: Run, params, compiled, requests, sample, keys, number) -> list:
+def _answers(run: Run, params, compiled, draws: bool, rows: Batch, sample, keys) -> list:
     """One batch of requests of one kind."""
-    parts, c, tokenizer = run.model.parts, run.experiment.data, run.tokenizer
-    draws = requests[0].draw
-    rows = lay_out([r.document for r in requests], c, tokenizer, draws)
-    index = np.arange(len(requests) + -len(requests) % run.rules.split("batch"))
-    index = np.minimum(index, len(requests) - 1)
+    parts, count = run.model.parts, len(keys)
+    index = np.minimum(np.arange(count + -count % run.rules.split("batch")), count - 1)
     asked = put(jax.tree.map(lambda x: np.asarray(x)[index], rows), run.rules)
     options = options_of(run, draws, sample)
-    made, _ = compiled(make, options=options)(params, asked, keys[np.asarray(number)[index]])
+    made, _ = compiled(make, options=options)(params, asked, keys[index])
     if draws and options.discrete:
         made = compiled(draw_codes)(params, made)
     elif draws:
         made = compiled(draw_patches)(params, made)
-    found = np.asarray(made)[: len(requests)]
-    return list(found) if draws else [written(row, parts.vocabulary, tokenizer) for row in found]
+    found = np.asarray(made)[:count]
+    if draws:
+        return list(found)
+    return [written(row, parts.vocabulary, run.tokenizer) for row in found]
 
 
 def draw_codes(parts, params, tokens):

@@ -34,13 +34,14 @@ class Wish(NamedTuple):
     pictures: int
 
 
-def rows_of(requests: Sequence[Request], c: DataConfig, run: Run) -> Batch:
-    """Prompts as rows; those that ask for a picture end in BOI.
+def rows_of(requests: Sequence[Request], c: DataConfig, run: Run, first: int = 1) -> Batch:
+    """Prompts as rows; those that ask for a picture end in BOI. `first`: the first one's number.
 
     Raises:
         UserError: for one that leaves no room, or a hole this model was not trained to fill.
     """
-    for number, request in enumerate(requests, start=1):
+    numbers = range(first, first + len(requests))
+    for number, request in zip(numbers, requests, strict=True):
         if request.infill and c.spans == 0.0:
             raise UserError(
                 f"prompt {number} has a slot before its end, which takes a model trained with "
@@ -48,7 +49,8 @@ def rows_of(requests: Sequence[Request], c: DataConfig, run: Run) -> Batch:
             )
     draw = [r.draw for r in requests]
     size = run.model.parts.config.tokens
-    return prompt.lay_out([r.document for r in requests], c, run.tokenizer, draw, size=size)
+    documents = [r.document for r in requests]
+    return prompt.lay_out(documents, c, run.tokenizer, draw, size=size, numbers=numbers)
 
 
 def plan(
@@ -69,6 +71,7 @@ def plan(
         [int(r.draw) for r in requests],
         limit,
         [length] * len(requests),
+        free,
         ends,
     )
     return Plan(*(jnp.asarray(column, jnp.int32) for column in columns))
@@ -97,15 +100,16 @@ def talk(
         run, params: the model. compiled: compiles a function of the engine once.
         requests: what is asked. wish: how much.
         options: but for the sizes of a row, which follow from what is asked.
-        keys: [n], one a request. stream: called now and then with a row's text so far.
+        keys: [n], one a request. stream: called now and then with a row's text so far, if it grew.
     """
-    out: list[list] = []
-    for first in range(0, len(requests), ROWS):
-        some = requests[first : first + ROWS]
-        heard = None if stream is None else _shift(stream, first)
-        state = _advance(
-            run, params, compiled, some, wish, options, keys[first : first + ROWS], heard
-        )
+    c, out = run.experiment.data, []
+    parts = [slice(first, first + ROWS) for first in range(0, len(requests), ROWS)]
+    # All are laid out before any is answered: a mistake in the last costs nothing.
+    laid = [rows_of(requests[part], c, run, part.start + 1) for part in parts]
+    for part, rows in zip(parts, laid, strict=True):
+        heard = None if stream is None else _shift(stream, part.start)
+        some = requests[part]
+        state = _advance(run, params, compiled, some, rows, wish, options, keys[part], heard)
         out += _parts(run, params, compiled, len(some), state)
     return out
 
@@ -114,10 +118,11 @@ def _shift(stream: Callback, first: int) -> Callback:
     return lambda number, text: stream(first + number, text)
 
 
-def _advance(run: Run, params, compiled, requests, wish, options, keys, stream) -> engine.State:
+def _advance(
+    run: Run, params, compiled, requests, rows, wish, options, keys, stream
+) -> engine.State:
     """A batch of requests, carried out."""
     c, parts = run.experiment.data, run.model.parts
-    rows = rows_of(requests, c, run)
     asked = plan(requests, rows, wish, c.length, engine.turns(parts, options), parts)
     columns, pictures = room(requests, wish, parts)
     chosen = replace(options, count=int(asked.limit.max()), room=columns, pictures=pictures)
@@ -129,13 +134,17 @@ def _advance(run: Run, params, compiled, requests, wish, options, keys, stream) 
     state = compiled(engine.begin, options=chosen)(params, rows, asked)
     go = compiled(engine.advance, options=chosen)
     step = chosen.count if stream is None else STREAMED
+    told: dict[int, str] = {}
     for until in range(step, chosen.count + step, step):
         state = go(params, state, asked, keys, jnp.int32(until))
         if stream is None:
             break
         known = np.asarray(state.tokens)[: len(requests)]
         for number, row in enumerate(known):
-            stream(number, _text(run, row[:until]))
+            text = _text(run, row[:until])
+            if told.get(number) != text:
+                stream(number, text)
+            told[number] = text
         if bool(state.done.all()):
             break
     return state

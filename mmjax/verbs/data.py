@@ -34,6 +34,7 @@ OPTIONS = (
     flags.DEFINE_float("information", None, "scenes: share of caption words that are true, 0 to 1"),
     flags.DEFINE_float("overlap", None, "scenes: how far objects may overlap, 0 to 0.6"),
     flags.DEFINE_integer("most", None, "scenes: objects in the split of most, others have fewer"),
+    flags.DEFINE_bool("edits", None, "scenes: a scene, a change in words, and the scene changed"),
     flags.DEFINE_integer("seed", None, "scenes: of everything random"),
     flags.DEFINE_list("styles", None, "emoji: icon sets to take"),
     flags.DEFINE_string("held_out", None, "emoji: icon set kept for the split `style`"),

@@ -6,7 +6,8 @@
 A prompt is text (a picture is drawn from it), the path of a picture (a caption is written for it),
 or a JSONL file with one {"text": ...}, {"image": "path"} or {"parts": [...]} a line. Parts are
 {"text": ...}, {"image": "path"}, and one {"make": "image"} or {"make": "text"} where something is
-to be made: at the end, or, with models trained on CM3's objective, anywhere. With --pictures=N,
+to be made: at the end, or, with models trained on CM3's objective, anywhere. A picture whose kind
+its aspect does not tell is {"image": "path", "kind": "depth"}. With --pictures=N,
 parts that ask for no picture are answered with text and up to N pictures in any order. Prompts run
 in one compiled batch. Leaves pictures, samples.jsonl and sheet.png of all in --out.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import PIL.Image
 from absl import flags
 
+from mmjax.batch import Image
 from mmjax.config import SOLVERS, DataConfig
 from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
@@ -45,7 +47,7 @@ NUMBERS = {
     "guidance_stop": "time until which they are, 1 is the finished picture",
     "guidance_least": "least share of its length that guidance keeps; 1 leaves it",
     "shift": "how much of the solver's steps lie near noise; 1 spaces them evenly",
-    "text_guidance": "scale of guidance of insertions (OneFlow)",
+    "text_guidance": "scale of guidance of text (OneFlow, dial)",
     "image_guidance": "scale of guidance by the prompt's pictures alone",
     "contrast": "alpha of contrastive decoding of image codes",
     "temperature": "of text, 0 is greedy",
@@ -67,7 +69,7 @@ SCALES = {
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 MAKE = {"image": IMAGE, "text": TEXT}
 
-Prompt = list[str | Path | Slot]
+Prompt = list[str | Path | Image | Slot]
 
 
 def read_prompts(given: list[str]) -> list[Prompt]:
@@ -118,12 +120,17 @@ def read_jsonl(path: Path) -> list[Prompt]:
     return prompts
 
 
-def one_part(row, where: str) -> str | Path | Slot:
+def one_part(row, where: str) -> str | Path | Image | Slot:
     """A part of a prompt, as JSON has it.
 
     Raises:
-        UserError: if it has none of the forms.
+        UserError: if it has none of the forms, or names a kind of a picture that is not there.
     """
+    if isinstance(row, dict) and set(row) == {"image", "kind"}:
+        path = Path(str(row["image"]))
+        if not path.is_file():
+            raise UserError(f"picture {path} does not exist")
+        return Image(path.read_bytes(), of=str(row["kind"]))
     known: dict[str, Callable] = {"text": str, "image": Path, "make": MAKE.get}
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()
@@ -167,9 +174,7 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
     rows, cells = [], []
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         given = [part for part in prompt if not isinstance(part, Slot)]
-        shown = [
-            decode_image(p.read_bytes(), c.image, c.resize) for p in given if isinstance(p, Path)
-        ]
+        shown = [decode_image(data, c.image, c.resize) for data in map(encoded, given) if data]
         made, words = [], []
         for i, part in enumerate(result if isinstance(result, list) else [result]):
             if isinstance(part, str):
@@ -180,13 +185,20 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
             PIL.Image.fromarray(part).save(out / name)
             made.append({"image": name})
             shown.append(part)
-        asked = [str(part) for part in given]
+        asked = [f"{part.of} picture" if isinstance(part, Image) else str(part) for part in given]
         rows.append({"prompt": asked[0] if len(asked) == 1 else asked} | plain(made, result))
         texts = [part for part in given if isinstance(part, str)]
         cells.append(Cell(shown, [" ... ".join(texts), " ... ".join(words)]))
         print(f"{' + '.join(asked)} -> {told(made)}")
     (out / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     sheet(cells, out / "sheet.png", f"{len(cells)} samples")
+
+
+def encoded(part: str | Path | Image) -> bytes:
+    """A prompt picture's file; nothing for text."""
+    if isinstance(part, Image):
+        return part.data
+    return part.read_bytes() if isinstance(part, Path) else b""
 
 
 def plain(made: list[dict], result) -> dict:

@@ -14,8 +14,7 @@ from ml_collections import config_flags
 
 from mmjax import config
 from mmjax.error import UserError
-from mmjax.evals import EVALS
-from mmjax.evaluate import evaluate
+from mmjax.evaluate import check_names, evaluate
 from mmjax.run import families
 from mmjax.train import train
 
@@ -33,11 +32,7 @@ def main(rest: list[str]) -> int:
     if not Path(file).is_file():
         raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     experiment = config.resolve(CONFIG.value, families())
-    have = EVALS[experiment.family]
-    if unknown := sorted(set(EVALS_AFTER.value or ()) - set(have)):
-        raise UserError(
-            f"--evals={unknown[0]} is unknown; {experiment.family} has: {', '.join(have)}"
-        )
+    check_names(experiment.family, EVALS_AFTER.value or ())  # now, not after the training
     signal = train(experiment, WORKDIR.value)
     if signal:
         return 128 + signal

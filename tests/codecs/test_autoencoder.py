@@ -67,7 +67,7 @@ def test_chameleons_network_has_as_many_weights_as_its_table():
         skip = conv(first, last, 1) if first != last else 0
         return 2 * first + conv(first, last) + 2 * last + conv(last, last) + skip
 
-    attention = 2 * 512 + 4 * 512 * 512  # no biases here; the released one has them
+    attention = 2 * 512 + 4 * conv(512, 512, 1)
     middle = 2 * residual(512, 512) + attention
     levels = [(128, 128), (128, 128), (128, 256), (256, 256), (256, 512)]
     encoder = conv(3, 128) + middle + 2 * 512 + conv(512, 256) + conv(256, 256, 1)
@@ -112,24 +112,35 @@ def test_places_look_at_each_other_after_a_norm_of_32_groups():
     x = (2.0 + 3.0 * rng.normal(size=(2, 2, 3, 64))).astype(np.float32)
     layer = PlaceAttention(RULES, "float32")
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x))["params"]
-    shapes = {k: getattr(v, "value", v).shape for k, v in shapes.items()}
-    p = {k: (0.2 * rng.normal(size=s)).astype(np.float32) for k, s in shapes.items()}
+    shapes = jax.tree.map(
+        lambda b: getattr(b, "value", b).shape, shapes, is_leaf=lambda b: hasattr(b, "value")
+    )
+    p = jax.tree.map(
+        lambda s: (0.2 * rng.normal(size=s)).astype(np.float32),
+        shapes, is_leaf=lambda s: isinstance(s, tuple),
+    )  # fmt: skip
     found = np.asarray(layer.apply({"params": p}, x))
 
-    def plain(groups, power=-0.5):
+    def line(name, y, biased):
+        return y @ p[name]["w"][0, 0] + biased * p[name]["bias"]
+
+    def plain(groups, power=-0.5, biased="qkvo"):
         want = np.empty(x.shape)
         for i, picture in enumerate(x.astype(np.float64)):
             y = picture.reshape(6, groups, -1)
             y = (y - y.mean((0, 2), keepdims=True)) / np.sqrt(y.var((0, 2), keepdims=True) + 1e-6)
             y = y.reshape(6, 64) * p["norm_scale"] + p["norm_bias"]
-            q, k, v = (y @ p[name] for name in "qkv")
+            q, k, v = (line(name, y, name in biased) for name in "qkv")
             score = np.exp(q @ k.T * 64**power)
-            y = score / score.sum(1, keepdims=True) @ v @ p["o"]
+            y = line("o", score / score.sum(1, keepdims=True) @ v, "o" in biased)
             want[i] = picture + y.reshape(picture.shape)
         return want
 
     np.testing.assert_allclose(found, plain(32), atol=1e-4)
-    for other in (plain(16), plain(32, power=-1)):
+    # A bias of the keys moves all scores of a query alike, and so nothing.
+    np.testing.assert_allclose(plain(32, biased="qvo"), plain(32), atol=1e-9)
+    others = [plain(32, biased=b) for b in ("kvo", "qko", "qkv")]
+    for other in (plain(16), plain(32, power=-1), *others):
         assert abs(found - other).max() > 0.01
 
 

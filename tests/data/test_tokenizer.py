@@ -173,6 +173,26 @@ def test_patches_share_a_position_or_follow_in_raster_order():
     assert shared["position"][-1] == 4 and raster["position"][-1] == 12
 
 
+def test_ends_fill_a_last_text_up():
+    """To a multiple of their number with what is written; pictures and prompts get one or none."""
+    red = Text("red")
+    plain = lay_out([Image(b""), red], TOKENIZER, V, P, True)
+    words = len(plain["tokens"]) - P - 4
+    for ends in (1, 4, words, words + 1):
+        got = lay_out([Image(b""), red], TOKENIZER, V, P, True, ends=ends)
+        count = int((got["tokens"] == V.eos).sum())
+        assert (words + count) % ends == 0 and 1 <= count <= ends
+        np.testing.assert_array_equal(got["tokens"][: len(plain["tokens"])], plain["tokens"])
+        assert (got["weight"][-count:] == 1).all()
+        assert (np.diff(got["position"][-count:]) == 1).all()
+    asked = lay_out([Text("red", loss=False), red], TOKENIZER, V, P, True, ends=4)
+    assert len(asked["tokens"]) == 1 + words + 4 * (words // 4 + 1)
+    for document, end in (([red, Image(b"")], True), ([red], False)):
+        once = lay_out(document, TOKENIZER, V, P, True, end)
+        got = lay_out(document, TOKENIZER, V, P, True, end, ends=4)
+        np.testing.assert_array_equal(got["tokens"], once["tokens"])
+
+
 def test_documents_of_nothing_much():
     assert lay_out([], TOKENIZER, V, P, True)["tokens"].tolist() == [V.bos, V.eos]
     assert lay_out([Text("")], TOKENIZER, V, P, True, end=False)["tokens"].tolist() == [V.bos]

@@ -1,6 +1,7 @@
 """Evaluations on a tiny trained run: names, chance for a model that knows nothing, baselines."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -48,6 +49,23 @@ def test_summary_holds_every_name_with_n_seed_and_interval(workdir):
         for kind in ("drawn", "written"):
             with PILImage.open(workdir / "samples" / f"{kind}_{split}.png") as sheet:
                 assert sheet.width > 300 and len(sheet.getcolors(1 << 24)) > 50
+
+
+def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    (run / "evals.json").unlink(missing_ok=True)
+    first, second = (set(evaluate(run, [name])) for name in ("likelihood", "caption"))
+    assert first and second and not first & second
+    for name in ("summary.json", "evals.json"):
+        assert set(json.loads((run / name).read_text())) - {"step"} == first | second
+    old = json.loads((run / "evals.json").read_text())
+    (run / "evals.json").write_text(json.dumps(old | {"step": old["step"] - 1}))
+    evaluate(run, ["likelihood"])  # of another step: replaced
+    assert set(json.loads((run / "summary.json").read_text())) == first
+    (run / "evals.json").write_text("{")
+    with pytest.raises(UserError, match=r"evals\.json is damaged; remove it"):
+        evaluate(run, ["likelihood"])
 
 
 def test_a_model_of_text_alone_trains_and_is_scored_by_it(tmp_path, capsys):

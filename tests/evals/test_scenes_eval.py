@@ -153,46 +153,77 @@ def seen_as(*things: Thing) -> list[oracle.Found]:
     return [oracle.Found(t, 1.0) for t in things]
 
 
-def test_only_told_relations_count_when_asked_for_those():
+def test_only_told_relations_are_asked_of_drawings():
     """a, b and c in a row; captions tell b of a and c of b, but not c of a."""
     a = Thing("circle", "red", "small", 0.5, 0.2)
     b = Thing("star", "blue", "small", 0.5, 0.5)  # below a
     c = Thing("ring", "green", "small", 0.9, 0.45)  # right of b; right of a, too
-    truth = (a, b, c)
+    caption = say.caption(Scene((a, b, c), "white"), 3)
     assert say.relation(b, a) == "below" and say.relation(c, b) == "to the right of"
     assert say.relation(c, a) == "to the right of"
     # c moves left of a, but stays right of b: only the untold relation breaks.
-    moved = seen_as(replace(a, x=0.8), replace(b, x=0.4), replace(c, x=0.6))
-    every, told_ones = (oracle.agreement(truth, moved, told=t) for t in (False, True))
-    assert not every["relations"] and told_ones["relations"]
-    assert not every["all"] and told_ones["all"]
+    moved = replace(a, x=0.8), replace(b, x=0.4), replace(c, x=0.6)
+    assert not oracle.agreement((a, b, c), seen_as(*moved))["relations"]
+    assert evals.shows(drawing(*moved), caption)["all"]
     # A told one breaks: then neither holds.
-    for broken in (
-        seen_as(a, replace(b, y=0.1), c),
-        seen_as(a, b, replace(c, x=0.1)),
-    ):
-        assert not oracle.agreement(truth, broken, told=True)["relations"]
-        assert not oracle.agreement(truth, broken)["relations"]
-    assert oracle.agreement(truth, seen_as(*truth), told=True)["all"]
-    missing = oracle.agreement(truth, seen_as(a, b), told=True)
+    for broken in ((a, replace(b, y=0.1, x=0.8), c), (a, b, replace(c, x=0.1))):
+        found = evals.shows(drawing(*broken), caption)
+        assert found == dict.fromkeys(found, True) | {"relations": False, "all": False}
+        assert not oracle.agreement((a, b, c), seen_as(*broken))["relations"]
+    missing = evals.shows(drawing(a, b), caption)
     assert not missing["relations"] and not missing["count"]
+
+
+def drawing(*things: Thing, background="white") -> np.ndarray:
+    return draw.picture(Scene(things, background), 64)
+
+
+def test_a_drawing_is_judged_by_what_its_caption_tells():
+    small, large = (replace(t, x=0.3 + 0.4 * i) for i, t in enumerate(TWO))
+    right, wrong = Scene((small, large), "grey"), (replace(small, size="medium"), large)
+    full, short = (say.caption(right, level) for level in (3, 2))
+    assert evals.shows(drawing(*right.things, background="grey"), full)["all"]
+    for things, background, what in (
+        (right.things, "black", "background"),
+        (right.things, "fading", "background"),
+        (wrong, "grey", "objects"),
+        ((replace(small, x=0.7), replace(large, x=0.3)), "grey", "relations"),
+    ):
+        found = evals.shows(drawing(*things, background=background), full)
+        assert found == dict.fromkeys(found, True) | {what: False, "all": False}
+        # Level 2 tells neither sizes nor places nor what is behind.
+        assert evals.shows(drawing(*things, background=background), short)["all"]
+    assert not evals.shows(drawing(small, background="grey"), short)["all"]
+    assert say.ground(full) == "grey" and say.ground(short) is None
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_the_oracle_knows_backgrounds(size):
+    for scene in SCENES[:60]:
+        picture = draw.picture(scene, size).astype(np.float32)
+        rough = picture + np.random.default_rng(0).normal(0, 12, picture.shape)
+        for shown in (picture, rough.clip(0, 255)):
+            assert oracle.ground(shown.astype(np.uint8)) == scene.background
+    assert oracle.ground(np.full((size, size, 3), 110, np.uint8)) == ""
 
 
 def test_agreement_with_the_truth_itself_and_with_another_scene():
     for scene, other in itertools.pairwise(SCENES[:100]):
         # Of twins neither is meant by a relation, so the scene itself always agrees.
-        assert all(oracle.agreement(scene.things, seen_as(*scene.things), told=True).values())
         whole = oracle.agreement(scene.things, seen_as(*scene.things))
+        assert all(whole.values())
         assert whole == oracle.agreement(scene.things, seen_as(*scene.things[::-1]))
-        wrong = oracle.agreement(scene.things, seen_as(*other.things), told=True)
-        assert not wrong["all"]
+        assert not oracle.agreement(scene.things, seen_as(*other.things))["all"]
 
 
 def test_a_drawn_scene_shows_what_its_facts_say():
     records = [item.read() for item in items(count=12, level=3)]
-    pixels = [draw.picture(Scene(tuple(evals.things(r.facts)), "white"), 64) for r in records]
+    scenes = [Scene(tuple(evals.things(r.facts)), r.facts["background"]) for r in records]
+    pixels = [draw.picture(scene, 64) for scene in scenes]
     rows = evals.table(pixels, records)
-    assert set(rows) == {"count", "colours", "shapes", "pairs", "objects", "relations", "all"}
+    assert set(rows) == {
+        "count", "colours", "shapes", "pairs", "objects", "relations", "background", "all",
+    }  # fmt: skip
     assert sum(rows["all"]) >= 10 and len(rows["all"]) == 12
     rolled = evals.table(pixels[1:] + pixels[:1], records)
     assert sum(rolled["all"]) <= 1

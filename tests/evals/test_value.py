@@ -37,8 +37,15 @@ def test_bootstrap_covers_the_mean():
 
 
 def test_others_are_distinct_and_begin_with_the_truth():
-    table = heldout.others(30, 10, seed=0)
+    table = heldout.others(range(30), 10, seed=0)
     assert table.shape == (30, 10)
     np.testing.assert_array_equal(table[:, 0], np.arange(30))
     assert all(len(set(row)) == 10 for row in table)
-    assert (table != heldout.others(30, 10, seed=1)).any()
+    assert (table != heldout.others(range(30), 10, seed=1)).any()
+    # Of equal names no two are in a row; where there are too few names there is no table.
+    names = [f"name {i % 12}" for i in range(30)]
+    table = heldout.others(names, 10, seed=0)
+    assert table[:, 0].tolist() == [*range(30)] and table.shape == (30, 10)
+    assert all(len({names[j] for j in row}) == 10 for row in table)
+    assert len(set(table.ravel().tolist())) == 30
+    assert heldout.others(names[:9] * 3, 10, seed=0).shape == (0, 10)

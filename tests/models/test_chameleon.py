@@ -255,7 +255,7 @@ def test_the_last_layer_and_the_largest_score_are_watched():
 def test_qk_norm_is_a_layer_norm_before_rope():
     d, h, g, k = 32, 4, 2, 8
     rng = np.random.default_rng(1)
-    layer = Attention(RULES, "float32", h, g, k, True, 1, 1, 1)
+    layer = Attention(RULES, "float32", h, g, k, True, False, 1, 1, 1)
     x = rng.normal(size=(1, 5, d)).astype(np.float32)
     place = np.arange(5, dtype=np.int32)[None] * 3
     mask = np.tril(np.ones((5, 5), bool))[None]

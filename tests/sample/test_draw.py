@@ -7,6 +7,7 @@ from tiny import tiny
 
 import mmjax
 from mmjax.data import build, pipeline
+from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.evals import scenes
 from mmjax.train import train
@@ -80,6 +81,19 @@ def test_options_of_the_solver_change_the_picture(model):
     for way in ways:
         assert (model.generate(prompt, **way)[0] != plain).any(), way
     np.testing.assert_array_equal(model.generate(prompt, solver="ddim")[0], plain)  # flow path
+
+
+def test_a_picture_may_fill_the_row(model):
+    """A prompt that leaves room for its patches alone is drawn, one token more is refused."""
+    run = model.run
+    room = run.experiment.data.length - run.model.parts.config.tokens - 2  # BOS and BOI
+    text = next(
+        t for n in range(200) if len(bpe.encode(run.tokenizer, t := " ".join(["red"] * n))) == room
+    )
+    full, again = (model.generate([[text, mmjax.IMAGE]], seed)[0] for seed in (1, 2))
+    assert is_picture(full) and (full != again).any()
+    with pytest.raises(UserError, match="shorten it by 1 tokens"):
+        model.generate([[text + ".", mmjax.IMAGE]])
 
 
 def test_free_answers_hold_text_and_pictures(model, photo):

@@ -14,7 +14,8 @@ from mmjax.batch import IMAGE, Batch, Vocabulary, causal_mask
 from mmjax.config import Choice
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import chameleon
-from mmjax.sample.engine import Options, Plan, advance, begin, compress, stream_of
+from mmjax.sample.decode import logits_of
+from mmjax.sample.engine import Options, Plan, advance, begin, compress, pick, stream_of
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = config.resolve(tiny_chameleon_config(), run.families()).model
@@ -41,7 +42,7 @@ def rows(*prompts, length: int = 40) -> Batch:
 
 
 def plan(count: int, **columns) -> Plan:
-    base = dict(left=0, close=V.eoi, pictures=0, until=0, limit=COUNT, columns=999)
+    base = dict(left=0, close=V.eoi, pictures=0, until=0, limit=COUNT, columns=999, words=99)
     known = {k: np.broadcast_to(np.int32(v), (count,)) for k, v in (base | columns).items()}
     return Plan(**known, ends=np.full((count, 2), V.eos, np.int32))
 
@@ -160,6 +161,64 @@ def test_cached_steps_equal_recomputation(way, layers):
             want = hidden[0, len(sequence) - 1]
             np.testing.assert_allclose(state.hidden[s, row], want, atol=1e-5, err_msg=str((row, s)))
     assert np.abs(np.asarray(state.hidden[0, 0] - state.hidden[0, 1])).max() > 1e-2
+
+
+def last_output(parts, batch, mask):
+    """[d] of the last position of a batch's one row."""
+    x, at = parts.embed(PARAMS, jnp.asarray(batch.tokens)), jnp.asarray(batch.position)
+    found, _ = parts.run(PARAMS, x, mask, at, tower=jnp.asarray(batch.modality))
+    return np.asarray(found[0, int(batch.segment.sum()) - 1])
+
+
+@pytest.mark.parametrize("way", ["alone", "three"])
+def test_behind_registers_nothing_before_them_is_seen(way):
+    """Words, and a picture, behind a picture and registers: as one pass under the mask."""
+    registers = (9, 10)
+    parts = chameleon.build(C, replace(V, registers=registers), RULES).parts
+    prompts = [[V.bos, *PICTURE, 9, 10, 12], [V.bos, *PICTURE, 9, 10, 12, V.boi]]
+    asked = plan(2, left=[0, SIZE + 1], until=[0, 1], limit=[7, 10])
+    options = replace(WAYS[way], count=10)
+    state = whole_of(parts, PARAMS)(rows(*prompts), asked, keys(2), options)
+    for r, ids in enumerate(written(state)):
+        full = prompts[r] + ids[: 6 if r == 0 else 9]  # the last is not read
+        image = [t for t in full if t != 12] if r else prompts[0][:-1]
+        for s, sequence in enumerate([full, image][: len(options.streams)]):
+            batch = rows(sequence, length=48)
+            want = last_output(parts, batch, causal_mask(batch, registers))
+            open_to_all = last_output(parts, batch, causal_mask(batch))
+            if V.eos not in ids:
+                np.testing.assert_allclose(state.hidden[s, r], want, atol=1e-5)
+            if sequence[-1] not in registers:
+                assert np.abs(want - open_to_all).max() > 1e-2
+
+
+def test_words_are_counted_apart_from_pictures():
+    """Free answers: no more words than asked for, however much room their pictures leave."""
+    asked = plan(3, pictures=[2, 2, 0], words=[5, 0, 3], limit=5 + 2 * (SIZE + 2))
+    options, found = Options(COUNT, COUNT, 2, WARM, WARM), []
+    for seed in range(4):
+        state = whole(rows([V.bos], [V.bos], [V.bos]), asked, keys(3, seed), options)
+        for ids, most in zip(written(state), [5, 0, 3], strict=True):
+            words = [t for t in ids if t < V.codes and t not in (V.boi, V.eoi, V.eos)]
+            found.append((len(words), most))
+            assert len(words) <= most and ids[-1] == V.eos
+    assert {(5, 5), (3, 3)} <= set(found)
+
+
+def test_ends_and_pictures_are_not_penalised_for_repetition():
+    """Ids of the prompt count as seen; EOS and BOI among them stay as likely as they were."""
+    strict = replace(COLD, repetition=1e6)
+    prompt, asked = rows([V.bos, V.eos, V.boi, 12, 13]), plan(1, pictures=1, limit=40)
+    options = Options(COUNT, COUNT, 1, strict, COLD)
+    for name, wanted in (("eos", V.eos), ("boi", V.boi), ("word", 12)):
+        state = begin(PARTS, PARAMS, prompt, asked, options)
+        head = jnp.zeros_like(PARAMS["head"]["w"])
+        head = head.at[:, wanted].set(state.hidden[0, 0])
+        head = head.at[:, 14].set(0.01 * state.hidden[0, 0])  # a word not seen, far less likely
+        params = PARAMS | {"head": {"w": head}}
+        token = pick(PARTS, params, state, asked, keys(1), options)
+        logit = float(logits_of(PARTS, params, state.hidden)[0, 0, wanted])
+        assert logit > 0.1 and (int(token[0]) == wanted) == (name != "word"), name
 
 
 def test_guidance_of_one_is_the_condition_alone():

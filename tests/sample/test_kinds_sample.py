@@ -17,8 +17,11 @@ from mmjax.trained import Trained
 def model(openmoji) -> Trained:
     c = tiny_config(openmoji)
     patch = c.data.patch
-    c.data.kinds = {"wide": {"height": 8, "width": 16, "patch": patch}}
-    c.model.kinds = {"wide": {"height": 8, "width": 16}}
+    c.data.sources.depths = c.data.sources.openmoji.copy_and_resolve_references()
+    depth = {"height": 8, "width": 8, "patch": 2 * patch, "like": ""}
+    wide = {"height": 8, "width": 16}
+    c.data.kinds = {"wide": wide | {"patch": patch}, "depth": depth | {"sources": ("depths",)}}
+    c.model.kinds = {"wide": wide, "depth": depth}
     made = run.prepare(config.resolve(c, run.families()))
     return Trained(made, made.init().params, 0)
 
@@ -33,11 +36,29 @@ def wide() -> bytes:
 def test_a_picture_comes_out_in_its_kinds_shape(model):
     assert model.generate([["a", mmjax.IMAGE]], kind="wide")[0].shape == (8, 16, 3)
     assert model.generate([["a", mmjax.IMAGE]])[0].shape == (8, 8, 3)
-    with pytest.raises(UserError, match="kind='tall' is unknown; have: image, wide"):
+    with pytest.raises(UserError, match="kind='tall' is unknown; have: image, depth, wide"):
         model.generate([["a", mmjax.IMAGE]], kind="tall")
 
 
 def test_a_picture_that_is_read_takes_the_kind_of_its_aspect(model):
     rows = model.rows([[wide(), "a"]])
-    assert rows.kind.tolist() == [[1]] and rows.pixels.shape[2:] == (8, 16, 3)
-    assert (rows.image > 0).sum() == model.run.experiment.data.counts[1]
+    assert rows.kind.tolist() == [[2]] and rows.pixels.shape[2:] == (8, 16, 3)
+    assert (rows.image > 0).sum() == model.run.experiment.data.counts[2]
+
+
+def test_a_picture_of_a_modality_of_its_own_is_read_as_what_it_says_it_is(model):
+    square = model.generate([["a", mmjax.IMAGE]])[0]
+    out = io.BytesIO()
+    PIL.Image.fromarray(square).save(out, "PNG")
+    plain, depth = (model.rows([[mmjax.Image(out.getvalue(), of=of), "a"]]) for of in ("", "depth"))
+    assert (plain.kind.tolist(), depth.kind.tolist()) == ([[0]], [[1]])
+    counts = model.run.experiment.data.counts
+    assert [(r.image > 0).sum() for r in (plain, depth)] == [counts[0], counts[1]]
+    assert counts[1] == counts[0] // 4
+    given = mmjax.Image(out.getvalue(), of="depth")
+    drawn = model.generate([[given, "a", mmjax.IMAGE]], seed=[3], kind="depth")[0]
+    assert drawn.shape == (8, 8, 3)
+    ways = model.embed([[given, "a"], [out.getvalue(), "a"], [given, "a"]])
+    assert abs(ways[0] - ways[1]).max() > 1e-3 > 1e-5 > abs(ways[0] - ways[2]).max()
+    with pytest.raises(UserError, match=r"prompt 1: kind='tall' .* have: image, depth, wide"):
+        model.generate([[mmjax.Image(out.getvalue(), of="tall"), "a"]])

@@ -32,8 +32,9 @@ def prompt(*rows, pixels=None) -> Batch:
     return Batch(tokens, image, held, place, image, weight, pixels)
 
 
-def plan(drawn=(False,), pictures=(0,), room=(32,)) -> Plan:
-    return Plan(np.array(drawn), np.array(pictures, np.int32), np.array(room, np.int32))
+def plan(drawn=(False,), pictures=(0,), room=(32,), words=99) -> Plan:
+    sizes = (np.array(x, np.int32) for x in (pictures, room, [words] * len(drawn)))
+    return Plan(np.array(drawn), *sizes)
 
 
 def keys(count, seed=0):
@@ -175,6 +176,22 @@ def test_what_has_no_room_is_not_inserted(room):
         assert row.count(0) == 4 * len(begun) == (image > 0).sum()
     assert (np.asarray(canvas.left) < 2).any() == (room > 5)
     assert (np.asarray(canvas.age) == OPTIONS.steps).all()
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_words_are_counted_apart_from_pictures(most):
+    rows = prompt(*[(V.bos, 7)] * 8)
+    free, few = (
+        filled(EAGER, rows, plan((False,) * 8, (1,) * 8, (32,) * 8, words), keys(8))
+        for words in (99, most)
+    )
+
+    def words(canvas, r):
+        return sum(t not in (0, V.boi, V.eoi) for t in text(canvas, r)[2:])
+
+    assert max(words(free, r) for r in range(8)) > 3
+    assert max(words(few, r) for r in range(8)) == most
+    assert (np.asarray(few.left) == 0).any()  # and there are pictures beside them
 
 
 def test_rows_are_independent_and_seeds_reproduce():

@@ -66,7 +66,9 @@ def plan(draws, pictures=0, limit=COUNT, solver=EULER) -> Plan:
     until = np.asarray(draws, np.int32)
     ends = np.full((b, 2), V.eos, np.int32)
     many = np.where(draws, 0, pictures).astype(np.int32)
-    return Plan(left.astype(np.int32), each(V.eoi), many, until, each(limit), each(99), ends)
+    return Plan(
+        left.astype(np.int32), each(V.eoi), many, until, each(limit), each(99), each(99), ends
+    )
 
 
 def options(solver=EULER, **changes) -> Options:

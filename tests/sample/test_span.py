@@ -1,5 +1,7 @@
 """Talking to a loaded dial: pictures as patches and as codes, text, mistakes."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -55,6 +57,33 @@ def test_prompts_are_answered_with_a_picture_or_text(model, home):
     assert (model.generate(prompts[:1], 9, **hot)[0] != made[0]).any()
     strong = model.generate(prompts[:1], [3], **hot | {"guidance": 4.0})[0]
     assert (strong != made[0]).any()
+
+
+def limits(model: Trained) -> tuple[Trained, Trained]:
+    """The dial at the base family's end, and the base family itself, of the same weights."""
+    e = model.run.experiment
+    base = "transfusion" if e.model.transfusion else "chameleon"
+    alpha = {"text_alpha": 1.0, "image_alpha": float(base == "chameleon")}
+    end = replace(e, model=replace(e.model, **alpha))
+    plain = replace(e, family=base, model=e.model.base)
+    params = {name: x for name, x in model.params.items() if name != "mask"}
+    return (
+        Trained(run.assemble(end, ONE), model.params, model.step),
+        Trained(run.assemble(plain, ONE), params, model.step),
+    )
+
+
+def test_text_at_alpha_one_is_the_bases(model, home):
+    """Word for word, where patches share positions and pictures are guided; and it is not void."""
+    photo = home / "photo.png"
+    photo.write_bytes(pipeline.open_split(home / "scenes", "train")[0].images[0])
+    prompts = [["a red circle"], [photo], [photo, "a blue"]]
+    greedy = {"text": 8, "temperature": 0.0, "guidance": 3.0}
+    end, base = limits(model)
+    made = end.generate(prompts, 0, **greedy)
+    assert made == base.generate(prompts, 0, **greedy)
+    assert len(set(made)) == len(made) and all(made)
+    assert made != end.generate(prompts, 0, **greedy, text_guidance=5.0)
 
 
 def test_mistakes_are_named(model):

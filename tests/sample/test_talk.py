@@ -142,7 +142,8 @@ def test_free_answers_are_lists_of_text_and_pictures(model, eager, prompts):
     assert seen >= {0, 2} and max(seen) == 2
 
 
-def test_streamed_text_ends_as_the_result(model, prompts, first):
+def test_streamed_text_ends_as_the_result(model, prompts, first, monkeypatch):
+    monkeypatch.setattr(talk, "STREAMED", 3)
     heard: dict[int, list[str]] = {}
     stream = lambda number, text: heard.setdefault(number, []).append(text)  # noqa: E731
     found = model.generate(prompts, [3, 4, 5, 6], stream=stream, **WARM)
@@ -150,7 +151,8 @@ def test_streamed_text_ends_as_the_result(model, prompts, first):
     assert set(heard) == {0, 1, 2, 3}
     for number, result in enumerate(found):
         assert heard[number][-1] == ("[picture]" if is_picture(result) else result)
-        assert len(heard[number]) > 1
+        assert all(a != b for a, b in itertools.pairwise(heard[number]))
+    assert min(len(heard[number]) for number in (1, 2)) > 1  # some of it before the end
     assert heard[0][0] == ""  # a picture that is not whole is not told
 
 
@@ -175,6 +177,11 @@ def test_numbers_of_streamed_prompts_count_on_over_batches(model, prompts, monke
     for number in (1, 2, 5, 6):
         assert heard[number] == found[number]
     assert found[1:3] != found[5:7]
+    # A mistake is named by its number among all, and before any prompt is answered.
+    heard.clear()
+    with pytest.raises(UserError, match=r"^prompt 6 takes"):
+        model.generate([*prompts, *prompts[:1], ["red " * 400]], stream=heard.__setitem__, **WARM)
+    assert not heard
 
 
 @pytest.fixture(scope="module")

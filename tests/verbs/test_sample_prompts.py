@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from mmjax.batch import Image
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, parse
 
@@ -87,6 +88,15 @@ def test_a_file_of_prompts_has_three_forms(verb, lines, photo):
     assert verb.read_jsonl(Path(file)) == want
     # Among other prompts it stands for its lines, in their place.
     assert verb.read_prompts(["first", file, "last"]) == [["first", IMAGE], *want, ["last", IMAGE]]
+
+
+def test_a_line_may_name_the_kind_of_its_picture(verb, lines, photo):
+    named = {"image": str(photo), "kind": "depth"}
+    found = verb.read_prompts([lines(named, {"parts": [named, {"make": "image"}]})])
+    given = Image(photo.read_bytes(), of="depth")
+    assert found == [[given], [given, IMAGE]] != [[photo], [photo, IMAGE]]
+    with pytest.raises(UserError, match=r"^picture none.png does not exist$"):
+        verb.read_prompts([lines({"image": "none.png", "kind": "depth"})])
 
 
 def test_prompts_in_parts_ask_for_what_they_make(verb, lines, photo):

@@ -1,7 +1,7 @@
 """Scenes as a data set."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -9,8 +9,9 @@ import numpy as np
 from mmjax.batch import Image, Text
 from mmjax.data.record import Item, Record
 from mmjax.data.scenes.draw import png
+from mmjax.data.scenes.edit import edit
 from mmjax.data.scenes.say import blur, caption, questions
-from mmjax.data.scenes.scene import COLOURS, MOST, SHAPES, held_pairs, sample
+from mmjax.data.scenes.scene import COLOURS, MOST, SHAPES, Scene, held_pairs, sample
 from mmjax.error import UserError
 
 # Share of each split; what is left is train. `compositional` scenes hold at least one pair of
@@ -26,6 +27,7 @@ def items(
     seed: int = 0,
     overlap: float = 0.0,
     most: int = MOST,
+    edits: bool = False,
 ) -> Iterator[Item]:
     """Scenes; number i is a function of the seed and i alone.
 
@@ -35,6 +37,7 @@ def items(
             than drawn at random; see `say.mutual_information`.
         seed: of everything random. overlap: see `scene.sample`; 0 keeps objects apart.
         most: objects of the scenes in the split `counts`; all others have fewer.
+        edits: each document is a scene, what is to change in it, and the scene changed.
 
     Raises:
         UserError: for values out of range.
@@ -49,9 +52,11 @@ def items(
     ):
         if not low <= value <= high:
             raise UserError(f"--{name}={value} must lie between {low} and {high}")
-    make = partial(
-        _record, size=size, level=level, information=information, overlap=overlap, most=most
-    )
+    make = partial(_record, size=size, overlap=overlap, most=most)
+    if edits:
+        make = partial(make, tell=_edit)
+    else:
+        make = partial(make, tell=partial(_caption, level=level, information=information))
     return (Item(f"scene {i}", partial(make, i, seed), split_of(i, seed)) for i in range(count))
 
 
@@ -65,23 +70,35 @@ def split_of(number: int, seed: int) -> str:
     return "train"
 
 
-def _record(
-    number: int, seed: int, size: int, level: int, information: float, overlap: float, most: int
-):
+def _record(number: int, seed: int, size: int, overlap: float, most: int, tell: Callable) -> Record:
     rng = np.random.default_rng((seed, 3, number))
     split, held = split_of(number, seed), held_pairs(seed)
     pairs = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in held]
     must = sorted(held) if split == "compositional" else []
     counts = [most] if split == "counts" else range(1, most)
     scene = sample(rng, counts, pairs, overlap, must)
+    document, facts = tell(scene, rng, size, [*pairs, *must])
+    name = f"scene-{number:09d}"
+    return Record(name, document, facts | {"concept": name})
+
+
+def _seen(scene: Scene) -> dict:
+    """What a picture of a scene shows, as facts."""
+    objects = [dataclasses.asdict(t) | {"box": list(t.box)} for t in scene.things]
+    return {"objects": objects, "background": scene.background}
+
+
+def _caption(scene: Scene, rng, size: int, pairs, level: int, information: float):
+    """A document of a caption and a picture, and its facts."""
     asked = questions(scene, rng)
     told = blur(scene, rng, information)
-    facts = {
-        "objects": [dataclasses.asdict(t) | {"box": list(t.box)} for t in scene.things],
-        "background": scene.background,
-        "questions": asked,
-        "true": caption(told, level) == caption(scene, level),
-        "concept": f"scene-{number:09d}",
-    }
+    true = caption(told, level) == caption(scene, level)
     document = (Text(caption(told, level)), Image(png(scene, size)))
-    return Record(f"scene-{number:09d}", document, facts)
+    return document, _seen(scene) | {"questions": asked, "true": true}
+
+
+def _edit(scene: Scene, rng, size: int, pairs):
+    """A document of a picture, what is to change, and the picture changed; facts of the latter."""
+    kind, words, changed = edit(scene, rng, pairs)
+    document = (Image(png(scene, size)), Text(words), Image(png(changed, size)))
+    return document, _seen(changed) | {"edit": kind}

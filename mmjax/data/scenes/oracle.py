@@ -11,7 +11,7 @@ measured by `benchmarks/scenes_oracle.py`.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from mmjax.data.scenes.draw import cover
 from mmjax.data.scenes.say import relation
-from mmjax.data.scenes.scene import COLOURS, SHAPES, SIZES, Thing
+from mmjax.data.scenes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Thing
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 MEDIAN = 48  # side from which single noisy pixels can be told from objects
@@ -30,6 +30,7 @@ STRANGE = 110.0  # levels of colour that no mixture may leave unexplained
 SMALLEST = 0.25  # area of an object, as a share of the smallest circle's
 LEAST_IOU = 0.5  # overlap with the best template below which nothing is reported
 STEPS = 4  # places of a template a pixel
+NEAR = 15.0  # levels of colour to a background; two of them are 30 apart and more
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,18 @@ def find(pixels: np.ndarray) -> list[Found]:
             if one is not None:
                 found.append(one)
     return sorted(found, key=lambda f: f.thing.x)
+
+
+def ground(pixels: np.ndarray) -> str:
+    """The background of a picture, [n, n, 3] uint8, by its name; "" if it is like none."""
+    plane = _background(pixels.astype(np.float32))[:, 0]
+    top_to_bottom = (np.arange(len(plane), dtype=np.float32)[:, None] + 0.5) / len(plane)
+    off = {
+        name: float(abs(plane - (np.array(a) + (np.array(b) - a) * top_to_bottom)).mean())
+        for name, (a, b) in BACKGROUNDS.items()
+    }
+    nearest = min(off, key=lambda name: off[name])
+    return nearest if off[nearest] < NEAR else ""
 
 
 def _background(values: np.ndarray) -> np.ndarray:
@@ -147,15 +160,12 @@ def _centroid(shape: str) -> tuple[float, float]:
     return float(drawn.sum(1) @ at / mass - 100) / 90, float(drawn.sum(0) @ at / mass - 100) / 90
 
 
-def agreement(
-    truth: Sequence[Thing], found: Sequence[Found], told: bool = False
-) -> dict[str, bool]:
+def agreement(truth: Sequence[Thing], found: Sequence[Found]) -> dict[str, bool]:
     """What of a scene a picture shows: a truth value for each kind of statement.
 
     `count`: as many objects. `colours`, `shapes`, `pairs` (colour with shape), `objects` (with
     size): the same ones, as often. `relations`: every relation beyond doubt between two of the
-    true objects whose colour and shape are unique holds between those seen; with `told` only those
-    between one object and the next, which captions of level 3 tell. `all`: all of it.
+    true objects whose colour and shape are unique holds between those seen. `all`: all of it.
     """
     seen = [f.thing for f in found]
     views = {
@@ -168,18 +178,15 @@ def agreement(
     result = {
         name: Counter(map(view, truth)) == Counter(map(view, seen)) for name, view in views.items()
     }
-    result["relations"] = _relations_hold(truth, seen, told)
+    result["relations"] = _relations_hold(truth, seen)
     return result | {"all": all(result.values())}
 
 
-def _relations_hold(truth: Sequence[Thing], seen: Sequence[Thing], only_told: bool) -> bool:
+def _relations_hold(truth: Sequence[Thing], seen: Sequence[Thing]) -> bool:
     names = Counter((t.colour, t.shape) for t in truth)
     where = {(t.colour, t.shape): t for t in seen}
     unique = [t for t in truth if names[t.colour, t.shape] == 1]
-    pairs: Iterable[tuple[Thing, Thing]] = itertools.permutations(unique, 2)
-    if only_told:
-        pairs = ((b, a) for a, b in itertools.pairwise(truth) if a in unique and b in unique)
-    for a, b in pairs:
+    for a, b in itertools.permutations(unique, 2):
         told = relation(a, b)
         if told is None:
             continue

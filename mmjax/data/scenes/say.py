@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.data.scenes.scene import COLOURS, SHAPES, SIZES, Scene, Thing
+from mmjax.data.scenes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 SIDES = ("to the left of", "to the right of", "above", "below")
@@ -17,6 +17,8 @@ NAMED = re.compile(
     rf"an? (?:(?P<size>{'|'.join(SIZES)}) )?(?P<colour>{'|'.join(COLOURS)}) "
     rf"(?P<shape>{'|'.join(SHAPES)})(?: (?P<where>{'|'.join(SIDES)}) it)?"
 )
+BEHIND = {name: f"a {name} background" for name in BACKGROUNDS}
+BEHIND["fading"] = "a background fading to grey"
 MARGIN = 0.15  # how much further apart along one axis than along the other
 
 
@@ -59,10 +61,7 @@ def caption(scene: Scene, level: int) -> str:
         where = relation(thing, before)
         what = named(thing, size=True)
         parts.append(f"{what} {where} it" if where else what)
-    ground = {"fading": "a background fading to grey"}.get(
-        scene.background, f"a {scene.background} background"
-    )
-    return f"{listed(parts)}, on {ground}"
+    return f"{listed(parts)}, on {BEHIND[scene.background]}"
 
 
 class Told(NamedTuple):
@@ -76,7 +75,9 @@ class Told(NamedTuple):
 
 def read(text: str) -> list[Told] | None:
     """The objects a caption of level 2 or 3 names, in order; None for any other text."""
-    text = re.sub(r", on a( \w+)? background( fading to grey)?$", "", text.strip())
+    text = text.strip()
+    if behind := ground(text):
+        text = text.removesuffix(f", on {BEHIND[behind]}")
     told = []
     for part in re.split(r", | and ", text):
         found = NAMED.fullmatch(part.strip())
@@ -84,6 +85,12 @@ def read(text: str) -> list[Told] | None:
             return None
         told.append(Told(found["shape"], found["colour"], found["size"] or "", found["where"]))
     return told
+
+
+def ground(text: str) -> str | None:
+    """The background a caption of level 3 names; None where it names none."""
+    said = (name for name, words in BEHIND.items() if text.strip().endswith(f", on {words}"))
+    return next(said, None)
 
 
 def blur(scene: Scene, rng: np.random.Generator, information: float) -> Scene:

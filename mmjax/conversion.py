@@ -1,0 +1,274 @@
+"""Weights of Hugging Face's in and out: their directory -> a workdir, a workdir -> theirs.
+
+On the way in every weight is written to a file of its own first, beside the destination, so that a
+command that was stopped goes on where it was; the destination appears whole or not at all.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from rich.progress import track
+
+from mmjax import checkpoint, values
+from mmjax.batch import Vocabulary
+from mmjax.config import Experiment
+from mmjax.convert import around, chameleon, clip, hub
+from mmjax.convert.decoder import one_device
+from mmjax.convert.rows import check, stacked, to_theirs
+from mmjax.data.store import TOKENIZER
+from mmjax.error import UserError
+from mmjax.models import MODELS, Model
+from mmjax.models.family import lies_in
+from mmjax.run import CONFIG, VOCABULARY, directory, families, read_config, read_vocabulary
+
+# model_type of a config.json -> the module that knows it, and family -> the same.
+KINDS: dict[str, Any] = {"clip": clip, "siglip": clip, "chameleon": chameleon}
+BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
+GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
+THEIRS = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """An imported or trained model without its tokenizer, on one device; its weights on disk.
+
+    Attributes:
+        given: the config.json it came with, if it was imported.
+        directory, step: of its checkpoint. like: path -> its name there, its shape and place.
+    """
+
+    experiment: Experiment
+    vocabulary: Vocabulary
+    given: dict | None
+    model: Model
+    directory: Path
+    step: int
+    like: Mapping[str, tuple[str, jax.ShapeDtypeStruct]]
+
+    def read(self, *paths: str) -> dict[str, jax.Array]:
+        """Weights by path."""
+        like = {name: spec for name, spec in (self.like[path] for path in paths)}
+        found = checkpoint.restore(self.directory, like, self.step, part=True)
+        assert found is not None  # the step is there
+        return {path: found.state[self.like[path][0]] for path in paths}
+
+
+@contextlib.contextmanager
+def making(dst: Path, overwrite: bool) -> Iterator[Path]:
+    """A place beside dst that takes dst's when the block ends well; else it stays.
+
+    Raises:
+        UserError: if dst is there and may not be replaced, or nothing can be written.
+    """
+    if dst.exists() and not overwrite:
+        raise UserError(f"{dst} exists; give --overwrite to replace it, or another --dst")
+    place, old = (dst.with_name(f"{dst.name}.{end}") for end in ("partial", "replaced"))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+        if dst.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            dst.rename(old)
+        place.rename(dst)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{dst} not written: {error.strerror or error}; make room and write access there or "
+            f"choose another --dst; the same command goes on"
+        ) from error
+
+
+def convert(
+    src: str | Path, dst: str | Path, overwrite: bool = False, said: Report = print
+) -> Path:
+    """Brings a directory of theirs in, or takes a workdir out; -> dst.
+
+    Raises:
+        UserError: for a source that is neither, or whose weights are not those its configuration
+            wants; a destination that is there; a full disk.
+    """
+    src, dst = Path(src), Path(dst)
+    given = hub.read_json(src / CONFIG)
+    if "model_type" in given:
+        bring_in(hub.read(src), dst, overwrite, said)
+    elif "family" in given:
+        take_out(src, dst, overwrite, said)
+    else:
+        raise UserError(
+            f"{src / CONFIG} names neither a model_type, as Hugging Face's do, nor a family, as "
+            f"that of `mmjax train` does"
+        )
+    return dst
+
+
+def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
+    """Their directory -> a workdir with one checkpoint, 0."""
+    kind = KINDS.get(source.config["model_type"])
+    if kind is None:
+        raise UserError(
+            f"{source.path / CONFIG}: model_type={source.config['model_type']!r} is unknown; "
+            f"have: {', '.join(KINDS)}"
+        )
+    c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
+    rows = kind.rows(c, vocabulary, source.config)
+    check(rows, source.shapes, kind.IGNORED)
+    with making(dst, overwrite) as place:
+        files, extra = stage(source, rows, place / "leaves"), kind.extra(c)
+        shapes = {n: np.load(file, mmap_mode="r").shape for n, file in files.items()}
+        shapes |= {n: x.shape for n, x in extra.items()}
+        fits(kind.FAMILY, c, vocabulary, shapes)
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        (place / "checkpoints").mkdir()
+        both = itertools.chain(((n, np.load(file)) for n, file in files.items()), extra.items())
+        leaves = track(both, "writing", total=len(shapes), transient=True)
+        named = ((f"params/{n}", x) for n, x in leaves)
+        meta = {"from": source.config["model_type"]}
+        checkpoint.write(place.resolve() / "checkpoints", 0, named, meta)
+        e = around.experiment(kind.FAMILY, c, families(), **kind.place(c))
+        (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
+        (place / GIVEN).write_text(json.dumps(source.config, indent=1))
+        (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
+        for name in THEIRS:
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, place / name)
+        shutil.rmtree(place / "leaves")
+    count = sum(math.prod(shape) for shape in shapes.values())
+    said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
+    if not (dst / TOKENIZER).is_file():
+        said(f"{source.path} has no {TOKENIZER}: what reads or writes text needs one in {dst}")
+
+
+def stage(source: hub.Hub, rows, place: Path) -> dict[str, Path]:
+    """Every weight of ours as a file; those of the same source that are there already stay."""
+    mark = place / "source.json"
+    if not mark.is_file() or json.loads(mark.read_text()) != source.fingerprint:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        mark.write_text(json.dumps(source.fingerprint))
+    files = {}
+    for row in track(rows, "reading", transient=True):
+        file = place / (row.ours.replace("/", ".") + ".npy")
+        if not file.is_file():
+            stacked(row, source.tensor, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+        files[row.ours] = file
+    return files
+
+
+def fits(family: str, c, vocabulary: Vocabulary, have: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks that weights of these shapes, by path, are those the family has."""
+    model = MODELS[family].build(c, vocabulary, one_device())
+    want = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+    shapes = {name: x.shape for name, x in want.items()}
+    if wrong := sorted(n for n in {*shapes, *have} if shapes.get(n) != have.get(n)):
+        raise ValueError(f"the table of a {family} is wrong about {', '.join(wrong)}")
+
+
+def hold(workdir: str | Path) -> Held:
+    """Opens a workdir at its newest checkpoint, averaged weights where it keeps them.
+
+    Raises:
+        UserError: if it holds none.
+    """
+    workdir, rules = Path(workdir), one_device()
+    given = hub.read_json(workdir / GIVEN) if (workdir / GIVEN).is_file() else None
+    e = read_config(workdir)
+    vocabulary = read_vocabulary(workdir, getattr(e.model, "codes", 0))
+    model = MODELS[e.family].build(e.model, vocabulary, rules)
+    step = checkpoint.latest(directory(workdir))
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet; `mmjax train` saves one")
+    flat = flatten_dict(jax.eval_shape(model.init, jax.random.key(e.seed)), sep="/")
+    like = {}
+    for name, x in flat.items():  # what is frozen has no average
+        plain = not e.optim.ema or any(lies_in(name, part) for part in model.frozen)
+        spec = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rules.sharding())
+        like[name] = f"{'params' if plain else 'ema'}/{name}", spec
+    return Held(e, vocabulary, given, model, directory(workdir), step, like)
+
+
+def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
+    """A workdir -> their directory."""
+    family = read_config(src).family
+    if family not in BY_FAMILY:
+        raise UserError(
+            f"{src} is a {family}, which they have no model for; have: {', '.join(BY_FAMILY)}"
+        )
+    held, kind = hold(src), BY_FAMILY[family]
+    given = held.given or kind.given(held.experiment.model, held.vocabulary)
+    rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
+    with making(dst, overwrite) as place:
+        for old in place.iterdir():  # what a stopped command left is written anew
+            old.unlink()
+        hub.write(place, given, to_theirs(rows, lambda path: np.asarray(held.read(path)[path])))
+        for name in THEIRS:
+            if (src / name).is_file():
+                shutil.copyfile(src / name, place / name)
+    said(f"{dst}: a {given['model_type']} for `transformers`, ready")
+
+
+def verify(workdir: str | Path, place: str | Path, said: Report = print) -> float:
+    """Runs a workdir's model on `place`/inputs.npz and holds it against `place`/outputs.npz.
+
+    Prints the largest absolute difference of every array it can make, and names the others.
+
+    Returns:
+        The largest of them all.
+
+    Raises:
+        UserError: for files that are missing, or without anything to compare.
+    """
+    inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
+    held = hold(workdir)
+    kind = BY_FAMILY[held.experiment.family]
+    with jax.default_matmul_precision("highest"):
+        given = held.given or kind.given(held.experiment.model, held.vocabulary)
+        params = unflatten_dict(held.read(*held.like), sep="/")
+        made = kind.outputs(held.model.parts, params, inputs, given)
+    known = [name for name in wanted if name in made]
+    if not {"logits", "logits_per_image", "image_embeds", "text_embeds"} & set(known):
+        raise UserError(
+            f"{place}/outputs.npz has neither logits nor embeddings that a "
+            f"{held.experiment.family} makes of inputs.npz ({', '.join(inputs)}); it has: "
+            f"{', '.join(wanted) or 'nothing'}"
+        )
+    worst = 0.0
+    for name in known:
+        mine, theirs = np.asarray(made[name]), wanted[name]
+        mine = mine.reshape(theirs.shape) if mine.size == theirs.size else mine
+        if mine.shape != theirs.shape:
+            raise UserError(
+                f"{place}/outputs.npz: {name} is {theirs.shape} there, {mine.shape} here"
+            )
+        off = float(np.abs(mine.astype(np.float64) - theirs).max()) if mine.size else 0.0
+        worst = max(worst, off) if off == off else float("inf")  # NaN is no agreement
+        said(f"{name:24s} {off:.3g}")
+    if left := sorted(set(wanted) - set(known)):
+        said(f"not compared: {', '.join(left)}")
+    return worst
+
+
+def arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a .npz.
+
+    Raises:
+        UserError: if it is absent or damaged.
+    """
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; --verify names a directory that has it") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error

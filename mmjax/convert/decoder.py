@@ -1,0 +1,130 @@
+"""The decoder of Llama and its kin: its shape, its weights, what each layer returns."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.convert.rows import Row
+from mmjax.error import UserError
+from mmjax.layers.norm import rms_norm
+from mmjax.layers.position import rope_angles
+from mmjax.mesh import Rules, make_mesh
+from mmjax.models.decoder import Block, DecoderConfig
+
+
+def one_device() -> Rules:
+    """All of a model on the first device."""
+    return Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
+
+
+def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
+    """Their config.json as a decoder; `changes` are fields of ours.
+
+    eps: under the root of norms, where config.json does not say.
+
+    Raises:
+        UserError: for what the decoder cannot do.
+    """
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    heads, width = given["num_attention_heads"], given["hidden_size"]
+    for wrong, what in (
+        (kind != "default", f"rope_type={kind!r}"),
+        (given.get("hidden_act", "silu") != "silu", f"hidden_act={given.get('hidden_act')!r}"),
+        (given.get("attention_bias"), "attention_bias=True"),
+        (given.get("mlp_bias"), "mlp_bias=True"),
+        (given.get("head_dim") not in (None, width // heads), f"head_dim={given.get('head_dim')}"),
+        (given.get("tie_word_embeddings"), "tie_word_embeddings=True"),
+    ):
+        if wrong:
+            raise UserError(f"config.json has {what}, which the decoder here does not have")
+    whole = {
+        "width": width,
+        "depth": given["num_hidden_layers"],
+        "heads": heads,
+        "kv_heads": given.get("num_key_value_heads") or heads,
+        "mlp": given["intermediate_size"],
+        "qk_norm": False,
+        "norm": "pre",
+        "dropout": 0.0,
+        "theta": float(given.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        "remat": False,
+        "unroll": 1,
+        "dtype": "float32",
+        "towers": 1,
+        "untie": (),
+        "untied_layers": (),
+        "grouped": False,
+        "eps": given.get("rms_norm_eps", eps),
+    }
+    return DecoderConfig(**whole | changes)
+
+
+def given_decoder(c: DecoderConfig) -> dict:
+    """A decoder as their config.json has it.
+
+    Raises:
+        UserError: for one with weights of each modality, which they have no model for.
+    """
+    if c.towers > 1:
+        raise UserError(f"model.decoder.untie={c.untie}: they have no model with weights so untied")
+    return {
+        "hidden_size": c.width,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "intermediate_size": c.mlp,
+        "rms_norm_eps": c.eps,
+        "rope_theta": c.theta,
+        "rope_parameters": {"rope_theta": c.theta, "rope_type": "default"},
+        "tie_word_embeddings": False,
+    }
+
+
+def decoder_rows(c: DecoderConfig, theirs: str) -> list[Row]:
+    """All of a decoder's weights; RoPE turns halves in both, so q and k stand as they are."""
+    d, k, n = c.width, c.head_dim, c.depth
+    at, there = "decoder/blocks", f"{theirs}.layers.{{}}"
+    rows = [
+        Row(f"{at}/attention_norm", f"{there}.input_layernorm.weight", (d,), n),
+        Row(f"{at}/mlp_norm", f"{there}.post_attention_layernorm.weight", (d,), n),
+        Row("decoder/final_norm", f"{theirs}.norm.weight", (d,)),
+    ]
+    for name, heads in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
+        own, other = f"{at}/attention/{name}", f"{there}.self_attn.{name}_proj.weight"
+        rows.append(Row(own, other, (d, heads, k), n, "matrix"))
+        if c.qk_norm and name != "v":
+            for end, kind in (("scale", "weight"), ("bias", "bias")):
+                named = f"{there}.self_attn.{name}_norm.{kind}"
+                rows.append(Row(f"{own}_norm_{end}", named, (heads, k), n))
+    out = f"{there}.self_attn.o_proj.weight"
+    rows.append(Row(f"{at}/attention/o", out, (c.heads, k, d), n, "matrix", 2))
+    for name, shape in (("gate", (d, c.mlp)), ("up", (d, c.mlp)), ("down", (c.mlp, d))):
+        rows.append(Row(f"{at}/mlp/{name}", f"{there}.mlp.{name}_proj.weight", shape, n, "matrix"))
+    return rows
+
+
+def hidden_states(c: DecoderConfig, params, x, mask) -> list:
+    """x [b, l, d] and what each layer makes of it; the last behind the final norm, as theirs."""
+    position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+    angles = rope_angles(position, c.head_dim, c.theta)
+    block = Block(one_device(), c.dtype, c)
+
+    @jax.jit
+    def step(n, x):
+        layer = jax.tree.map(lambda w: w[n], params["decoder"]["blocks"])
+        return block.apply({"params": layer}, x, None, n, mask, angles, None, None, None)[0]
+
+    found = [x]
+    for n in range(c.depth):
+        found.append(step(n, found[-1]))
+    return [*found[:-1], rms_norm(found[-1], params["decoder"]["final_norm"], c.eps)]
+
+
+def next_token_loss(logits, labels):
+    """Mean cross-entropy of labels [b, l] under the logits [b, l, v] before them; not of -100."""
+    logs, wanted = jax.nn.log_softmax(logits[:, :-1], axis=-1), labels[:, 1:]
+    chosen = jnp.take_along_axis(logs, jnp.maximum(wanted, 0)[..., None], axis=-1)[..., 0]
+    counted = (wanted >= 0).astype(jnp.float32)
+    return -(chosen * counted).sum() / counted.sum()

@@ -1,0 +1,120 @@
+"""Directories as Hugging Face has them: config.json, and weights in one or several safetensors."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mmjax.error import UserError
+
+CONFIG = "config.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = 2**30  # bytes of a file at most, unless one tensor is larger
+
+
+class Hub(NamedTuple):
+    """A directory's content; no tensor is read yet.
+
+    Attributes:
+        path: where it lies. config: its config.json. files: tensor's name -> file. shapes: name ->
+            shape.
+    """
+
+    path: Path
+    config: dict
+    files: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
+
+    def tensor(self, name: str) -> np.ndarray:
+        """One tensor, as f32.
+
+        Raises:
+            UserError: if its file is damaged.
+        """
+        try:
+            # The reader of the kind "np" does not know bfloat16.
+            with safe_open(self.files[name], framework="flax") as file:
+                return np.asarray(file.get_tensor(name), np.float32)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.files[name]}, tensor {name}: {error}; fetch it anew") from error
+
+    @property
+    def fingerprint(self) -> dict:
+        """What tells that the directory is still the same."""
+        found = sorted({*self.files.values(), self.path / CONFIG})
+        return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in found}
+
+
+def read_json(path: Path) -> dict:
+    """A file's content.
+
+    Raises:
+        UserError: if it is absent or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give a directory that has it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; fetch it anew") from error
+
+
+def read(path: str | Path) -> Hub:
+    """Opens a directory.
+
+    Raises:
+        UserError: for files that are missing or damaged.
+    """
+    path = Path(path)
+    config = read_json(path / CONFIG)
+    names = {WHOLE}
+    if (path / INDEX).is_file():
+        names = set(read_json(path / INDEX)["weight_map"].values())
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(names):
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; fetch it")
+        try:
+            with safe_open(file, framework="flax") as held:
+                for tensor in held.keys():
+                    files[tensor] = file
+                    shapes[tensor] = tuple(held.get_slice(tensor).get_shape())
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged: {error}; fetch it anew") from error
+    return Hub(path, config, files, shapes)
+
+
+def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Fills a directory, holding one file's tensors at a time."""
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = 0
+
+    def close() -> None:
+        save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, x in tensors:
+        if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
+            close()
+        held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
+        total += x.nbytes
+    close()
+    if len(shards) == 1:
+        (path / "0.part").rename(path / WHOLE)
+        return
+    places: dict[str, str] = {}
+    for n, names in enumerate(shards):
+        file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
+        (path / f"{n}.part").rename(path / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,48 @@
+"""Brings weights of Hugging Face's in, or takes a trained model's out to `transformers`.
+
+    mmjax convert --src=DIR --dst=out/imported          a directory of theirs -> a workdir
+    mmjax convert --src=out/imported --dst=DIR          a workdir -> a directory of theirs
+    mmjax convert --src=out/imported --verify=CHECK     no conversion: compare
+
+Which way follows from DIR/config.json. Known are CLIP and SigLIP. After a kill the same command
+goes on. --verify runs the model on CHECK/inputs.npz (names as in `transformers`: input_ids,
+attention_mask, pixel_values) and prints, for every array of CHECK/outputs.npz it can make, the
+largest absolute difference; above --tolerance the exit code is 1.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from mmjax.error import UserError
+
+SRC = flags.DEFINE_string("src", None, "directory of theirs, or a workdir")
+DST = flags.DEFINE_string("dst", None, "where the result goes")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is at --dst")
+VERIFY = flags.DEFINE_string("verify", None, "directory with inputs.npz and outputs.npz")
+TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "largest difference that is none", lower_bound=0)
+
+
+def main(rest: list[str]) -> int:
+    """Converts, verifies, or both."""
+    if SRC.value is None or (DST.value is None and VERIFY.value is None) or rest:
+        raise UserError("give --src=DIR with --dst=DIR, --verify=DIR, or both")
+    from mmjax import conversion
+
+    ours = Path(SRC.value)
+    if DST.value is not None:
+        theirs = "model_type" in conversion.hub.read_json(ours / conversion.CONFIG)
+        made = conversion.convert(ours, DST.value, OVERWRITE.value)
+        ours = made if theirs else ours
+    if VERIFY.value is None:
+        return 0
+    worst = conversion.verify(ours, VERIFY.value)
+    if worst <= TOLERANCE.value:
+        return 0
+    print(
+        f"mmjax convert: {ours} differs from {VERIFY.value} by {worst:.3g}, above "
+        f"--tolerance={TOLERANCE.value:g}",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,137 @@
+"""Writes small random models of Hugging Face's, with inputs and outputs, as golden files.
+
+    python tests/convert/make_golden.py clip siglip chameleon chameleon_swin
+
+Weights are drawn anew at a scale at which every part matters: with the usual 0.02 most of a tower
+could be left out unnoticed.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+HERE = Path(__file__).parent.parent / "golden"
+VISION = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24,
+    "image_size": 20, "patch_size": 4,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20,
+    "vocab_size": 40, "max_position_embeddings": 9,
+}  # fmt: skip
+
+
+def clip():
+    """A CLIP; texts end in 39, after which is padding."""
+    text = TEXT | {"eos_token_id": 39, "bos_token_id": 38, "pad_token_id": 0}
+    c = transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=10)
+    return transformers.CLIPModel(c)
+
+
+def siglip():
+    """A SigLIP, whose texts fill the row."""
+    text = TEXT | {"hidden_size": 16, "num_attention_heads": 4, "projection_size": 16}
+    c = transformers.SiglipConfig(text_config=text, vision_config=VISION)
+    return transformers.SiglipModel(c)
+
+
+def chameleon(swin: bool = False):
+    """A Chameleon whose image ids stand for codes in no order; swin: the 34B's norms."""
+    order = np.random.default_rng(0).permutation(20)
+    names = {"<s>": 0, "<pad>": 1, "</s>": 2, "<racm3:break>": 50, "<eoss>": 51, "<image>": 55}
+    for place, code in enumerate(order):
+        letters = "".join(chr(ord("A") + int(digit)) for digit in str(code))
+        names[f"IMGIMG{letters}Z"] = 4 + place
+    c = transformers.ChameleonConfig(
+        vocab_size=56, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, swin_norm=swin, vocabulary_map=names,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2,
+        vq_config={
+            "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1,
+            "attn_resolutions": [4], "resolution": 8, "latent_channels": 8, "embed_dim": 4,
+            "num_embeddings": 20,
+        },
+    )  # fmt: skip
+    return transformers.ChameleonForConditionalGeneration(c)
+
+
+def chameleon_swin():
+    """Norms behind the branches."""
+    return chameleon(swin=True)
+
+
+def writing(model, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of a Chameleon: a picture in each row, words around it, padding."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(24, 50, (2, 24), generator=rng)
+    ids[:, 0], ids[0, 3:19], ids[1, 1:17] = 0, 55, 55
+    held = torch.ones_like(ids)
+    ids[1, -3:], held[1, -3:] = 1, 0
+    pixels = torch.rand(2, 3, 8, 8, generator=rng) * 2 - 1
+    labels = torch.where((ids == 55) | (held == 0), -100, ids)
+    given = {"input_ids": ids, "attention_mask": held, "pixel_values": pixels, "labels": labels}
+    out = model(**given, output_hidden_states=True)
+    known = model.model.vocabulary_mapping.bpe2img
+    codes = [[known[int(x)] for x in row] for row in model.model.get_image_tokens(pixels)]
+    made = {f"hidden_{n}": x for n, x in enumerate(out.hidden_states)}
+    made |= {"loss": out.loss, "logits": out.logits, "vq_indices": torch.tensor(codes)}
+    return given | made | {"logits_raw": model.lm_head(out.hidden_states[-1])}
+
+
+def contrastive(model, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of a model with two towers."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 37, (3, 9), generator=rng)
+    for row, end in zip(ids, (8, 5, 3), strict=True):
+        row[end], row[end + 1 :] = 39, 0
+    pixels = torch.randn(3, 3, 20, 20, generator=rng)
+    out = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True, return_loss=True)
+    found = {
+        "logits_per_image": out.logits_per_image, "image_embeds": out.image_embeds,
+        "text_embeds": out.text_embeds, "loss": out.loss,
+    }  # fmt: skip
+    for name, tower in (("vision", out.vision_model_output), ("text", out.text_model_output)):
+        found |= {f"{name}_hidden_{i}": x for i, x in enumerate(tower.hidden_states)}
+    return {"input_ids": ids, "pixel_values": pixels} | found
+
+
+def positions() -> None:
+    """Learned positions of a 4 x 4 grid brought to other grids, as torch's bicubic does."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(16, 3)).astype(np.float32)
+    grid = torch.tensor(table.reshape(1, 4, 4, 3)).permute(0, 3, 1, 2)
+    arrays = {"table": table}
+    for size in ((6, 5), (2, 7), (4, 4)):
+        made = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False)
+        arrays[f"{size[0]}x{size[1]}"] = made.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+    np.savez_compressed(HERE / "torch_bicubic.npz", **arrays)
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(mode=True)
+    torch.set_num_threads(1)
+    positions()
+    for name in sys.argv[1:]:
+        model = globals()[name]().eval()
+        model.config._attn_implementation = "eager"
+        rng = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for key, x in model.named_parameters():
+                fan = x[0].numel() if x.ndim > 1 else 4
+                noise = torch.randn(x.shape, generator=rng) * fan**-0.5
+                x.copy_(noise + ("norm" in key and key.endswith("weight")))
+            made = (writing if name.startswith("chameleon") else contrastive)(model, 1)
+        inputs = ("input_ids", "pixel_values", "attention_mask", "labels")
+        arrays = {f"{'in' if k in inputs else 'out'}/{k}": v for k, v in made.items()}
+        arrays |= {f"state/{k}": v for k, v in model.state_dict().items()}
+        arrays = {k: v.detach().numpy() for k, v in arrays.items()}
+        path = HERE / f"hf_{name}.npz"
+        np.savez_compressed(path, config=model.config.to_json_string(use_diff=False), **arrays)
+        print(path, sum(v.size for v in arrays.values()), path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()

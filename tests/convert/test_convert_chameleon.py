@@ -1,0 +1,78 @@
+"""Chameleon's config.json: what it says of ids and shapes, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmjax.convert import chameleon as convert
+from mmjax.convert.rows import wanted
+from mmjax.error import UserError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def given():
+    with np.load(GOLDEN / "hf_chameleon.npz") as file:
+        return json.loads(str(file["config"]))
+
+
+def test_ids_are_read_from_their_names(given):
+    v = convert.vocabulary(given)
+    assert (v.bos, v.pad, v.eos, v.boi, v.eoi) == (0, 1, 2, 50, 51)
+    assert (v.sep, v.eoss, v.codes, v.code_count, v.size) == (-1, -1, 4, 20, 56)
+    ids = convert.image_ids(given)
+    assert sorted(ids) == list(range(20)) and list(ids.values()) != sorted(ids.values())
+    assert convert.image_ids({**given, "vocabulary_map": {**given["vocabulary_map"]}}) == ids
+    number = given["vocabulary_map"]["IMGIMGBGZ"]
+    assert ids[16] == number  # B is 1, G is 6
+
+
+def test_there_and_back(given):
+    c, v = convert.config(given), convert.vocabulary(given)
+    back = convert.given(c, v)
+    assert convert.config(back) == c and convert.vocabulary(back) == v
+    assert list(convert.image_ids(back).values()) == list(range(4, 24))
+
+
+def test_the_released_sizes_follow_from_defaults():
+    """The 7B's weights, from a config.json that leaves out what is the default."""
+    names = {f"IMGIMG{str(n).translate(str.maketrans('0123456789', 'ABCDEFGHIJ'))}Z": 4 + n
+             for n in range(8192)}  # fmt: skip
+    given = {"model_type": "chameleon", "vocabulary_map": names}
+    c, v = convert.config(given), convert.vocabulary(given)
+    assert (c.tokens, c.codes, v.size) == (1024, 8192, 65536)
+    rows = convert.rows(c, v, given)
+    shapes = {name: wanted(row) for row in rows for name in row.names}
+    assert shapes["model.layers.31.self_attn.q_norm.weight"] == (32, 128)
+    assert shapes["model.vqmodel.encoder.down.2.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
+    language = sum(int(np.prod(s)) for n, s in shapes.items() if "vqmodel" not in n)
+    d, f, norms = 4096, 11008, 2 * 2 * 32 * 128
+    assert language == 2 * 65536 * d + 32 * (4 * d * d + 3 * d * f + 2 * d + norms) + d
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
+        ({"vq_config": {"base_channels": 24}}, "no multiples of 32"),
+        ({"vq_config": {"double_latent": True}}, "double_latent=True"),
+    ],
+)
+def test_what_is_not_known_is_refused(given, changes, words):
+    with pytest.raises(UserError, match=words):
+        convert.config({**given, **changes})
+
+
+def test_image_ids_must_be_codes_in_a_row(given):
+    names = dict(given["vocabulary_map"])
+    missing = {k: v for k, v in names.items() if k != "IMGIMGBGZ"}
+    with pytest.raises(UserError, match=r"names 19 image ids .* has 20 codes"):
+        convert.vocabulary({**given, "vocabulary_map": missing})
+    apart = {**names, "IMGIMGBGZ": 54}
+    with pytest.raises(UserError, match="ids in a row"):
+        convert.vocabulary({**given, "vocabulary_map": apart})

@@ -1,0 +1,210 @@
+"""Hugging Face's directories in and out, on models that torch has run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from safetensors.numpy import load_file, save_file
+
+from mmjax import conversion
+from mmjax.__main__ import run_verb
+from mmjax.convert import hub
+from mmjax.convert.rows import stacked
+from mmjax.error import UserError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def verb(words: list[str]) -> int:
+    """The verb's exit code, with flags that an earlier call gave forgotten."""
+    from mmjax.verbs import convert
+
+    for flag in flags.FLAGS.get_key_flags_for_module(convert):
+        flag.unparse()
+    return run_verb("convert", words)
+
+
+def theirs(name: str, place: Path, shards: int = 1) -> Path:
+    """A golden file as a directory of theirs, with what torch made beside it."""
+    place.mkdir()
+    with np.load(GOLDEN / f"hf_{name}.npz") as file:
+        arrays = {k: file[k] for k in file.files}
+    (place / "config.json").write_text(str(arrays.pop("config")))
+    parts: dict[str, dict] = {"in": {}, "out": {}, "state": {}}
+    for key, x in arrays.items():
+        part, _, rest = key.partition("/")
+        parts[part][rest] = x
+    np.savez(place / "inputs.npz", **parts["in"])
+    np.savez(place / "outputs.npz", **parts["out"])
+    names = sorted(parts["state"])
+    if shards == 1:
+        save_file(parts["state"], place / hub.WHOLE)
+        return place
+    places = {}
+    for n in range(shards):
+        file = f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({k: parts["state"][k] for k in names[n::shards]}, place / file)
+        places |= dict.fromkeys(names[n::shards], file)
+    (place / hub.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return place
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip", "chameleon", "chameleon_swin"])
+def both(request, tmp_path_factory):
+    """(their directory, the workdir made of it)."""
+    home = tmp_path_factory.mktemp(request.param)
+    source = theirs(request.param, home / "hub", shards=3)
+    return source, conversion.convert(source, home / "work", said=lambda _: None)
+
+
+def test_outputs_are_torchs(both, capsys):
+    source, work = both
+    assert conversion.verify(work, source) < 1e-4
+    told = capsys.readouterr().out
+    contrastive = "logits_per_image", "image_embeds", "vision_hidden_3", "text_hidden_0"
+    writing = "logits_raw", "vq_indices", "hidden_2"
+    wanted = contrastive if "vision_hidden_0" in told else writing
+    for name in ("loss", *wanted):
+        assert name in told
+    assert "not compared" not in told
+
+
+def test_a_wrong_weight_shows(both, tmp_path, capsys):
+    source, _ = both
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    file = next(other.glob("model-00002*"))
+    held = load_file(file)
+    name = next(n for n in held if "layers.1." in n and n.endswith("weight"))
+    save_file(held | {name: held[name] + 0.01}, file)
+    words = [f"--src={other}", f"--dst={tmp_path / 'work'}", f"--verify={source}"]
+    assert verb(words) == 1
+    assert "above --tolerance=0.0001" in capsys.readouterr().err
+    assert verb([f"--src={tmp_path / 'work'}", words[2], "--tolerance=100"]) == 0
+
+
+def test_there_and_back(both, tmp_path, monkeypatch):
+    """The same tensors under the same names, in one file and in several."""
+    source, work = both
+    before = {name: hub.read(source).tensor(name) for name in hub.read(source).files}
+    for size in (hub.SHARD, 4000):
+        monkeypatch.setattr(hub, "SHARD", size)
+        back = hub.read(conversion.convert(work, tmp_path / f"back{size}", said=lambda _: None))
+        assert (len(set(back.files.values())) > 3) == (size == 4000)
+        assert back.shapes == hub.read(source).shapes
+        for name, x in before.items():
+            np.testing.assert_array_equal(back.tensor(name), x, err_msg=name)
+    kind = conversion.KINDS[back.config["model_type"]]
+    assert kind.config(back.config) == kind.config(hub.read(source).config)
+    assert kind.vocabulary(back.config) == kind.vocabulary(hub.read(source).config)
+
+
+def test_what_is_there_is_replaced_only_when_asked(both, tmp_path):
+    source, _ = both
+    dst = tmp_path / "work"
+    dst.mkdir()
+    (dst / "mine").write_text("kept")
+    with pytest.raises(UserError, match="exists; give --overwrite"):
+        conversion.convert(source, dst)
+    assert (dst / "mine").read_text() == "kept"
+    conversion.convert(source, dst, overwrite=True, said=lambda _: None)
+    assert not (dst / "mine").exists() and (dst / "vocabulary.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["work"]
+
+
+def test_it_goes_on_where_it_was(both, tmp_path, monkeypatch):
+    """Killed in the middle, it reads only what it has not; of another source, all anew."""
+    source, _ = both
+    read: list[str] = []
+
+    def until(count):
+        def some(row, *rest):
+            if len(read) == count:
+                raise KeyboardInterrupt
+            read.append(row.ours)
+            stacked(row, *rest)
+
+        return some
+
+    dst = tmp_path / "work"
+    monkeypatch.setattr(conversion, "stacked", until(5))
+    with pytest.raises(KeyboardInterrupt):
+        conversion.convert(source, dst, said=lambda _: None)
+    assert not dst.exists()
+    monkeypatch.setattr(conversion, "stacked", until(-1))
+    conversion.convert(source, dst, said=lambda _: None)
+    assert len(read) == len(set(read)) > 20
+    assert conversion.verify(dst, source, said=lambda _: None) < 1e-4
+    read.clear()
+    monkeypatch.setattr(conversion, "stacked", until(5))
+    with pytest.raises(KeyboardInterrupt):
+        conversion.convert(source, tmp_path / "next", said=lambda _: None)
+    other = tmp_path / "hub"
+    shutil.copytree(source, other)
+    (other / "config.json").touch()
+    monkeypatch.setattr(conversion, "stacked", until(-1))
+    conversion.convert(other, tmp_path / "next", said=lambda _: None)
+    assert len(read) == 5 + len(set(read))
+
+
+def change(source: Path, edit) -> None:
+    """Edits the tensors of a directory with one file."""
+    held = load_file(source / hub.WHOLE)
+    edit(held)
+    save_file(held, source / hub.WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda s: s.pop("logit_scale"), "1 missing: logit_scale"),
+        (lambda s: s.update(strange=np.zeros(3, np.float32)), "1 unknown: strange"),
+        (
+            lambda s: s.update({"visual_projection.weight": np.zeros((2, 2), np.float32)}),
+            r"1 of another shape: visual_projection.weight \(2, 2\) for \(10, 16\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_written(edit, words, tmp_path):
+    source = theirs("clip", tmp_path / "hub")
+    change(source, edit)
+    with pytest.raises(UserError, match=words):
+        conversion.convert(source, tmp_path / "work")
+    assert [p.name for p in tmp_path.iterdir()] == ["hub"]
+
+
+def test_damaged_files_are_named(tmp_path, capsys):
+    source = theirs("clip", tmp_path / "hub", shards=2)
+    words = [f"--src={source}", f"--dst={tmp_path / 'work'}"]
+    last = source / "model-00002-of-00002.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-50])
+    assert verb(words) == 2
+    assert "model-00002-of-00002.safetensors is damaged" in capsys.readouterr().err
+    last.unlink()
+    assert verb(words) == 2
+    assert "model-00002-of-00002.safetensors does not exist" in capsys.readouterr().err
+    (source / "config.json").write_text('{"model_type": "bert"}')
+    last.write_bytes(whole)
+    assert verb(words) == 2
+    assert "model_type='bert' is unknown; have: clip, siglip, chameleon" in capsys.readouterr().err
+    (source / "config.json").write_text("{")
+    assert verb(words) == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_nothing_to_compare_is_an_error(both, tmp_path, capsys):
+    source, work = both
+    words = [f"--src={work}", f"--verify={tmp_path}"]
+    assert verb(words) == 2
+    assert "inputs.npz does not exist" in capsys.readouterr().err
+    shutil.copyfile(source / "inputs.npz", tmp_path / "inputs.npz")
+    np.savez(tmp_path / "outputs.npz", text_hidden_0=np.zeros(3))
+    assert verb(words) == 2
+    assert "has neither logits nor embeddings" in capsys.readouterr().err
+    np.savez(tmp_path / "outputs.npz", image_embeds=np.full((3, 10), np.nan))
+    assert verb(words) in (1, 2)
