@@ -33,7 +33,8 @@ class SourceConfig:
     Attributes:
         path: its directory. weight: its share of the documents.
         template: "" takes documents as they are; "sep" makes prompts and answers of conversations;
-            "reconstruct" asks for a picture that is given, "caption" for the words to one.
+            "vicuna" does so in the words of LLaVA's; "reconstruct" asks for a picture that is
+            given, "caption" for the words to one.
         balance: gives text, captioned pictures, pictured answers and interleaved documents equal
             shares, however many there are of each.
     """
@@ -85,6 +86,7 @@ class DataConfig:
         window: documents packed together; the order of rows follows from it.
         workers: processes that read data; 0 is a thread. The order does not depend on it.
         kinds: name -> shape of pictures besides the default, `image` square.
+        extra: positions a picture takes beside its patches (LLaVA's, where it keeps a class token).
     """
 
     sources: Mapping[str, SourceConfig]
@@ -106,6 +108,7 @@ class DataConfig:
     workers: int
     kinds: Mapping[str, KindConfig] = field(default_factory=dict)
     ends: int = 1
+    extra: int = 0
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -149,8 +152,8 @@ class DataConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of a picture of the default kind, p."""
-        return (self.image // self.patch) ** 2
+        """Positions of a picture of the default kind, p."""
+        return (self.image // self.patch) ** 2 + self.extra
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -366,12 +369,12 @@ def check(e: Experiment) -> None:
             f"config.data.shared_position=True is for patches that are denoised together; a "
             f"{e.family} writes codes one by one: give False"
         )
-    tokens = getattr(e.model, "tokens", e.data.patches)
+    tokens = getattr(e.model, "tokens", 0) or e.data.patches
     if tokens != e.data.patches:
         raise UserError(
-            f"the codec makes {tokens} codes of a picture, but config.data.image={e.data.image} "
-            f"and data.patch={e.data.patch} leave room for {e.data.patches}; change data.patch or "
-            f"the codec"
+            f"the model makes {tokens} positions of a picture, but config.data.image="
+            f"{e.data.image} and data.patch={e.data.patch} leave room for {e.data.patches}; change "
+            f"data.patch, data.extra or the model"
         )
 
 

@@ -33,6 +33,11 @@ def decoder(width, depth, heads, kv_heads, head_dim, mlp, tokens, pairs) -> floa
     return depth * (tokens * (projections + 6 * width * mlp) + 4 * pairs * heads * head_dim)
 
 
+def encoder(width, depth, mlp, length) -> float:
+    """Forward FLOPs of an encoder's layers over one sequence, every position seeing all."""
+    return depth * (length * (8 * width**2 + 4 * width * mlp) + 4 * length**2 * width)
+
+
 def mixed_counts(batch: Batch) -> tuple[float, float]:
     """Host batch -> (positions that hold a document, pairs the mixed mask allows)."""
     segment, image = np.asarray(batch.segment), np.asarray(batch.image)

@@ -16,13 +16,14 @@ from mmjax.error import UserError
 from mmjax.layers.tower import dense_name
 from mmjax.models import Params
 from mmjax.models.family import lies_in, split
-from mmjax.run import Run, read_config
+from mmjax.run import VOCABULARY, Run, read_config, read_vocabulary
 from mmjax.step import State
 from mmjax.trained import load
 
 # Names in `config.start` that stand for more than one part of the weights.
 ALL = "all"  # all weights
 LANGUAGE = "language"  # all that a text model has; towers of other modalities begin as copies
+HOW = ("dtype", "remat", "unroll")  # fields that say how weights are used, not which they are
 VOCABULARY_AXIS = {"embed/table": 0, "head/w": 1}  # of weights that have a slice an id
 
 
@@ -38,6 +39,7 @@ def check(e: Experiment) -> None:
         if mine is None or theirs is None:
             continue
         lines = values.difference(values.to_dict(theirs), values.to_dict(mine))
+        lines = [line for line in lines if not line.split(":")[0].endswith(HOW)]
         if lines:
             raise UserError(
                 f"config.model.{name} differs from that of config.start.{name}={workdir}: "
@@ -88,12 +90,19 @@ def origins(name: str, keys: list[str]) -> dict[str, str]:
 def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
     """Ids that a run has and the one it begins as has not: registers, if any.
 
+    Of imported weights also the sentinels that their tokenizer had not.
+
     Raises:
         UserError: if their tokenizers differ otherwise.
     """
     path = Path(workdir) / TOKENIZER
     mine, theirs = run.tokenizer, bpe.load(path)
     new = () if bpe.vocabulary(theirs).registers else bpe.vocabulary(mine).registers
+    if (Path(workdir) / VOCABULARY).is_file():
+        new = tuple(range(read_vocabulary(workdir, 0).size, bpe.vocabulary(mine).size))
+        theirs = bpe.with_registers(theirs) if bpe.vocabulary(mine).registers else theirs
+        if mine.to_str() == theirs.to_str():
+            return new
     if mine.to_str() != (bpe.with_registers(theirs) if new else theirs).to_str():
         raise UserError(
             f"config.start begins as {workdir}, whose tokenizer is another; give "

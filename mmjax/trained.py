@@ -20,8 +20,9 @@ from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span,
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
-# Options of `generate` by family, beside `text` and `guidance`; to the first two families' names of
-# Choice are added.
+WRITERS = ("language", "llava")  # what they read may be pictures; they draw none
+# Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
+# write from left to right have the names of Choice too.
 OPTIONS = {
     "chameleon": ("image_guidance", "contrast"),
     "transfusion": (
@@ -29,6 +30,7 @@ OPTIONS = {
     ),
     "oneflow": ("steps", "text_guidance"),
     "dial": ("steps", "text_guidance", "temperature", "image_temperature"),
+    "language": (), "llava": (),
 }  # fmt: skip
 
 
@@ -90,6 +92,11 @@ class Trained:
         """Whether text is written by insertion, in no order."""
         return self.run.experiment.family == "oneflow"
 
+    @property
+    def only_writes(self) -> bool:
+        """Whether it writes words and draws no pictures."""
+        return self.run.experiment.family in WRITERS
+
     def check_options(self, options) -> None:
         """Checks that the model generates, and knows the options of `generate`.
 
@@ -100,8 +107,8 @@ class Trained:
         if e.family not in OPTIONS:
             raise UserError(f"a {e.family} neither reads, writes nor draws; load a model that does")
         choices = [f.name for f in fields(Choice)]
-        named = {"text", "guidance", *OPTIONS[e.family]}
-        if e.family in ("chameleon", "transfusion"):
+        named = {"text", *OPTIONS[e.family]} | (set() if self.only_writes else {"guidance"})
+        if self.only_writes or e.family in ("chameleon", "transfusion"):
             named |= set(choices)
         if e.family == "chameleon":
             named |= {f"image_{n}" for n in choices}
@@ -160,6 +167,11 @@ class Trained:
         """
         self.check_options(options)
         asked = [request.parse(p) for p in prompts]
+        if self.only_writes and (pictures or any(r.draw for r in asked)):
+            raise UserError(
+                f"a {self.run.experiment.family} draws no pictures; ask for text, or load a model "
+                f"that does"
+            )
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
         if self.inserts:
@@ -211,7 +223,9 @@ class Trained:
     def _advance(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
         """Answers by the interleaved engine."""
         how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance)
-        if self.writes_codes:
+        if self.only_writes:
+            how = replace(how, guidance=1.0)
+        elif self.writes_codes:
             how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
         else:
             limits = c.guidance_start, c.guidance_stop, c.guidance_least
@@ -231,7 +245,8 @@ class Trained:
         """The same of any family."""
         laid = [request.parse(d).document for d in documents]
         c = self.run.experiment.data
-        return prompt.lay_out(laid, c, self.run.tokenizer, draw=False, end=True)
+        vocabulary = self.run.model.parts.vocabulary
+        return prompt.lay_out(laid, c, self.run.tokenizer, vocabulary, draw=False, end=True)
 
     def score(self, documents: Sequence) -> np.ndarray:
         """Log-likelihood in nats of all text of each document, given its pictures as they are.

@@ -114,3 +114,15 @@ def tiny_clip_config(data: Path | str = "unused", name: str = "clip", **changes)
     c.model.embed = 32
     c.optim.update(kind="adamw", peak=3e-3)
     return changed(c, changes)
+
+
+def tiny_llava_config(data: Path | str = "unused", **changes):
+    """small_llava.py shrunk: pictures of 8 pixels in four patches, answers to questions."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / "small_llava.py"))
+    decoder = c.model.decoder.to_dict()
+    eyes = tiny_clip_config().model.vision.to_dict()
+    c.family, c.model = "llava", big.model.to_dict() | {"decoder": decoder, "vision": eyes}
+    c.data.sources.openmoji.template = "sep"
+    c.data.patch, c.data.length, c.data.shared_position = 4, 96, False
+    return changed(c, changes)

@@ -1,10 +1,10 @@
 """Resizing by named modes: the same picture, shrunk by two libraries, is not the same picture.
 
-All modes keep the largest box of the wanted shape at the centre and bring it to `size`, a side or
-(height, width); for a side the box is the central square. Where a kernel reaches
-over the square's border it sees the pixels there, as if the whole picture had been resized and its
-centre cut out. Only Pillow rounds and clips between rows and columns, the cheaper of which it takes
-first, so there the two ways may differ.
+All modes but `pil_bicubic_pad` keep the largest box of the wanted shape at the centre and bring it
+to `size`, a side or (height, width); for a side the box is the central square. Where a kernel
+reaches over the square's border it sees the pixels there, as if the whole picture had been resized
+and its centre cut out. Only Pillow rounds and clips between rows and columns, the cheaper of which
+it takes first, so there the two ways may differ.
 
 `pil_*` and `nearest` are Pillow's own. The others are matrices in NumPy, for these functions run in
 processes that must leave the accelerator alone. Compared with the originals on two photographs,
@@ -20,6 +20,7 @@ import PIL.Image
 from PIL.Image import Resampling
 from scipy.sparse import csr_array
 
+MEAN_COLOUR = (122, 116, 104)  # int(255 * mean) of each channel of CLIP's
 Size = int | tuple[int, int]  # a side, or (height, width)
 
 
@@ -41,6 +42,22 @@ def pil_bicubic_aa(pixels: np.ndarray, size: Size) -> np.ndarray:
 def pil_lanczos(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: sinc windowed to 3 lobes, as wide as it shrinks."""
     return _pillow(pixels, size, Resampling.LANCZOS)
+
+
+def pil_bicubic_pad(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: nothing is cut off (LLaVA 1.5, "pad").
+
+    The picture in the middle of the smallest box of the wanted shape, the rest in the mean colour
+    of CLIP's pictures, brought to size as by `pil_bicubic_aa`.
+    """
+    high, wide = (size, size) if isinstance(size, int) else size
+    height, width = pixels.shape[:2]
+    h, w = max(height, -(-width * high // wide)), max(width, -(-height * wide // high))
+    canvas = np.empty((h, w, 3), np.uint8)
+    canvas[:] = MEAN_COLOUR
+    top, left = (h - height) // 2, (w - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return pil_bicubic_aa(canvas, size)
 
 
 def nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -97,6 +114,7 @@ RESIZE: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "pil_box": pil_box,
     "pil_bilinear_aa": pil_bilinear_aa,
     "pil_bicubic_aa": pil_bicubic_aa,
+    "pil_bicubic_pad": pil_bicubic_pad,
     "pil_lanczos": pil_lanczos,
     "torch_bicubic": torch_bicubic,
     "tf1_bilinear": tf1_bilinear,

@@ -14,11 +14,18 @@ MASKS = 8  # most spans CM3 may move in one document
 # Only vocabularies of runs that use them have registers; see `mmjax.batch.unparted`.
 REGISTERS = tuple(f"<register:{i}>" for i in range(16))
 # As whole parts of a document, these stand for the sentinels of their names.
-SEPARATOR, MASK, REGISTER = "<sep>", "<mask:0>", REGISTERS[0]  # the last for all registers
+SEPARATOR, MASK, END = "<sep>", "<mask:0>", "<eos>"
+REGISTER = REGISTERS[0]  # for all registers
 SENTINELS = (
-    "<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", SEPARATOR, "<eoss>",
+    "<pad>", "<bos>", END, "<boi>", "<eoi>", SEPARATOR, "<eoss>",
     *(f"<mask:{i}>" for i in range(MASKS)),
 )  # fmt: skip
+
+# What tokenizers from elsewhere call them.
+ALIASES = {
+    "<bos>": ("<s>", "<|begin_of_text|>", "<|startoftext|>"),
+    "<eos>": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+}
 
 
 def train(texts: Iterable[str], size: int) -> Tokenizer:
@@ -43,9 +50,15 @@ def train(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
-    """Adds the sentinels it lacks behind its last id."""
-    tokenizer.add_special_tokens([s for s in SENTINELS if tokenizer.token_to_id(s) is None])
+    """Adds the sentinels it lacks, by their names and ALIASES, behind its last id."""
+    tokenizer.add_special_tokens([s for s in SENTINELS if id_of(tokenizer, s) is None])
     return tokenizer
+
+
+def id_of(tokenizer: Tokenizer, sentinel: str) -> int | None:
+    """A sentinel's id, by its own name or else by one of ALIASES; None if it has none."""
+    named = (tokenizer.token_to_id(name) for name in (sentinel, *ALIASES.get(sentinel, ())))
+    return next((found for found in named if found is not None), None)
 
 
 def with_registers(tokenizer: Tokenizer) -> Tokenizer:
@@ -74,7 +87,7 @@ def vocabulary(tokenizer: Tokenizer, codes: int = 0) -> Vocabulary:
 
     It has registers where the tokenizer has them.
     """
-    ids = [int(tokenizer.token_to_id(s)) for s in SENTINELS]  # type: ignore[arg-type]
+    ids = [int(id_of(tokenizer, s)) for s in SENTINELS]  # type: ignore[arg-type]
     pad, bos, eos, boi, eoi, sep, eoss = ids[:7]
     size = tokenizer.get_vocab_size()
     found = (tokenizer.token_to_id(r) for r in REGISTERS)
@@ -200,7 +213,8 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
         weight.extend([float(loss)] * len(ids))
 
     named = {
-        SEPARATOR: [vocab.sep], MASK: list(vocab.masks[:1]), REGISTER: list(vocab.registers)
+        SEPARATOR: [vocab.sep], END: [vocab.eos], MASK: list(vocab.masks[:1]),
+        REGISTER: list(vocab.registers),
     }  # fmt: skip
     if not vocab.registers and any(isinstance(p, Text) and p.text == REGISTER for p in document):
         raise UserError(
@@ -216,11 +230,12 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             written = written + len(ids) if part.loss else 0
         elif isinstance(part, Image):
             slot, written = slot + 1, 0
-            add([vocab.boi], TEXT, 0, part.loss)
+            around = [vocab.boi] if vocab.boi >= 0 else []
+            add(around, TEXT, 0, part.loss)
             size = patches if isinstance(patches, int) else patches[part.kind]
             ids = _codes(part, vocab, size)
             add(ids, IMAGE, slot, part.loss, step=not shared_position)
-            add([vocab.eoi], TEXT, 0, part.loss)
+            add([vocab.eoi] * len(around), TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")
     if ends:

@@ -8,11 +8,16 @@ import numpy as np
 
 from mmjax.batch import Document, Image, Text
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import REGISTER, SEPARATOR
+from mmjax.data.tokenizer import END, REGISTER, SEPARATOR
 from mmjax.error import UserError
 
 Parts = list[Text | Image]
 
+# How Vicuna, and LLaVA after it, begin a conversation.
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
 DROPPED = 0.1  # share of reconstructions without a request, and of those without what to read
 # Requests of reconstruction; the first is the one that evaluations make.
 RECONSTRUCT = (
@@ -96,16 +101,24 @@ def conversation(record: Record, template: str) -> Document:
     `facts["questions"]` are asked about the pictures, without the texts, which may hold the
     answers. Answers before the first prompt and prompts behind the last answer are left out.
 
+    The template "vicuna" is LLaVA 1.5's: a sentence about the two, `USER: prompt ASSISTANT: answer`
+    and EOS behind each answer, which has a loss as the answer does.
+
     Raises:
         UserError: for another template, or if the record has no prompt with an answer.
     """
-    if template != "sep":
-        raise UserError(f"template {template!r} is unknown; use 'sep'")
+    if template not in ("sep", "vicuna"):
+        raise UserError(f"template {template!r} is unknown; use 'sep' or 'vicuna'")
+    ends = SEPARATOR if template == "sep" else END
     said: Parts = []
     for prompt, answer in _pairs(record):
-        said += [Text(SEPARATOR)] * bool(said)
-        said += [replace(part, loss=False) for part in prompt]
-        said += [Text(SEPARATOR, loss=False), *(replace(part, loss=True) for part in answer)]
+        before, behind = [], [Text(SEPARATOR, loss=False)]
+        if template == "vicuna":
+            before = [Text("USER:" if said else f"{VICUNA} USER:", loss=False)]
+            behind = [Text("ASSISTANT:", loss=False)]
+        said += [Text(ends)] * bool(said)
+        said += [*before, *(replace(part, loss=False) for part in prompt), *behind]
+        said += [replace(part, loss=True) for part in answer]
     if not said:
         raise UserError(
             f"record {record.id} has no prompt with an answer; the template {template!r} needs "

@@ -16,6 +16,12 @@ from mmjax.evals import (
     scenes,
 )
 
+_READS = {
+    "likelihood": likelihood.evaluate,
+    "caption": caption.evaluate,
+    "answers": answers.evaluate,
+    "passages": passages.evaluate,
+}
 _READS_AND_DRAWS = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
@@ -35,6 +41,8 @@ EVALS = {
     "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
     "dial": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
     "codec": {"reconstruction": reconstruction.evaluate, "frechet": frechet.reconstructed},
+    "language": _READS,
+    "llava": _READS,
     "clip": {"retrieval": retrieval.evaluate},
 }
 

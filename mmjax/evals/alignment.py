@@ -205,7 +205,8 @@ def picture_errors(
     found = []
     for first in range(0, len(documents), size):
         some = documents[first : first + size]
-        rows = prompt.lay_out(some, e.data, trained.run.tokenizer, draw=False, end=True)
+        vocabulary = trained.run.model.parts.vocabulary
+        rows = prompt.lay_out(some, e.data, trained.run.tokenizer, vocabulary, draw=False, end=True)
         rows = prompt.pad_rows(rows, size)
         own = numbers[first : first + size]
         own = np.pad(own, (0, size - len(own)), mode="edge").astype(np.uint32)

@@ -45,7 +45,7 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
     """[n] nats of all words of each document."""
     data = trained.run.experiment.data
     vocab = trained.run.model.parts.vocabulary
-    rows = prompt.lay_out(documents, data, trained.run.tokenizer, draw=False, end=True)
+    rows = prompt.lay_out(documents, data, trained.run.tokenizer, vocab, draw=False, end=True)
     weight = np.asarray(word_weight(rows, vocab))
     out = []
     for start in range(0, len(documents), ROWS):

@@ -40,15 +40,19 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, count, seed)
         found = text_values(trained, records, train, seed)
-        of_pictures = code_values if trained.writes_codes else image_values
-        found |= of_pictures(trained, records, train, seed)
+        if not trained.only_writes:
+            of_pictures = code_values if trained.writes_codes else image_values
+            found |= of_pictures(trained, records, train, seed)
         values |= {name + suffix: value for name, value in found.items()}
     return values
 
 
 def _rows(trained: Trained, documents) -> Batch:
-    data = trained.run.experiment.data
-    return prompt.lay_out(documents, data, trained.run.tokenizer, draw=False, end=True)
+    run = trained.run
+    vocabulary = run.model.parts.vocabulary
+    return prompt.lay_out(
+        documents, run.experiment.data, run.tokenizer, vocabulary, draw=False, end=True
+    )
 
 
 def unigram(captions: Sequence[str], tokenizer, size: int, eos: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import flops
 from mmjax.error import UserError
 from mmjax.layers.encoder import Encoder, EncoderConfig, MultiHead, Perceptron, affine, norm
 from mmjax.layers.linear import linear
@@ -61,6 +62,19 @@ class VisionConfig:
     def length(self) -> int:
         """Positions of a picture, its class token included."""
         return self.side**2 + (self.pool == "token")
+
+    @property
+    def flops(self) -> float:
+        """Forward FLOPs a picture."""
+        e = self.encoder
+        patches = 2 * self.side**2 * self.patch**2 * 3 * e.width
+        return patches + flops.encoder(e.width, e.depth, e.mlp, self.length)
+
+
+def standard(pixels, mean: tuple[float, ...], std: tuple[float, ...]):
+    """uint8 [n, h, w, 3] -> f32, each channel in [0, 1] less its mean, over its deviation."""
+    centre, scale = (jnp.array(x, jnp.float32)[None, None, None] for x in (mean, std))
+    return (pixels.astype(jnp.float32) / 255.0 - centre) / scale
 
 
 def sincos(grid: tuple[int, int], width: int) -> np.ndarray:

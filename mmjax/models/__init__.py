@@ -1,6 +1,6 @@
 """The families. A family is a module with a `Config` and `build(config, vocabulary, rules)`."""
 
-from mmjax.models import chameleon, clip, codec, dial, oneflow, transfusion
+from mmjax.models import chameleon, clip, codec, dial, language, llava, oneflow, transfusion
 from mmjax.models.family import Model, Params
 
 MODELS = {
@@ -10,6 +10,8 @@ MODELS = {
     "dial": dial,
     "codec": codec,
     "clip": clip,
+    "language": language,
+    "llava": llava,
 }
 
 __all__ = ["MODELS", "Model", "Params"]

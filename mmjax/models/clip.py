@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import flops
 from mmjax.batch import TEXT, Batch, Vocabulary, slot_columns
 from mmjax.contrastive import OBJECTIVES, unit
 from mmjax.error import UserError
-from mmjax.layers.encoder import EncoderConfig, affine
+from mmjax.layers.encoder import affine
 from mmjax.layers.linear import linear
-from mmjax.layers.vision import TextConfig, TextTower, Vision, VisionConfig
+from mmjax.layers.vision import TextConfig, TextTower, Vision, VisionConfig, standard
 from mmjax.layers.weight import Layer, fan_in, pieces, specs_of, unboxed
 from mmjax.losses import Term, Terms
 from mmjax.mesh import Rules
@@ -126,12 +127,6 @@ class Scale(Layer):
         )
 
 
-def standard(c: Config, pixels):
-    """uint8 [n, h, w, 3] -> f32, each channel less its mean, over its standard deviation."""
-    mean, std = (jnp.array(x, jnp.float32)[None, None, None] for x in (c.mean, c.std))
-    return (pixels.astype(jnp.float32) / 255.0 - mean) / std
-
-
 def texts(c: Config, v: Vocabulary, batch: Batch):
     """The words of each slot's document: (tokens [b, i, l'] as BOS, words, EOS, whether [b, i]).
 
@@ -195,19 +190,12 @@ def after(old, new, terms: Terms):
     return new | {"scale": held}
 
 
-def tower_flops(e: EncoderConfig, count: float, length: int) -> float:
-    """Forward FLOPs of `count` sequences."""
-    each = length * (8 * e.width**2 + 4 * e.width * e.mlp) + 4 * length**2 * e.width
-    return count * e.depth * each
-
-
 def forward_flops(c: Config, batch: Batch) -> float:
     """FLOPs of both towers over a host batch's slots, empty ones too, and all similarities."""
     n = float(np.prod(batch.pixels.shape[:2]))
-    patches = c.vision.side**2 * 2 * c.vision.patch**2 * 3 * c.vision.encoder.width
-    towers = tower_flops(c.vision.encoder, n, c.vision.length)
-    towers += tower_flops(c.text.encoder, n, c.text.length)
-    return towers + n * patches + 2 * n * n * c.embed
+    e = c.text.encoder
+    towers = c.vision.flops + flops.encoder(e.width, e.depth, e.mlp, c.text.length)
+    return n * towers + 2 * n * n * c.embed
 
 
 def boxed_init(key, c: Config, layers, rows: int):
@@ -242,7 +230,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     to_image = piece("see") if "see" in layers else lambda params, pooled: pooled
 
     def see(params, pixels):
-        pooled, _ = piece("vision")(params, standard(c, pixels))
+        pooled, _ = piece("vision")(params, standard(pixels, c.mean, c.std))
         return unit(to_image(params, pooled))
 
     def read(params, tokens):

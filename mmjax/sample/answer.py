@@ -40,14 +40,15 @@ def answer(
         if request.infill:
             raise UserError(f"prompt {number} has a slot before its end; put the slot last")
     out: list[list] = []
-    c, tokenizer = run.experiment.data, run.tokenizer
+    c, tokenizer, vocabulary = run.experiment.data, run.tokenizer, run.model.parts.vocabulary
     parts = [slice(first, first + ROWS) for first in range(0, len(requests), ROWS)]
     laid = []
     for part in parts:
         some = requests[part]
         numbers = range(part.start + 1, part.start + 1 + len(some))
         draws = [r.draw for r in some]
-        laid.append(lay_out([r.document for r in some], c, tokenizer, draws, numbers=numbers))
+        documents = [r.document for r in some]
+        laid.append(lay_out(documents, c, tokenizer, vocabulary, draws, numbers=numbers))
     for part, rows in zip(parts, laid, strict=True):
         out += _answers(run, params, compiled, requests[part], rows, wish, options, keys[part])
     return out

@@ -155,7 +155,7 @@ def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
     v, streams = parts.vocabulary, options.streams
     b, length = prompt.tokens.shape
     prompt = parts.coded(params, prompt)
-    if options.solver is None:  # the codes stand in the tokens now: pixels have done their part
+    if v.code_count:  # the codes stand in the tokens now: pixels have done their part
         prompt = prompt._replace(pixels=prompt.pixels[:, :0])
     rows = [stream_of(name, prompt, plan, v) for name in streams]
     whole = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
@@ -244,8 +244,8 @@ def pick(parts: Reader, params, state: State, plan: Plan, keys, options: Options
     allowed |= may_begin[:, None] & (index == v.boi)
     # Words are penalised for repetition, an end and BOI are not.
     word = choose(allow(logits[0], allowed), options.words, draws[:, 0], state.seen & words)
-    code = jnp.full_like(word, v.pad)  # a turn of the solver
-    if options.solver is None:
+    code = jnp.full_like(word, v.pad)  # a turn of the solver, or nothing
+    if v.code_count:
         span = slice(v.codes, v.codes + v.code_count)
         codes = code_logits(logits[..., span], options)
         code = choose(codes, options.codes, draws[:, 1], state.seen[:, span]) + v.codes

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from mmjax.batch import Batch, Document, Image
+from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
@@ -22,6 +22,7 @@ def lay_out(
     documents: Sequence[Document],
     c: DataConfig,
     tokenizer: Tokenizer,
+    vocab: Vocabulary,
     draw: bool | Sequence[bool],
     end: bool = False,
     size: int | None = None,
@@ -30,7 +31,7 @@ def lay_out(
     """Documents -> one Batch with a document a row.
 
     Args:
-        documents: what is given. c, tokenizer: as in training.
+        documents: what is given. c, tokenizer, vocab: as in training.
         draw: open a picture (BOI) at the end of every row, or of which.
         end: close every row with EOS (whole documents, for scoring).
         size: patches of the picture that is opened; without it those of the default kind.
@@ -39,7 +40,6 @@ def lay_out(
     Raises:
         UserError: for a prompt without room for what is to come, by how many tokens.
     """
-    vocab = bpe.vocabulary(tokenizer)
     pieces: list[Piece] = []
     size = c.patches if size is None else size
     numbers = numbers or range(1, len(documents) + 1)

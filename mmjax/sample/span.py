@@ -52,7 +52,8 @@ def _rows(run: Run, requests: Sequence[Request], sample: SampleConfig, numbers: 
     """Requests of one kind as rows; numbers: of them, from 0 on."""
     c, draws = run.experiment.data, requests[0].draw
     named = [n + 1 for n in numbers]
-    rows = lay_out([r.document for r in requests], c, run.tokenizer, draws, numbers=named)
+    documents, vocabulary = [r.document for r in requests], run.model.parts.vocabulary
+    rows = lay_out(documents, c, run.tokenizer, vocabulary, draws, numbers=named)
     if not draws:
         text = length(run, sample)
         for number, taken in zip(named, (rows.segment > 0).sum(1), strict=True):

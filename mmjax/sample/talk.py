@@ -50,7 +50,8 @@ def rows_of(requests: Sequence[Request], c: DataConfig, run: Run, first: int = 1
     draw = [r.draw for r in requests]
     size = run.model.parts.config.tokens
     documents = [r.document for r in requests]
-    return prompt.lay_out(documents, c, run.tokenizer, draw, size=size, numbers=numbers)
+    vocabulary = run.model.parts.vocabulary
+    return prompt.lay_out(documents, c, run.tokenizer, vocabulary, draw, size=size, numbers=numbers)
 
 
 def plan(
@@ -179,7 +180,7 @@ def split(tokens, vocabulary: Vocabulary, size: int, tokenizer) -> list:
             text = bpe.decode(tokenizer, words)
             found += [text] if text else []
             words = []
-        if len(codes) == size:
+        if codes and len(codes) == size:
             found.append(np.array(codes, np.int32))
             codes = []
         if token == v.eoi and not v.code_count:

@@ -15,9 +15,11 @@ import PIL.Image
 import pytest
 from PIL.Image import Resampling
 
-from mmjax.data.resize import RESIZE
+from mmjax.data.resize import MEAN_COLOUR
+from mmjax.data.resize import RESIZE as ALL
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "resize"
+RESIZE = {mode: function for mode, function in ALL.items() if mode != "pil_bicubic_pad"}
 NAMES, SIZES = ("china", "flower"), (16, 48)
 # Pillow computes in integers; elsewhere a tie of rounding may fall on either side.
 TOLERANCE = {mode: 0 if mode.startswith("pil") or mode == "nearest" else 1 for mode in RESIZE}
@@ -152,3 +154,18 @@ def test_tf1_bilinear_takes_its_samples_from_the_top_left():
     double = RESIZE["tf1_bilinear"](ramp, 32)
     np.testing.assert_array_equal(double[0, :, 0], np.minimum(np.arange(0, 160, 5), 150))
     assert gap(RESIZE["pil_bilinear_aa"](ramp, 8), half) >= 5  # half-pixel centres
+
+
+def test_padding_keeps_all_of_a_picture_in_the_middle():
+    """LLaVA 1.5's: a square of the longer side in CLIP's mean colour, the picture centred."""
+    picture = PICTURES["china"]
+    tall, wide = picture.shape[:2]
+    side = max(tall, wide)
+    square = np.broadcast_to(np.array(MEAN_COLOUR, np.uint8), (side, side, 3)).copy()
+    top, left = (side - tall) // 2, (side - wide) // 2
+    square[top : top + tall, left : left + wide] = picture
+    np.testing.assert_array_equal(ALL["pil_bicubic_pad"](picture, side), square)
+    found = ALL["pil_bicubic_pad"](picture, 20)
+    np.testing.assert_array_equal(found, ALL["pil_bicubic_aa"](square, 20))
+    assert gap(found, ALL["pil_bicubic_aa"](picture, 20)) > 10
+    np.testing.assert_array_equal(ALL["pil_bicubic_pad"](picture, (tall, wide)), picture)

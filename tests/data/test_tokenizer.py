@@ -83,8 +83,17 @@ def test_a_tokenizer_from_elsewhere_gets_our_sentinels_behind_its_own_ids(tmp_pa
     theirs.save(str(tmp_path / "tokenizer.json"))
     got = bpe.load(tmp_path / "tokenizer.json")
     v = bpe.vocabulary(got)
-    assert v.pad == 4 and v.size == 5 + len(SENTINELS) - 1  # its own <pad> is kept
-    assert encode(got, "red apple") == [2, 3] and sorted(v.sentinels)[1:] == list(range(5, v.size))
+    assert v.pad == 4 and v.bos == 1  # its own <pad>, and its <s> as BOS
+    assert v.size == 5 + len(SENTINELS) - 2
+    assert encode(got, "red apple") == [2, 3] and sorted(v.sentinels)[2:] == list(range(5, v.size))
+
+
+def test_our_own_names_come_before_those_of_others(tmp_path):
+    theirs = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "<bos>": 2, "</s>": 3}, "[UNK]"))
+    theirs.add_special_tokens(["<s>", "<bos>", "</s>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    v = bpe.vocabulary(bpe.load(tmp_path / "tokenizer.json"))
+    assert (v.bos, v.eos) == (2, 3)
 
 
 def test_a_separator_is_a_whole_part_and_never_part_of_a_text():

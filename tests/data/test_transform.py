@@ -16,6 +16,7 @@ from mmjax.data.record import Record
 from mmjax.data.tokenizer import REGISTER, SEPARATOR
 from mmjax.data.transform import (
     RECONSTRUCT,
+    VICUNA,
     captioning,
     conversation,
     drop_caption,
@@ -136,7 +137,8 @@ def test_questions_about_a_picture():
         ({"roles": ["human", "human"]}, "sep", "record 7 has no prompt"),
         ({"roles": ["gpt", "human"]}, "sep", "record 7 has no prompt"),
         ({"roles": ["human"]}, "sep", "record 7 has 1 roles for 2 parts"),
-        ({"roles": ["human", "gpt"]}, "vicuna", "template 'vicuna'"),
+        ({"roles": ["human", "gpt"]}, "alpaca", "template 'alpaca'"),
+        ({"roles": ["human", "human"]}, "vicuna", "record 7 has no prompt"),
     ],
 )
 def test_records_that_are_no_conversation(facts, template, message):
@@ -158,6 +160,26 @@ def test_loss_lies_on_answers_alone_and_the_separator_is_one_sentinel():
     assert bpe.decode(tokenizer, piece["tokens"][answer]) == "blue"
     assert (piece["weight"][answer] == 1).all() and (piece["weight"][at[2] + 1 :] == 1).all()
     assert (piece["weight"][: at[0]] == 0).all() and (piece["weight"][at[1] + 1 : at[2]] == 0).all()
+
+
+def test_vicunas_words_around_two_answers_that_end_in_eos():
+    tokenizer = bpe.train([f"{VICUNA} USER: ASSISTANT: red blue"] * 3, 500)
+    vocab = bpe.vocabulary(tokenizer)
+    record = Record(
+        "1", (A, RED, BLUE, RED, BLUE), {"roles": ["human"] * 2 + ["gpt", "human", "gpt"]}
+    )
+    document = conversation(record, "vicuna")
+    assert document == (
+        *unread(Text(f"{VICUNA} USER:"), A, RED, Text("ASSISTANT:")), BLUE, Text(bpe.END),
+        *unread(Text("USER:"), RED, Text("ASSISTANT:")), BLUE,
+    )  # fmt: skip
+    piece = bpe.lay_out(document, tokenizer, vocab, 2, True)
+    ends = np.flatnonzero(piece["tokens"] == vocab.eos)
+    assert len(ends) == 2 and ends[1] == len(piece["tokens"]) - 1
+    blue = bpe.encode(tokenizer, "blue")
+    told = np.concatenate([np.arange(end - len(blue), end + 1) for end in ends])
+    assert np.flatnonzero(piece["weight"]).tolist() == told.tolist()
+    assert kind(document) == "image_to_text"
 
 
 def test_as_many_conversations_a_row_as_fit():
