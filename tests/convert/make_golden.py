@@ -1,7 +1,6 @@
 """Writes small random models of Hugging Face's, with inputs and outputs, as golden files.
 
-    python tests/convert/make_golden.py clip siglip chameleon chameleon_swin llama llava \
-        llava_siglip
+    python tests/convert/make_golden.py [NAME ...]
 
 Weights are drawn anew at a scale at which every part matters: with the usual 0.02 most of a tower
 could be left out unnoticed.
@@ -127,7 +126,7 @@ def talking(model, seed: int) -> dict[str, np.ndarray]:
             seen = {"pixel_values": given["pixel_values"][first : first + count]}
         for _ in range(6):
             logits = model(input_ids=one, **seen).logits[:, -1]
-            one = torch.cat([one, logits.argmax(-1, keepdim=True)], 1)
+            one = torch.cat([one, logits[:, :47].argmax(-1, keepdim=True)], 1)  # words alone
         more.append(one[0, -6:])
     return given | made | {"more/greedy": torch.stack(more), "more/pixels": pixels}
 
@@ -181,6 +180,7 @@ def positions() -> None:
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
 RUNS = {"chameleon": writing, "llama": talking, "llava": talking}
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
     torch.set_num_threads(1)
     positions()
-    for name in sys.argv[1:]:
+    for name in sys.argv[1:] or NAMES:
         model = drawn(name, 0)
         with torch.no_grad():
             made = RUNS.get(name.split("_")[0], contrastive)(model, 1)

@@ -87,8 +87,9 @@ def test_words_that_follow_are_torchs(name, tmp_path):
     options = Options(count, count, 0, COLD, COLD)
     fields = dict(left=0, close=-1, pictures=0, until=0, limit=count, columns=999, words=99)
     plan = Plan(**{n: np.full(3, x, np.int32) for n, x in fields.items()}, ends=np.full((3, 1), -1))
-    # Sentinels are words to them: any id may be written.
-    parts = held.model.parts._replace(vocabulary=replace(held.vocabulary, pad=-1, bos=-1, eos=-1))
+    # Sentinels are words here, but for the place of a picture.
+    ids = replace(held.vocabulary, pad=-1, bos=-1, eos=-1, sep=47)
+    parts = held.model.parts._replace(vocabulary=ids)
     keys = jax.random.split(jax.random.key(0), 3)
     with jax.default_matmul_precision("highest"):
         state = jax.jit(partial(begin, parts, options=options))(params, batch, plan)
