@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmjax import kind
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
-from mmjax.values import build
+from mmjax.values import build, nearest
 
 REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers
 
@@ -352,10 +352,11 @@ def check(e: Experiment) -> None:
             f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "
             f"try {nearest(e.batch, e.accumulate)}"
         )
-    if e.data.bottleneck == "registers" and e.family not in REGISTER_FAMILIES:
+    learnt = e.family in REGISTER_FAMILIES and getattr(e.model, "text_rate", 1.0) > 0
+    if e.data.bottleneck == "registers" and not learnt:
         raise UserError(
-            f"config.data.bottleneck='registers' needs a mask that a {e.family} does not have; "
-            f"give 'lowres'"
+            f"config.data.bottleneck='registers' needs a mask that knows them and a table of text "
+            f"that is trained, which this {e.family} does not have; give 'lowres'"
         )
     for name in ("image", "patch"):
         if getattr(e.model, name, getattr(e.data, name)) != getattr(e.data, name):
@@ -376,12 +377,6 @@ def check(e: Experiment) -> None:
             f"{e.data.image} and data.patch={e.data.patch} leave room for {e.data.patches}; change "
             f"data.patch, data.extra or the model"
         )
-
-
-def nearest(value: int, divisor: int) -> str:
-    """The two multiples of `divisor` around `value`, as 'a or b'."""
-    low = max(value // divisor, 1) * divisor
-    return f"{low} or {low + divisor}"
 
 
 def check_devices(e: Experiment, split: int) -> None:

@@ -96,6 +96,12 @@ def to_json(e) -> str:
     return json.dumps(to_dict(e), indent=1)
 
 
+def nearest(value: int, divisor: int) -> str:
+    """The two multiples of `divisor` around `value`, as 'a or b'."""
+    low = max(value // divisor, 1) * divisor
+    return f"{low} or {low + divisor}"
+
+
 def difference(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     """Lines 'name: old -> new' for every leaf that differs between two nested dicts."""
     lines = []

@@ -6,6 +6,23 @@ from typing import Any
 from mmjax import values
 from mmjax.config import Experiment, resolve
 
+SOURCE = {"path": "out/data/own", "weight": 1.0, "template": "", "balance": False}
+DATA = {
+    "sources": {"own": SOURCE},
+    "stages": {},
+    "tokenizer": "",
+    "images": 1,
+    "text_first": 0.5,
+    "caption_dropout": 0.0,
+    "shared_position": False,
+    "resize": "pil_bicubic_aa",
+    "spans": 0.0,
+    "bottleneck": "none",
+    "shrink": 2,
+    "coded": False,
+    "window": 512,
+    "workers": 0,
+}
 CHOICE = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0}
 
 
@@ -25,7 +42,6 @@ def experiment(
         image, patch: sides in pixels of a picture and of what one position of it shows.
         length: positions a row. extra: positions a picture takes beside its patches.
     """
-    source = {"path": "out/data/own", "weight": 1.0, "template": "", "balance": False}
     return resolve(
         {
             "seed": 0,
@@ -33,26 +49,7 @@ def experiment(
             "batch": 8,
             "accumulate": 1,
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-            "data": {
-                "sources": {"own": source},
-                "stages": {},
-                "tokenizer": "",
-                "length": length,
-                "images": 1,
-                "image": image,
-                "patch": patch,
-                "text_first": 0.5,
-                "caption_dropout": 0.0,
-                "shared_position": False,
-                "resize": "pil_bicubic_aa",
-                "spans": 0.0,
-                "bottleneck": "none",
-                "shrink": 2,
-                "coded": False,
-                "window": 512,
-                "workers": 0,
-                "extra": extra,
-            },
+            "data": DATA | {"length": length, "image": image, "patch": patch, "extra": extra},
             "family": family,
             "model": values.to_dict(model),
             "start": {},

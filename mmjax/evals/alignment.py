@@ -260,7 +260,9 @@ def grounding(
         )
         for at in (np.arange(len(records)), other)
     )
-    tokens = [len(encode(trained.run.tokenizer, r.caption)) + 1 for r in records]  # with EOS
+    ends = trained.run.experiment.data.ends
+    words = [len(encode(trained.run.tokenizer, r.caption)) for r in records]
+    tokens = [n + ends - n % ends for n in words]  # with EOS, as many as there are
     return {
         "grounding_gap": ratio(own - changed, np.ones(len(own)), seed),
         "grounding_gap_token": ratio(own - changed, tokens, seed),

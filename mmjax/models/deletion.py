@@ -97,7 +97,7 @@ def units(batch: Batch, v: Vocabulary) -> Units:
     piece = jnp.where(begin, shift(batch.image, -1), jnp.where(end, shift(batch.image, 1), 0))
     piece = jnp.where(batch.modality == IMAGE, batch.image, piece)
     first = (batch.segment > 0) & (batch.segment != shift(batch.segment, 1))
-    sentinel = jnp.isin(batch.tokens, jnp.array([v.bos, v.eos, v.boi, v.eoi]))
+    sentinel = jnp.isin(batch.tokens, jnp.array([v.bos, v.eos, v.boi, v.eoi, v.sep]))
     word = text & (batch.weight > 0) & ~sentinel & ~first
     return Units(word, piece, begin & (piece > 0), first)
 
@@ -147,19 +147,20 @@ def corrupt(
     Args:
         deletion: "uniform" keeps each word of a document with its probability t. "suffix" draws one
             of the m + 1 cuts between the document's m words and pictures, and deletes what follows.
-        mixed_share: share of documents that are on one clock: tau ~ U[0, 2], text has the time
-            min(1, tau), each picture tau - u with u ~ U[0, 1], and is deleted below 0. Of the
-            others those that write give all their pictures and have t ~ U[0, 1] for their text;
-            those that draw give their text, and each picture has a t ~ U[0, 1]. A document that has
-            both does either, half of the time each.
+        mixed_share: share of the documents with pictures that are on one clock: tau ~ U[0, 2], text
+            has the time tau and from 1 on no loss, as in sampling nothing is asked of it then; each
+            picture has tau - u with u ~ U[0, 1], and is deleted below 0. Of the others those that
+            write give all their pictures and have t ~ U[0, 1] for their text; those that draw give
+            their text, and each picture has a t ~ U[0, 1]. A document that has both does either,
+            half of the time each.
         v: ids of the sentinels. batch: X_1. draws: the chance.
     """
     u, slots = units(batch, v), batch.pixels.shape[1]
     column, used = slot_columns(batch.image, slots)
     home = jnp.where(used, take(batch.segment, column), 0)  # [b, i], number of its document
     weight = jnp.where(used, take(batch.weight, column), 0.0)
-    mixed = draws.kind < mixed_share
     pictures = sums((u.begin & (batch.weight > 0)).astype(jnp.int32), batch.segment) > 0
+    mixed = (draws.kind < mixed_share) & pictures
     words = sums(u.word.astype(jnp.int32), batch.segment) > 0
     write = ~mixed & words & ((draws.side < 0.5) | ~pictures)
     free = (weight > 0) & ~take(write, home)
@@ -172,7 +173,7 @@ def corrupt(
         late = behind_cut(batch, u.word | (u.begin & of_slot(free, u.piece)), draws.clock)
         gone, lost = u.word & late, free & take(late, jnp.maximum(column - 1, 0))
         lost, t = lost & take(mixed, home), draws.level
-    active = mixed | write
+    active = write | (mixed & ((draws.clock * 2.0 < 1.0) | (deletion == "suffix")))
     gone &= take(active, batch.segment)
     drawn = jnp.where(free & ~lost & (t < 1.0), weight, 0.0)
     x = without(v, batch, u, gone, lost, free)

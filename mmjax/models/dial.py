@@ -5,12 +5,12 @@ network is trained under the masks and times of `mmjax.dial`, with one weight mo
 [MASK]. At alpha = 1 for text and 0 for patches this is Transfusion, at 1 and 1 with codes it is
 Chameleon, term for term and bit for bit.
 
-Spans: a picture; and a maximal run of text with a loss, EOS with it, without BOI and EOI. Those
-two, BOS and prompts belong to none: they are clean, and where they have a loss they are predicted
-from what stands before, as ever. With a Transfusion base that excludes EOI after a picture, and
-every picture is denoised, also in a prompt, as there. Later parts see an earlier one as it stands
-at its own clock; with the base's `context="clean"` they see pictures as they are, and all blocks of
-a picture (at alpha = 1 all patches) are trained at once, see `blocks`.
+Spans: a picture; and a maximal run of text with a loss, EOS with it, without BOI, EOI and the
+separator of turns. Those three, BOS and prompts belong to none: they are clean, and where they have
+a loss they are predicted from what stands before, as ever. With a Transfusion base that excludes
+EOI after a picture. Later parts see an earlier one as it stands at its own clock; with the base's
+`context="clean"` they see pictures as they are, and all blocks of a picture (at alpha = 1 all
+patches) are trained at once, see `blocks`.
 
 Discrete tokens are clean with probability t_i, else [MASK], and the masked active ones count
     L = E_s E_mask sum_i (1 / w) active_i masked_i / (1 - t_i) CE_i,
@@ -68,8 +68,8 @@ class Config:
         transfusion, chameleon: the base's configuration; one of them, the other None.
         text_alpha, image_alpha: from 0, flow, to 1, autoregression.
         form: "ramp", windows that overlap; "block", blocks one after the other. See `mmjax.dial`.
-        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for 1, which is no bound
-            (MaskGIT, Show-o).
+        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for 2 at every t, which is no
+            bound (MaskGIT, Show-o).
     """
 
     transfusion: Transfusion | None
@@ -186,12 +186,16 @@ def members(c: Config, batch: Batch, vocabulary: Vocabulary):
     Discrete tokens of alpha = 1 are in none: given to those behind them, they are predicted in one
     pass, which has the loss's mean over clocks for its value.
     """
-    border = (batch.tokens == vocabulary.boi) | (batch.tokens == vocabulary.eoi)
+    v = vocabulary
+    border = jnp.isin(batch.tokens, jnp.array([v.boi, v.eoi, v.sep]))
     written = jnp.pad(predicted(c, batch) > 0, ((0, 0), (1, 0))) & ~border
     word = batch.modality == TEXT
     discrete = written & word if c.text_alpha < 1 else jnp.zeros_like(word)
     if c.chameleon is None:
-        return discrete, discrete | (batch.image > 0)
+        # Under windows a picture of a prompt is read as it is, as in sampling; without (alpha = 0)
+        # it is in a span for its mask's sake, and Transfusion gives it no noise.
+        drawn = (batch.image > 0) & ((batch.weight > 0) | (c.image_alpha == 0))
+        return discrete, discrete | drawn
     if c.image_alpha < 1:
         discrete |= written & ~word
     return discrete, discrete
@@ -219,6 +223,8 @@ def coefficient(c: Config, drawn: Draw):
     share = drawn.now.rate * drawn.masked.astype(jnp.float32)
     if c.weight == "elbo":
         share /= jnp.maximum(1.0 - drawn.now.time, LEAST)
+    else:
+        share *= 2.0  # half of the tokens are masked, over all times
     return jnp.where(drawn.discrete, share, 1.0)
 
 

@@ -37,7 +37,8 @@ class Options:
 
     Attributes:
         kind: "text", "codes" or "patches". size: n, tokens of the span.
-        steps: of each token; of discrete ones no more than there are active at a time.
+        steps: of each token; tokens that are revealed in one step do not know of each other, so
+            more steps come nearer to the model's law. Where one is active at a time, 1.
         temperature: of tokens; 0 is greedy. guidance: s in u + s (c - u); 1 is none. The other
             stream's prompt is BOS, and for a picture BOI.
         shared: whether the patches of a picture share one position, as in training.
@@ -90,8 +91,8 @@ def plan(form: str, alpha: float, n: int, steps: int, discrete: bool) -> Plan:
         window = dial.windows(form, alpha, place, jnp.full((n,), n, jnp.int32))
     begin, end, scale = (np.asarray(x, np.float64) for x in window)
     width = (end - begin)[0] / scale[0]
-    if discrete:  # more steps than tokens that are active reveal nothing more
-        steps = min(steps, max(math.floor(n * width + 1e-4), 1))
+    if discrete and n * width <= 1 + 1e-4:  # one token at a time: it is revealed in one step
+        steps = 1
     count = max(math.ceil(steps / width - 1e-4), 1)
     clock = scale[0] * np.arange(count + 1)[:, None] / count
     near = 1e-6 * scale[0]  # windows are f32: what is so near to a border lies on it

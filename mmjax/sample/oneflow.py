@@ -194,7 +194,8 @@ def choose(
     draws = jax.vmap(jax.vmap(jax.random.uniform))(split[:, :, 0])
     wanted = canvas.open & writing[:, None] & (draws < chance)
     index = jnp.arange(v.size)[None]
-    allowed = word_ids(v)[None] | ((index == v.boi) & (canvas.left > 0)[:, None])
+    fits = (canvas.left > 0) & (canvas.length + patches + 2 <= canvas.room)
+    allowed = word_ids(v)[None] | ((index == v.boi) & fits[:, None])
     logits = jnp.where(allowed[:, None], seen.log_q, -jnp.inf)
     token = jax.vmap(jax.vmap(jax.random.categorical))(split[:, :, 1], logits).astype(jnp.int32)
     begins = wanted & (token == v.boi)
@@ -204,6 +205,9 @@ def choose(
     write = wanted & ~begins
     wanted &= begins | (jnp.cumsum(write, axis=1, dtype=jnp.int32) <= canvas.words[:, None])
     size = jnp.where(begins, patches + 2, wanted.astype(jnp.int32))
+    # A picture that no longer fits behind what stands left of it is no hindrance to words.
+    reached = canvas.length[:, None] + jnp.cumsum(size, axis=1)
+    size = jnp.where(begins & (reached > canvas.room[:, None]), 0, size)
     size = jnp.where(
         canvas.length[:, None] + jnp.cumsum(size, axis=1) <= canvas.room[:, None], size, 0
     )

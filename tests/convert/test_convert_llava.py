@@ -1,5 +1,6 @@
 """LLaVA's and Llama's directories: spellings, what config.json says, and words that follow."""
 
+import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -8,16 +9,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_conversion import theirs
+from tiny import tiny_llava_config
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mmjax import conversion
+import mmjax
+from mmjax import config, conversion, run, start
 from mmjax.batch import IMAGE, Batch
 from mmjax.config import Choice
 from mmjax.convert import hub, llama
 from mmjax.convert import llava as convert
 from mmjax.convert.rows import wanted
+from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.sample.engine import Options, Plan, advance, begin
 
@@ -97,6 +103,61 @@ def test_words_that_follow_are_torchs(name, tmp_path):
         state = go(params, state, plan, keys, jnp.int32(count))
     assert np.asarray(state.tokens).tolist() == wanted.tolist()
     assert len({tuple(row) for row in wanted.tolist()}) == 3
+
+
+def words(place: Path, size: int = 48) -> None:
+    """A tokenizer of `size` words beside a model."""
+    names = {f"w{n}": n for n in range(size)} | {"[UNK]": 0, "<s>": 1, "</s>": 2}
+    names = {name: n for name, n in names.items() if name not in ("w0", "w1", "w2")}
+    tokenizer = Tokenizer(models.WordLevel(names, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(place / "tokenizer.json"))
+
+
+def test_what_is_imported_answers_questions_about_pictures(tmp_path):
+    """No sentinel around a picture: their rows are BOS, features, words."""
+    source = theirs("llava", tmp_path / "hub")
+    words(source)
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    model = mmjax.load(work, devices=jax.devices()[:1])
+    file = io.BytesIO()
+    with np.load(GOLDEN / "hf_llava.npz") as held:
+        pixels = held["more/pixels"].astype(np.uint8)
+    PIL.Image.fromarray(pixels[0].transpose(1, 2, 0)).save(file, "PNG")
+    rows = model.laid([[file.getvalue(), "w5 w6"], ["w7"]])
+    assert rows.tokens[0, [0, 5, 6]].tolist() == [1, 5, 6] and rows.tokens[0, 7] == 2
+    assert rows.image[0].tolist()[:6] == [0, 1, 1, 1, 1, 0]
+    (told,) = model.generate([[file.getvalue(), "w5 w6"]], text=4)
+    assert 0 < len(told.split()) <= 4 and set(told.split()) <= {f"w{n}" for n in range(48)}
+    assert model.score([[file.getvalue(), "w5 w6"]]) != model.score([["w5 w6"]])
+
+
+def test_imported_parts_begin_a_training_with_fresh_rows_for_our_sentinels(tmp_path):
+    home = {}
+    for name in ("llama", "clip"):
+        source = theirs(name, tmp_path / name)
+        words(source, 48 if name == "llama" else 40)
+        home[name] = conversion.convert(source, tmp_path / f"{name}_work", said=lambda _: None)
+    build.build("scenes", tmp_path / "scenes", options={"count": 40, "size": 20, "level": 2})
+    c = tiny_llava_config(
+        tmp_path / "scenes", model__layers=(-2,), data__image=20,
+        data__tokenizer=str(home["llama"] / "tokenizer.json"),
+        start={"language": str(home["llama"]), "vision": str(home["clip"])},
+    )  # fmt: skip
+    c.model["decoder"].update(width=16, heads=4, kv_heads=2, mlp=20, qk_norm=False, theta=5000.0)
+    c.model["vision"].update(image=20, pre_norm=True)
+    c.model["vision"]["encoder"].update(width=16, depth=3, heads=4, mlp=24, dtype="bfloat16")
+    prepared = run.prepare(config.resolve(c, run.families()))
+    begin = start.begin(prepared, prepared.init()).params
+    text, eyes = (mmjax.load(home[name]).params for name in ("llama", "clip"))
+    v = prepared.model.parts.vocabulary
+    assert (v.bos, v.eos, v.pad) == (1, 2, 48) and v.size > 55
+    np.testing.assert_array_equal(begin["embed"]["table"][:48], text["embed"]["table"])
+    np.testing.assert_array_equal(begin["head"]["w"][:, :48], text["head"]["w"])
+    assert np.abs(begin["embed"]["table"][48:]).min() > 0
+    for mine, other in ((begin["decoder"], text["decoder"]), (begin["vision"], eyes["vision"])):
+        jax.tree.map(np.testing.assert_array_equal, mine, other)
 
 
 @pytest.fixture(scope="module")

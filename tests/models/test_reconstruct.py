@@ -282,9 +282,7 @@ def test_bottlenecks_that_do_not_fit(changes, message):
 def test_families_without_such_a_mask_are_refused():
     e = tiny(data__bottleneck="registers")
     config.check(e)
-    with pytest.raises(
-        UserError, match=r"needs a mask that a oneflow does not have; give 'lowres'"
-    ):
+    with pytest.raises(UserError, match=r"which this oneflow does not have; give 'lowres'"):
         config.check(replace(e, family="oneflow"))
 
 
