@@ -107,7 +107,7 @@ def test_prompts_are_never_deleted_nor_written_into():
     given_ = (batch.position < 4) | (batch.position == 6)
     batch = batch._replace(weight=np.where(given_, 0.0, batch.weight).astype(np.float32))
     seen = np.zeros(batch.tokens.shape, bool)
-    free = (batch.segment > 0) & ~given_ & (batch.tokens != V.eos)
+    free = (batch.segment > 0) & ~given_ & ~np.isin(batch.tokens, [V.eos, V.sep])
     writes = (batch.segment[..., None] == batch.segment[:, None]) & free[:, None]
     for seed in range(30):
         x = jax.tree.map(np.asarray, corrupted("uniform", 0.0, batch, seed)[0])
