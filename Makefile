@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Compiled XLA programs are kept between runs of these targets.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: venv quickstart openmoji test test-all lint golden clean
+.PHONY: venv quickstart openmoji test test-all test-hf lint golden clean
 
 venv: .venv/installed
 
@@ -31,6 +31,11 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m "not hf"
+
+# Torch beside us, on new weights: installs the extra first.
+test-hf: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[hf]"
+	$(BIN)/python -m pytest --durations=10 -m hf
 
 # Rewrites the text snapshots of every experiment; read the diff before committing it.
 golden: venv

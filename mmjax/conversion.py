@@ -22,7 +22,7 @@ from rich.progress import track
 from mmjax import checkpoint, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import around, chameleon, clip, hub
+from mmjax.convert import around, chameleon, clip, hub, llama, llava
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
@@ -32,7 +32,13 @@ from mmjax.models.family import lies_in
 from mmjax.run import CONFIG, VOCABULARY, directory, families, read_config, read_vocabulary
 
 # model_type of a config.json -> the module that knows it, and family -> the same.
-KINDS: dict[str, Any] = {"clip": clip, "siglip": clip, "chameleon": chameleon}
+KINDS: dict[str, Any] = {
+    "clip": clip,
+    "siglip": clip,
+    "chameleon": chameleon,
+    "llama": llama,
+    "llava": llava,
+}
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 THEIRS = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
@@ -120,6 +126,7 @@ def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
             f"{source.path / CONFIG}: model_type={source.config['model_type']!r} is unknown; "
             f"have: {', '.join(KINDS)}"
         )
+    source = source.renamed(getattr(kind, "RENAMED", ()))
     c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
     rows = kind.rows(c, vocabulary, source.config)
     check(rows, source.shapes, kind.IGNORED)

@@ -33,7 +33,7 @@ def theirs(name: str, place: Path, shards: int = 1) -> Path:
     with np.load(GOLDEN / f"hf_{name}.npz") as file:
         arrays = {k: file[k] for k in file.files}
     (place / "config.json").write_text(str(arrays.pop("config")))
-    parts: dict[str, dict] = {"in": {}, "out": {}, "state": {}}
+    parts: dict[str, dict] = {"in": {}, "out": {}, "state": {}, "more": {}}
     for key, x in arrays.items():
         part, _, rest = key.partition("/")
         parts[part][rest] = x
@@ -52,21 +52,35 @@ def theirs(name: str, place: Path, shards: int = 1) -> Path:
     return place
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip", "chameleon", "chameleon_swin"])
-def both(request, tmp_path_factory):
+ALL = ["clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip"]
+WRITES = {"chameleon": ("logits_raw", "vq_indices"), "llava": ("image_features",), "llama": ()}
+
+
+@pytest.fixture(scope="module", params=ALL)
+def each(request, tmp_path_factory):
     """(their directory, the workdir made of it)."""
-    home = tmp_path_factory.mktemp(request.param)
-    source = theirs(request.param, home / "hub", shards=3)
+    return made(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["clip", "llava"])
+def both(request, tmp_path_factory):
+    """The same of two kinds, for what does not depend on the kind."""
+    return made(request.param, tmp_path_factory)
+
+
+def made(name: str, tmp_path_factory) -> tuple[Path, Path]:
+    home = tmp_path_factory.mktemp(name)
+    source = theirs(name, home / "hub", shards=3)
     return source, conversion.convert(source, home / "work", said=lambda _: None)
 
 
-def test_outputs_are_torchs(both, capsys):
-    source, work = both
+def test_outputs_are_torchs(each, capsys):
+    source, work = each
     assert conversion.verify(work, source) < 1e-4
     told = capsys.readouterr().out
     contrastive = "logits_per_image", "image_embeds", "vision_hidden_3", "text_hidden_0"
-    writing = "logits_raw", "vq_indices", "hidden_2"
-    wanted = contrastive if "vision_hidden_0" in told else writing
+    kind = json.loads((source / "config.json").read_text())["model_type"]
+    wanted = (*WRITES[kind], "logits", "hidden_2") if kind in WRITES else contrastive
     for name in ("loss", *wanted):
         assert name in told
     assert "not compared" not in told
@@ -86,18 +100,19 @@ def test_a_wrong_weight_shows(both, tmp_path, capsys):
     assert verb([f"--src={tmp_path / 'work'}", words[2], "--tolerance=100"]) == 0
 
 
-def test_there_and_back(both, tmp_path, monkeypatch):
+def test_there_and_back(each, tmp_path, monkeypatch):
     """The same tensors under the same names, in one file and in several."""
-    source, work = both
-    before = {name: hub.read(source).tensor(name) for name in hub.read(source).files}
+    source, work = each
+    kind = conversion.KINDS[hub.read(source).config["model_type"]]
+    known = hub.read(source).renamed(getattr(kind, "RENAMED", ()))
+    before = {name: known.tensor(name) for name in known.files}
     for size in (hub.SHARD, 4000):
         monkeypatch.setattr(hub, "SHARD", size)
         back = hub.read(conversion.convert(work, tmp_path / f"back{size}", said=lambda _: None))
         assert (len(set(back.files.values())) > 3) == (size == 4000)
-        assert back.shapes == hub.read(source).shapes
+        assert back.shapes == known.shapes
         for name, x in before.items():
             np.testing.assert_array_equal(back.tensor(name), x, err_msg=name)
-    kind = conversion.KINDS[back.config["model_type"]]
     assert kind.config(back.config) == kind.config(hub.read(source).config)
     assert kind.vocabulary(back.config) == kind.vocabulary(hub.read(source).config)
 
@@ -190,7 +205,10 @@ def test_damaged_files_are_named(tmp_path, capsys):
     (source / "config.json").write_text('{"model_type": "bert"}')
     last.write_bytes(whole)
     assert verb(words) == 2
-    assert "model_type='bert' is unknown; have: clip, siglip, chameleon" in capsys.readouterr().err
+    assert (
+        "model_type='bert' is unknown; have: clip, siglip, chameleon, llama, llava"
+        in capsys.readouterr().err
+    )
     (source / "config.json").write_text("{")
     assert verb(words) == 2
     assert "config.json is damaged" in capsys.readouterr().err

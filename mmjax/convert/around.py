@@ -10,14 +10,20 @@ CHOICE = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetitio
 
 
 def experiment(
-    family: str, model: Any, families: Mapping[str, type], image: int, patch: int, length: int
+    family: str,
+    model: Any,
+    families: Mapping[str, type],
+    image: int,
+    patch: int,
+    length: int,
+    extra: int = 0,
 ) -> Experiment:
     """An experiment of one step that was never taken; its only source is a place to put data.
 
     Args:
         family, model: what the weights are of. families: name -> its configuration.
         image, patch: sides in pixels of a picture and of what one position of it shows.
-        length: positions a row.
+        length: positions a row. extra: positions a picture takes beside its patches.
     """
     source = {"path": "out/data/own", "weight": 1.0, "template": "", "balance": False}
     return resolve(
@@ -45,6 +51,7 @@ def experiment(
                 "coded": False,
                 "window": 512,
                 "workers": 0,
+                "extra": extra,
             },
             "family": family,
             "model": values.to_dict(model),

@@ -1,6 +1,7 @@
 """Directories as Hugging Face has them: config.json, and weights in one or several safetensors."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,14 @@ class Hub(NamedTuple):
 
     Attributes:
         path: where it lies. config: its config.json. files: tensor's name -> file. shapes: name ->
-            shape.
+            shape. there: name -> what the file calls it.
     """
 
     path: Path
     config: dict
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    there: dict[str, str]
 
     def tensor(self, name: str) -> np.ndarray:
         """One tensor, as f32.
@@ -38,9 +40,23 @@ class Hub(NamedTuple):
         try:
             # The reader of the kind "np" does not know bfloat16.
             with safe_open(self.files[name], framework="flax") as file:
-                return np.asarray(file.get_tensor(name), np.float32)
+                return np.asarray(file.get_tensor(self.there[name]), np.float32)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.files[name]}, tensor {name}: {error}; fetch it anew") from error
+
+    def renamed(self, rules: Iterable[tuple[str, str]]) -> "Hub":
+        """The same with tensors called otherwise: (pattern, replacement) one after the other."""
+        new = {}
+        for name in self.files:
+            told = name
+            for pattern, replacement in rules:
+                told = re.sub(pattern, replacement, told)
+            new[told] = name
+        return self._replace(
+            files={told: self.files[name] for told, name in new.items()},
+            shapes={told: self.shapes[name] for told, name in new.items()},
+            there={told: self.there.get(name, name) for told, name in new.items()},
+        )
 
     @property
     def fingerprint(self) -> dict:
@@ -87,7 +103,7 @@ def read(path: str | Path) -> Hub:
                     shapes[tensor] = tuple(held.get_slice(tensor).get_shape())
         except SafetensorError as error:
             raise UserError(f"{file} is damaged: {error}; fetch it anew") from error
-    return Hub(path, config, files, shapes)
+    return Hub(path, config, files, shapes, {name: name for name in files})
 
 
 def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -92,13 +92,13 @@ def wanted(row: Row) -> tuple[int, ...]:
 def check(rows: Sequence[Row], shapes: Mapping[str, tuple[int, ...]], ignored=()) -> None:
     """Holds a checkpoint's names and shapes against those wanted.
 
-    shapes: of all its tensors. ignored: beginnings of names that are no weights.
+    shapes: of all its tensors. ignored: parts of names that are no weights.
 
     Raises:
         UserError: naming what is missing, unknown or of another shape.
     """
     want = {name: wanted(row) for row in rows for name in row.names}
-    known = {n: s for n, s in shapes.items() if not n.startswith(tuple(ignored))}
+    known = {n: s for n, s in shapes.items() if not any(part in n for part in ignored)}
     wrong = {n: f"{known[n]} for {want[n]}" for n in want if n in known and known[n] != want[n]}
     said = {
         "missing": sorted(set(want) - set(known)),

@@ -132,6 +132,12 @@ class Added(Layer):
         return table, self.weight("w", (d, a), ("embed", None), fan_in_of(d)), image
 
 
+def features(c: Config, hidden):
+    """The tower's hidden [1 + layers, n, l, d] -> [n, p, d], of its last layer."""
+    first = c.vision.pool == "token" and c.select == "patches"
+    return hidden[-1][:, int(first) :]
+
+
 def looks_of(batch: Batch):
     """[b, l, i] bool: each position looks at the last picture before it in its document."""
     slots = jnp.arange(1, batch.pixels.shape[1] + 1)
@@ -231,15 +237,15 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     piece = pieces(layers)
     embed, head = ends(c, layers, piece)
 
-    def media(params, hidden):
-        if "vision" not in c.train:  # no backward pass is built through the tower
-            hidden = jax.lax.stop_gradient(hidden)
-        first = c.vision.pool == "token" and c.select == "patches"
-        found = hidden[-1][:, int(first) :].astype(c.decoder.dtype)
+    def project(params, found):
         return found if c.resampler is None else piece("resampler")(params, found)
 
     def see(params, pixels):
-        return media(params, piece("vision")(params, standard(pixels, c.mean, c.std))[1])
+        _, hidden = piece("vision")(params, standard(pixels, c.mean, c.std))
+        found = features(c, hidden)
+        if "vision" not in c.train:  # no backward pass is built through the tower
+            found = jax.lax.stop_gradient(found)
+        return project(params, found.astype(c.decoder.dtype))
 
     parts = Parts(
         config=c,
@@ -253,7 +259,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         mask=causal_mask,
         see=see,
         vision=piece("vision"),
-        media=media,
+        project=project,
     )
     start = partial(boxed_init, c=c, layers=layers, rules=rules)
     return Model(

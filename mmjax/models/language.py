@@ -54,7 +54,7 @@ class Parts(NamedTuple):
         mask: batch -> [b, l, l] bool.
         see: (params, pixels uint8 [n, h, w, 3]) -> what the decoder is given of pictures, or None.
         vision: (params, signal) -> (pooled, hidden), the vision tower, or None.
-        media: (params, hidden) -> what `see` makes of what the tower makes, or None.
+        project: (params, features) -> what the decoder reads of them, or None.
     """
 
     config: Any
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
     mask: Callable
     see: Callable | None = None
     vision: Callable | None = None
-    media: Callable | None = None
+    project: Callable | None = None
 
 
 def word_weight(batch: Batch, vocabulary: Vocabulary):

@@ -161,6 +161,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         mask=causal_mask,
         see=see,
         vision=piece("vision"),
+        project=piece("projector"),
     )
     start = partial(language.boxed_init, layers=layers, inputs=inputs)
     return Model(

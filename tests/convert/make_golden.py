@@ -1,6 +1,6 @@
 """Writes small random models of Hugging Face's, with inputs and outputs, as golden files.
 
-    python tests/convert/make_golden.py clip siglip chameleon chameleon_swin
+    python tests/convert/make_golden.py [NAME ...]
 
 Weights are drawn anew at a scale at which every part matters: with the usual 0.02 most of a tower
 could be left out unnoticed.
@@ -63,6 +63,74 @@ def chameleon_swin():
     return chameleon(swin=True)
 
 
+def llama(**changes):
+    """A Llama with grouped queries."""
+    values = dict(
+        vocab_size=48, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=5000.0,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**values | changes))
+
+
+def llava(tower: str = "clip", **changes):
+    """A LLaVA: pictures of 8 pixels in four patches."""
+    sizes = VISION | {"image_size": 8}
+    kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}
+    values = dict(
+        vision_config=kind[tower](**sizes), text_config=llama().config, image_token_index=47,
+        image_seq_length=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    c = transformers.LlavaConfig(**values | changes)
+    return transformers.LlavaForConditionalGeneration(c)
+
+
+def llava_siglip():
+    """Features of two layers of a SigLIP, and no class token."""
+    return llava("siglip", vision_feature_layer=[1, -1], vision_feature_select_strategy="full")
+
+
+def talking(model, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of a LLaVA: two pictures, one, none; padding behind; words that follow.
+
+    Pixels are those of bytes, so that they can be given in either form. `greedy` goes on from the
+    rows as far as they are no padding, token by token.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 47, (3, 16), generator=rng)
+    ids[:, 0], ids[0, 2:6], ids[0, 9:13], ids[1, 1:5] = 1, 47, 47, 47
+    held = torch.ones_like(ids)
+    ids[1, 11:], held[1, 11:], ids[2, 7:], held[2, 7:] = 0, 0, 0, 0
+    labels = torch.where((ids == 47) | (held == 0), -100, ids)
+    given = {"input_ids": ids, "attention_mask": held, "labels": labels}
+    reads = hasattr(model.config, "vision_config")
+    pixels = torch.randint(0, 256, (3, 3, 8, 8), generator=rng)
+    if reads:
+        clip = model.config.vision_config.model_type.startswith("clip")
+        mean, std = (MEAN, STD) if clip else (torch.full((3,), 0.5),) * 2
+        signal = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+        given["pixel_values"] = signal
+    out = model(**given, output_hidden_states=True)
+    made = {f"hidden_{n}": x for n, x in enumerate(out.hidden_states)}
+    made |= {"loss": out.loss, "logits": out.logits}
+    if reads:
+        tower = model.model.vision_tower(signal, output_hidden_states=True)
+        made |= {f"vision_hidden_{n}": x for n, x in enumerate(tower.hidden_states)}
+        made["image_features"] = torch.stack(list(out.image_hidden_states))
+    more, slots = [], [2, 1, 0]
+    for row, count in enumerate(slots):
+        one = ids[row : row + 1, : int(held[row].sum())]
+        seen = {}
+        if reads and count:
+            first = sum(slots[:row])
+            seen = {"pixel_values": given["pixel_values"][first : first + count]}
+        for _ in range(6):
+            logits = model(input_ids=one, **seen).logits[:, -1]
+            one = torch.cat([one, logits[:, :47].argmax(-1, keepdim=True)], 1)  # words alone
+        more.append(one[0, -6:])
+    return given | made | {"more/greedy": torch.stack(more), "more/pixels": pixels}
+
+
 def writing(model, seed: int) -> dict[str, np.ndarray]:
     """Inputs and outputs of a Chameleon: a picture in each row, words around it, padding."""
     rng = torch.Generator().manual_seed(seed)
@@ -110,22 +178,37 @@ def positions() -> None:
     np.savez_compressed(HERE / "torch_bicubic.npz", **arrays)
 
 
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
+RUNS = {"chameleon": writing, "llama": talking, "llava": talking}
+
+
+def drawn(name: str, seed: int):
+    """A model of that name in this file, its weights at a scale at which every part matters."""
+    model = globals()[name]().eval()
+    model.config._attn_implementation = "eager"
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, x in model.named_parameters():
+            fan = x[0].numel() if x.ndim > 1 else 4
+            noise = torch.randn(x.shape, generator=rng) * fan**-0.5
+            x.copy_(noise + ("norm" in key and key.endswith("weight")))
+    return model
+
+
 def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
     torch.set_num_threads(1)
     positions()
-    for name in sys.argv[1:]:
-        model = globals()[name]().eval()
-        model.config._attn_implementation = "eager"
-        rng = torch.Generator().manual_seed(0)
+    for name in sys.argv[1:] or NAMES:
+        model = drawn(name, 0)
         with torch.no_grad():
-            for key, x in model.named_parameters():
-                fan = x[0].numel() if x.ndim > 1 else 4
-                noise = torch.randn(x.shape, generator=rng) * fan**-0.5
-                x.copy_(noise + ("norm" in key and key.endswith("weight")))
-            made = (writing if name.startswith("chameleon") else contrastive)(model, 1)
+            made = RUNS.get(name.split("_")[0], contrastive)(model, 1)
         inputs = ("input_ids", "pixel_values", "attention_mask", "labels")
-        arrays = {f"{'in' if k in inputs else 'out'}/{k}": v for k, v in made.items()}
+        more = {k: v for k, v in made.items() if k.startswith("more/")}
+        made = {k: v for k, v in made.items() if k not in more}
+        arrays = more | {f"{'in' if k in inputs else 'out'}/{k}": v for k, v in made.items()}
         arrays |= {f"state/{k}": v for k, v in model.state_dict().items()}
         arrays = {k: v.detach().numpy() for k, v in arrays.items()}
         path = HERE / f"hf_{name}.npz"

@@ -63,6 +63,9 @@ def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path
     (run / "evals.json").write_text(json.dumps(old | {"step": old["step"] - 1}))
     evaluate(run, ["likelihood"])  # of another step: replaced
     assert set(json.loads((run / "summary.json").read_text())) == first
+    for name in ("summary.json", "evals.json"):
+        (run / name).unlink()
+    assert evaluate(run, []) == {} and json.loads((run / "summary.json").read_text()) == {}
     (run / "evals.json").write_text("{")
     with pytest.raises(UserError, match=r"evals\.json is damaged; remove it"):
         evaluate(run, ["likelihood"])

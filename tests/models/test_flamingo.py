@@ -16,7 +16,6 @@ from mmjax.batch import Image, Text, last_image
 from mmjax.data import build, pipeline
 from mmjax.data.tokenizer import SEPARATOR
 from mmjax.error import UserError
-from mmjax.evaluate import evaluate
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import flamingo, language
 from mmjax.models.aside import Kept, Read
@@ -47,6 +46,12 @@ def made(c, vocabulary=VOCABULARY):
 
 MODEL, SHUT = made(C)
 PARAMS = opened(SHUT)
+
+
+def drawn(shapes):
+    """Weights from nowhere, for what needs no model's."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
 
 
 def logits(model, params, batch):
@@ -179,21 +184,25 @@ def test_the_cache_is_recomputation():
 def test_ids_apart_and_the_place_of_a_picture_are_rows_of_one_vocabulary():
     """A model with two ids apart, one of them standing for pictures, is one without, split."""
     vocabulary = replace(VOCABULARY, size=34)
-    one, whole = made(replace(C, place=33), vocabulary)
-    two, parted = made(replace(C, place=33, added=2), vocabulary)
-    assert "added" not in whole and set(parted["added"]) == {"table", "w"}
+    one = flamingo.build(replace(C, place=33), vocabulary, RULES)
+    two = flamingo.build(replace(C, place=33, added=2), vocabulary, RULES)
+    shapes, apart = (jax.eval_shape(m.init, jax.random.key(0)) for m in (one, two))
+    assert "added" not in shapes and set(apart["added"]) == {"table", "w"}
+    parted = drawn(apart)
     both = parted | {
         "embed": {"table": jnp.concatenate([parted["embed"]["table"], parted["added"]["table"]])},
         "head": {"w": jnp.concatenate([parted["head"]["w"], parted["added"]["w"]], axis=1)},
     }
     del both["added"]
-    assert jax.tree.map(jnp.shape, both) == jax.tree.map(jnp.shape, whole)
+    assert jax.tree.map(jnp.shape, both) == jax.tree.map(jnp.shape, shapes)
     words = BATCH._replace(tokens=np.where(BATCH.tokens == 9, 32, BATCH.tokens))
     assert (words.tokens == 32).any()
-    split = jax.jit(lambda p, b: logits(two, p, b))(parted, words)
-    joined = jax.jit(lambda p, b: logits(one, p, b))(both, words)
-    np.testing.assert_allclose(split, joined, atol=1e-5)
-    assert split.shape[-1] == 34
+    split, joined = (m.parts.clean(p, words).x for m, p in ((two, parted), (one, both)))
+    np.testing.assert_array_equal(split, joined)
+    np.testing.assert_array_equal(two.parts.head(parted), one.parts.head(both))
+    place = split[words.modality == 1]
+    np.testing.assert_array_equal(place[0], parted["added"]["table"][1])
+    assert np.abs(split[words.tokens == 32] - parted["added"]["table"][1]).max() > 0.1
     with pytest.raises(UserError, match="do not fit a vocabulary of 33 ids"):
         flamingo.build(replace(C, place=33), replace(VOCABULARY, size=33), RULES)
 
@@ -238,13 +247,13 @@ def home(tmp_path_factory):
     """Questions about scenes; a language model, and a Flamingo that begins as it and leaves it."""
     home = tmp_path_factory.mktemp("flamingo")
     build.build("scenes", home / "scenes", options={"count": 200, "size": 8, "level": 2})
-    plain = tiny_flamingo_config(home / "scenes", steps=2)
+    plain = tiny_flamingo_config(home / "scenes", steps=1)
     plain.family = "language"
     plain.model = {"decoder": plain.model.decoder.to_dict(), "z_weight": 0.0}
     train(config.resolve(plain, run.families()), home / "plain", devices=jax.devices()[:1])
     c = tiny_flamingo_config(
-        home / "scenes", steps=4, start={"language": str(home / "plain")},
-        model__train=("resampler", "cross", "added"),
+        home / "scenes", steps=3, start={"language": str(home / "plain")},
+        model__train=("resampler", "cross", "added"), model__vision__encoder__depth=1,
     )  # fmt: skip
     train(config.resolve(c, run.families()), home / "eyed")
     return home
@@ -274,7 +283,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments(home):
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
 
 
-def test_it_answers_and_is_evaluated_on_questions(home):
+def test_it_answers(home):
     model = mmjax.load(home / "eyed", devices=jax.devices()[:1])
     records = [pipeline.open_split(home / "scenes", "train")[i] for i in range(3)]
     asked = [
@@ -293,8 +302,6 @@ def test_it_answers_and_is_evaluated_on_questions(home):
     ):
         with pytest.raises(UserError, match=said):
             ask()
-    found = evaluate(str(home / "eyed"), ["answers", "likelihood"])
-    assert {"answers", "answers_blind", "text_nll"} <= set(found)
 
 
 def test_a_picture_takes_one_position():

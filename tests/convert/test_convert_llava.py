@@ -1,0 +1,163 @@
+"""LLaVA's and Llama's directories: spellings, what config.json says, and words that follow."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from test_conversion import theirs
+
+from mmjax import conversion
+from mmjax.batch import IMAGE, Batch
+from mmjax.config import Choice
+from mmjax.convert import hub, llama
+from mmjax.convert import llava as convert
+from mmjax.convert.rows import wanted
+from mmjax.error import UserError
+from mmjax.sample.engine import Options, Plan, advance, begin
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)
+SPELLINGS = {
+    "published": lambda n: n.replace("vision_tower.", "vision_tower.vision_model.", 1),
+    "written": lambda n: n,
+    "memory": lambda n: (
+        n.replace("language_model.model", "model.language_model").removeprefix("language_model.")
+        if n.startswith("language_model") else f"model.{n}"
+    ),
+}  # fmt: skip
+
+
+def canonical(name: str) -> str:
+    """As `save_pretrained` spells what the golden file has as in memory."""
+    name = name.removeprefix("model.")
+    if name.startswith("language_model"):
+        return name.replace("language_model", "language_model.model", 1)
+    return f"language_model.{name}" if name.startswith("lm_head") else name
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_all_spellings_are_the_same_weights(spelling, tmp_path):
+    source = theirs("llava", tmp_path / "hub")
+    held = {canonical(n): x for n, x in load_file(source / hub.WHOLE).items()}
+    told = {SPELLINGS[spelling](n): x for n, x in held.items()}
+    assert any(n.startswith("model.") for n in told) == (spelling == "memory")
+    save_file(told, source / hub.WHOLE)
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    found = hub.read(conversion.convert(work, tmp_path / "back", said=lambda _: None))
+    for name, x in held.items():
+        np.testing.assert_array_equal(found.tensor(SPELLINGS["published"](name)), x)
+    assert len(found.files) == len(held)
+
+
+def rows(ids, held, pixels, slots) -> Batch:
+    """Their ids as rows; 47 stands where a picture's features do."""
+    seen = (ids == 47).astype(np.int32)
+    image = np.where(seen, (np.cumsum(seen, axis=1) - 1) // 4 + 1, 0).astype(np.int32)
+    place = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape) * held
+    shown = np.zeros((len(ids), max(slots), 8, 8, 3), np.uint8)
+    first = 0
+    for row, count in enumerate(slots):
+        shown[row, :count] = pixels[first : first + count].transpose(0, 2, 3, 1)
+        first += count
+    weight = held.astype(np.float32)
+    return Batch(ids, np.where(seen, IMAGE, 0).astype(np.int32), held, place, image, weight, shown)
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "llava_siglip"])
+def test_words_that_follow_are_torchs(name, tmp_path):
+    """Token by token through the engine, the cache and the pictures given as bytes."""
+    source = theirs(name, tmp_path / "hub")
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    held = conversion.hold(work)
+    params = conversion.unflatten_dict(held.read(*held.like), sep="/")
+    with np.load(GOLDEN / f"hf_{name}.npz") as file:
+        ids, mask = (file[f"in/{n}"].astype(np.int32) for n in ("input_ids", "attention_mask"))
+        wanted, pixels = file["more/greedy"], file["more/pixels"].astype(np.uint8)
+    slots = [2, 1, 0] if name != "llama" else [0, 0, 0]
+    batch = rows(ids, mask, pixels, slots)
+    if name == "llama":  # to it 47 is a word
+        batch = batch._replace(modality=0 * ids, image=0 * ids, pixels=batch.pixels[:, :0])
+    count = wanted.shape[1]
+    options = Options(count, count, 0, COLD, COLD)
+    fields = dict(left=0, close=-1, pictures=0, until=0, limit=count, columns=999, words=99)
+    plan = Plan(**{n: np.full(3, x, np.int32) for n, x in fields.items()}, ends=np.full((3, 1), -1))
+    # Sentinels are words here, but for the place of a picture.
+    ids = replace(held.vocabulary, pad=-1, bos=-1, eos=-1, sep=47)
+    parts = held.model.parts._replace(vocabulary=ids)
+    keys = jax.random.split(jax.random.key(0), 3)
+    with jax.default_matmul_precision("highest"):
+        state = jax.jit(partial(begin, parts, options=options))(params, batch, plan)
+        go = jax.jit(partial(advance, parts, options=options))
+        state = go(params, state, plan, keys, jnp.int32(count))
+    assert np.asarray(state.tokens).tolist() == wanted.tolist()
+    assert len({tuple(row) for row in wanted.tolist()}) == 3
+
+
+@pytest.fixture(scope="module")
+def given():
+    with np.load(GOLDEN / "hf_llava.npz") as file:
+        return json.loads(str(file["config"]))
+
+
+def test_the_released_sizes_follow_from_defaults():
+    """LLaVA 1.5 7B's weights, from a config.json that says no more than theirs."""
+    c = convert.config({"model_type": "llava", "text_config": {"vocab_size": 32064}})
+    v = convert.vocabulary({"model_type": "llava", "text_config": {"vocab_size": 32064}})
+    assert (c.tokens, c.layers, c.select, c.vision.encoder.depth) == (576, (-2,), "patches", 24)
+    shapes = {row.ours: row.shape for row in convert.rows(c, v)}
+    count = sum(int(np.prod(r.shape)) * max(r.layers, 1) for r in convert.rows(c, v))
+    assert shapes["projector/up"] == (1024, 4096) and shapes["vision/position"] == (577, 1024)
+    assert count == 7_063_427_072
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_siglip"])
+def test_there_and_back(name):
+    with np.load(GOLDEN / f"hf_{name}.npz") as file:
+        given = json.loads(str(file["config"]))
+    c, v = convert.config(given), convert.vocabulary(given)
+    back = convert.given(c, v)
+    assert convert.config(back) == c and convert.vocabulary(back) == v
+    assert c.layers == ((-2,) if name == "llava" else (1, -1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vision_config": {"model_type": "dinov2"}}, "vision_config.model_type='dinov2'"),
+        ({"text_config": {"model_type": "opt"}}, "text_config.model_type='opt'"),
+        ({"multimodal_projector_bias": False}, "multimodal_projector_bias=False"),
+        ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy='cls'"),
+        ({"projector_hidden_act": "silu"}, "projector_hidden_act='silu'"),
+        ({"text_config": {"tie_word_embeddings": True}}, "tie_word_embeddings=True"),
+    ],
+)
+def test_what_is_not_known_is_refused(given, changes, words):
+    with pytest.raises(UserError, match=words):
+        convert.config({**given, **changes})
+
+
+def test_models_of_ours_that_they_lack_are_refused(given):
+    c, v = convert.config(given), convert.vocabulary(given)
+    for change, words in (
+        (replace(c, decoder=replace(c.decoder, qk_norm=True)), "model.decoder.qk_norm=True"),
+        (replace(c, vision=replace(c.vision, pool="mean")), "model.vision.pool='mean'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert.given(change, v)
+
+
+def test_what_the_first_llamas_kept_is_left_out():
+    c, v = llama.config({"model_type": "llama"}), llama.vocabulary({"model_type": "llama"})
+    assert (v.bos, v.eos, v.pad, v.boi, v.size) == (1, 2, 0, -1, 32000)
+    rows = llama.rows(c, v)
+    shapes = {name: wanted(row) for row in rows for name in row.names}
+    shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (64,)
+    conversion.check(rows, shapes, llama.IGNORED)
+    with pytest.raises(UserError, match="1 unknown"):
+        conversion.check(rows, shapes)

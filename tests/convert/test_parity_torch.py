@@ -1,0 +1,107 @@
+"""Torch beside us: new weights and inputs each seed, gradients, and what `transformers` loads.
+
+Needs the `hf` extra: `make test-hf`. The default run checks golden files of the same models.
+"""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import make_golden  # noqa: E402
+
+from mmjax import conversion  # noqa: E402
+from mmjax.convert import hub  # noqa: E402
+
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("default")]
+NAMES = [*make_golden.NAMES]
+SEEDS = range(int(os.environ.get("MMJAX_PARITY_SEEDS", "2")))
+INPUTS = ("input_ids", "pixel_values", "attention_mask", "labels", "image_attention_mask")
+
+
+@pytest.fixture(scope="module", params=[(n, s) for n in NAMES for s in SEEDS], ids=str)
+def both(request, tmp_path_factory):
+    """(torch's model, its inputs and outputs, its directory, the workdir made of it)."""
+    name, seed = request.param
+    model = make_golden.drawn(name, seed + 10)
+    with torch.no_grad():
+        made = make_golden.RUNS.get(name.split("_")[0], make_golden.contrastive)(model, seed + 20)
+    home = tmp_path_factory.mktemp(f"{name}{seed}")
+    model.save_pretrained(home / "hub")
+    numbers = {k: v.numpy() for k, v in made.items()}
+    inputs = {k: v for k, v in numbers.items() if k in INPUTS}
+    wanted = {k: v for k, v in numbers.items() if k not in INPUTS and not k.startswith("more/")}
+    np.savez(home / "inputs.npz", **inputs)
+    np.savez(home / "outputs.npz", **wanted)
+    work = conversion.convert(home / "hub", home / "work", said=lambda _: None)
+    return model, made, home, work
+
+
+def test_outputs(both, capsys):
+    *_, home, work = both
+    assert conversion.verify(work, home) < 1e-4
+    assert "not compared" not in capsys.readouterr().out
+
+
+def test_losses_and_gradients(both):
+    """Losses to 5e-5; each weight's gradient to a thousandth of its own largest entry."""
+    model, made, home, work = both
+    given = {k: v for k, v in made.items() if k in INPUTS}
+    contrastive = "labels" not in given
+    model.zero_grad()
+    loss = model(**given, **({"return_loss": True} if contrastive else {})).loss
+    loss.backward()
+    held = conversion.hold(work)
+    kind = conversion.BY_FAMILY[held.experiment.family]
+    inputs = conversion.arrays(home / "inputs.npz")
+    flat = held.read(*held.like)
+
+    def objective(flat):
+        params = unflatten_dict(flat, sep="/")
+        return kind.outputs(held.model.parts, params, inputs, held.given)["loss"]
+
+    with jax.default_matmul_precision("highest"):
+        mine, grads = jax.value_and_grad(objective)(flat)
+    assert float(mine) == pytest.approx(float(loss.detach()), abs=5e-5)
+    # What has no gradient there (a tower's last layer, where features come from the one before)
+    # has one of zeros here.
+    named = dict(model.named_parameters())
+    theirs = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
+    known = hub.Hub(home, {}, dict.fromkeys(theirs, home), dict.fromkeys(theirs, ()), {
+        n: n for n in theirs
+    }).renamed(getattr(kind, "RENAMED", ()))  # fmt: skip
+    compared = 0
+    for row in kind.rows(held.experiment.model, held.vocabulary, held.given):
+        if any(n not in known.there for n in row.names):
+            continue  # of a codec, which has none there
+        some = [row.here(theirs[known.there[n]].numpy()) for n in row.names]
+        want = np.stack(some) if row.layers else some[0]
+        off = np.abs(np.asarray(grads[row.ours]) - want).max()
+        assert off <= 1e-3 * max(np.abs(want).max(), 1e-4), (row.ours, off, np.abs(want).max())
+        compared += 1
+    assert compared > 10
+    assert set(flatten_dict(grads)) == set(flatten_dict(flat))
+
+
+def test_transformers_loads_what_is_written(both):
+    """No key missing, none left over, and the same numbers come out."""
+    model, made, home, work = both
+    back = home / "back"
+    if not back.exists():
+        conversion.convert(work, back, said=lambda _: None)
+    config = json.loads((back / "config.json").read_text())
+    again, about = type(model).from_pretrained(back, output_loading_info=True)
+    assert not any(about.values()), about
+    assert config["model_type"] == model.config.model_type
+    again.config._attn_implementation = "eager"
+    given = {k: v for k, v in made.items() if k in INPUTS}
+    with torch.no_grad():
+        one, two = (m.eval()(**given) for m in (model, again))
+    name = "logits_per_image" if hasattr(one, "logits_per_image") else "logits"
+    assert torch.equal(getattr(one, name), getattr(two, name))
