@@ -272,6 +272,34 @@ class Trained:
             return self.call(clip.vectors, self.laid(documents))
         return self.call(decode.embedding, self.rows(documents))
 
+    def classify(
+        self, pictures: Sequence, names: Sequence[str], templates: Sequence[str] = ("{}",)
+    ) -> np.ndarray:
+        """[n, classes] f32: cosine between each picture and each class, told in words (CLIP, 3.1).
+
+        Args:
+            pictures: paths or bytes. names: of the classes.
+            templates: texts with "{}" for the name. A class is the mean of the vectors of all of
+                its texts, brought to unit length.
+
+        Raises:
+            UserError: for another family than clip, or a template without "{}".
+        """
+        if self.run.experiment.family != "clip":
+            raise UserError(
+                f"a {self.run.experiment.family} has no vectors to compare; load a clip"
+            )
+        if not templates or any("{}" not in t for t in templates):
+            raise UserError(f"templates={list(templates)!r} must hold {{}} for a name, each")
+        told = self.embed([[t.format(name)] for name in names for t in templates])
+        told = unit_rows(told.reshape(len(names), len(templates), -1).mean(1))
+        return self.embed([[p] for p in pictures]) @ told.T
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """[..., d] -> the same of unit length."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
 
 def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     """Loads a run's averaged weights (plain ones if it kept none) onto the devices of this machine.

@@ -191,6 +191,11 @@ def values(found: Sequence[Run], name: str) -> list[float]:
     return [one.summary[name]["value"] for one in found]
 
 
+def seconds(found: Sequence[Run]) -> list[float]:
+    """Median seconds of a step, a number a seed; other work on the machine is in it."""
+    return [float(np.median([row["step_s"] for row in one.metrics])) for one in found]
+
+
 def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str:
     """Markdown: a row an arm, a column an entry of the summaries."""
     names = [c for c in columns if all(c in r.summary for some in found.values() for r in some)]

@@ -83,13 +83,18 @@ def check_interval(depth: int, every: int) -> None:
 def vocabulary(given: Mapping) -> Vocabulary:
     """Their ids and those that were added; of two or more, the first stands around pictures."""
     given = whole(given)
-    more, around = given["additional_vocab_size"], -1
-    size = given["vocab_size"]
-    if more > 1:
-        around = size
-    v = llama.vocabulary(given)
+    more, size, v = given["additional_vocab_size"], given["vocab_size"], llama.vocabulary(given)
+    around = size if more > 1 else -1
     return Vocabulary(
-        size + more, pad=v.pad, bos=v.bos, eos=v.eos, boi=around, eoi=around, sep=-1, eoss=-1
+        size + more,
+        pad=v.pad,
+        bos=v.bos,
+        eos=v.eos,
+        boi=around,
+        eoi=around,
+        sep=-1,
+        eoss=-1,
+        masks=(size + more - 1,) if more else (),  # a picture's place: never written as a word
     )
 
 

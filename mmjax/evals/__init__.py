@@ -44,7 +44,7 @@ EVALS = {
     "language": _READS,
     "llava": _READS,
     "flamingo": _READS,
-    "clip": {"retrieval": retrieval.evaluate},
+    "clip": {"retrieval": retrieval.evaluate, "answers": answers.evaluate},
 }
 
 

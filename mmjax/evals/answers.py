@@ -1,8 +1,11 @@
 """Are questions about held-out pictures answered? For models tuned on questions."""
 
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from mmjax.batch import Document, Image, Text
 from mmjax.data import tokenizer as bpe
@@ -27,7 +30,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
     `answers_<kind>`, `answers`: share answered rightly on the first held-out split. `_majority`: by
     the kind's most frequent answer in training. `_blind`: asked about another picture. Questions
-    without a kind are of one; those too long for a row are passed over.
+    without a kind are of one; those too long for a row are passed over. A clip, which writes
+    nothing, chooses among the answers its kind of question had in training.
     """
     e = trained.run.experiment
     if e.data.sources[heldout.source(trained)].template != "sep":
@@ -39,11 +43,13 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         return {}
     records = [records[n] for n in asked_of]
     asked = [some[i % len(some)] for i, some in enumerate(asked_of.values())]
-    usual = majority(heldout.draw(trained, "train", TRAIN, seed))
+    counts = counted(heldout.draw(trained, "train", TRAIN, seed))
+    usual = {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
+    answer = answers if e.family != "clip" else partial(chosen, counts=counts)
     shifted = records[1:] + records[:1]
     given = {
-        "": answers(trained, records, asked, seed),
-        "_blind": answers(trained, shifted, asked, seed),
+        "": answer(trained, records, asked, seed),
+        "_blind": answer(trained, shifted, asked, seed),
         "_majority": [usual.get(q.kind, "") for q in asked],
     }
     values: dict[str, Value] = {}
@@ -80,10 +86,26 @@ def answers(trained: Trained, records, asked, seed: int) -> list[str]:
     return trained.write(prompts, seed, temperature=0.0)
 
 
-def majority(records) -> dict[str, str]:
-    """Kind of question -> its most frequent answer."""
+def chosen(trained: Trained, records, asked, seed: int, counts) -> list[str]:
+    """Of the answers known to each kind of question, the one whose text, behind the question, is
+    nearest to the picture.
+    """
+    del seed
+    pictures = trained.embed([[Image(r.image)] for r in records])
+    lines = sorted({(q.kind, q.question) for q in asked})
+    texts = [(line, answer) for line in lines for answer in sorted(counts[line[0]])]
+    words = trained.embed([[Text(question), Text(a)] for (_, question), a in texts])
+    found = []
+    for picture, q in zip(pictures, asked, strict=True):
+        mine = [n for n, (line, _) in enumerate(texts) if line == (q.kind, q.question)]
+        found.append(texts[mine[int(np.argmax(words[mine] @ picture))]][1] if mine else "")
+    return found
+
+
+def counted(records) -> dict[str, Counter]:
+    """Kind of question -> how often it has which answer."""
     counts: dict[str, Counter] = defaultdict(Counter)
     for record in records:
         for question in told(record):
             counts[question.kind][question.answer] += 1
-    return {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
+    return counts

@@ -72,6 +72,7 @@ def test_words_that_follow_are_torchs(tmp_path):
 def test_ids_that_were_added_stand_last(given):
     v = convert.vocabulary(given)
     assert (v.size, v.bos, v.eos, v.pad, v.boi, v.eoi, v.sep) == (42, 1, 2, 0, 40, 40, -1)
+    assert 40 in v.sentinels and 41 in v.sentinels and 39 not in v.sentinels
     assert (convert.config(given).added, convert.config(given).place) == (2, 41)
     plain = config_of("idefics_plain")
     v, c = convert.vocabulary(plain), convert.config(plain)

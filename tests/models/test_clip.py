@@ -132,6 +132,14 @@ def test_it_learns_on_eight_devices_and_embeds(home, name):
     middle = shown + told
     np.testing.assert_allclose(both, middle / np.linalg.norm(middle), atol=1e-5)
     assert np.abs(shown - told).max() > 1e-2
+    names, two = ["red circle", "blue square"], ["a {}", "one {}, small"]
+    found = model.classify([picture, picture], names, two)
+    words = model.embed([[t.format(n)] for n in names for t in two]).reshape(2, 2, -1).sum(1)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, np.stack([words @ shown] * 2), atol=1e-5)
+    assert np.abs(model.classify([picture], names)[0] - found[0]).max() > 1e-4
+    with pytest.raises(UserError, match=r"must hold \{\} for a name"):
+        model.classify([picture], names, ["a picture"])
     with pytest.raises(UserError, match="a clip neither reads, writes nor draws"):
         model.generate([["a red circle", mmjax.IMAGE]])
     values = evaluate(str(home / name))
