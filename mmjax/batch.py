@@ -207,6 +207,20 @@ def slot_columns(image, slots: int):
     return jnp.argmax(hit, axis=-1), hit.any(-1)
 
 
+def last_image(batch: Batch):
+    """[b, l] int32: slot of the last picture of its document at or before a position; 0 is none.
+
+    What words look at in Flamingo (section 3.1.3).
+    """
+    index = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1])[None], batch.tokens.shape)
+    picture = jax.lax.cummax(jnp.where(batch.image > 0, index, -1), axis=1)
+    changes = batch.segment[:, 1:] != batch.segment[:, :-1]
+    starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
+    begin = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    slot = jnp.take_along_axis(jnp.asarray(batch.image), jnp.maximum(picture, 0), axis=1)
+    return jnp.where((picture >= begin) & (batch.segment > 0), slot, 0)
+
+
 def slot_weight(batch: Batch):
     """[b, i] float32: loss weight of each slot's picture (that of its first patch); 0 if empty."""
     first, used = slot_columns(batch.image, batch.pixels.shape[1])

@@ -22,7 +22,7 @@ from rich.progress import track
 from mmjax import checkpoint, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import around, chameleon, clip, hub, llama, llava
+from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
@@ -38,6 +38,7 @@ KINDS: dict[str, Any] = {
     "chameleon": chameleon,
     "llama": llama,
     "llava": llava,
+    "idefics": idefics,
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with

@@ -113,8 +113,8 @@ def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
 
 def _with_slices(key: str, found, fresh, new: tuple[int, ...]):
     """A weight of another run with slices of new ids, if it has one an id, from the fresh one."""
-    if not new or key not in VOCABULARY_AXIS or fresh is None:
-        return found
+    if not new or key not in VOCABULARY_AXIS or fresh is None or found.shape == fresh.shape:
+        return found  # also where new ids have weights apart, as Flamingo's
     axis, places = VOCABULARY_AXIS[key], np.array(new) - np.arange(len(new))
     return np.insert(np.asarray(found), places, np.take(np.asarray(fresh), new, axis), axis)
 

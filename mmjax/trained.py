@@ -20,7 +20,7 @@ from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span,
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
 
-WRITERS = ("language", "llava")  # what they read may be pictures; they draw none
+WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; they draw none
 # Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
 # write from left to right have the names of Choice too.
 OPTIONS = {
@@ -30,7 +30,7 @@ OPTIONS = {
     ),
     "oneflow": ("steps", "text_guidance"),
     "dial": ("steps", "text_guidance", "temperature", "image_temperature"),
-    "language": (), "llava": (),
+    "language": (), "llava": (), "flamingo": (),
 }  # fmt: skip
 
 

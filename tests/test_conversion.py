@@ -53,7 +53,13 @@ def theirs(name: str, place: Path, shards: int = 1) -> Path:
 
 
 ALL = ["clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip"]
-WRITES = {"chameleon": ("logits_raw", "vq_indices"), "llava": ("image_features",), "llama": ()}
+ALL += ["idefics", "idefics_plain"]
+WRITES = {
+    "chameleon": ("logits_raw", "vq_indices"),
+    "llava": ("image_features",),
+    "llama": (),
+    "idefics": ("image_features",),
+}
 
 
 @pytest.fixture(scope="module", params=ALL)

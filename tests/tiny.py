@@ -126,3 +126,17 @@ def tiny_llava_config(data: Path | str = "unused", **changes):
     c.data.sources.openmoji.template = "sep"
     c.data.patch, c.data.length, c.data.shared_position = 4, 96, False
     return changed(c, changes)
+
+
+def tiny_flamingo_config(data: Path | str = "unused", **changes):
+    """flamingo_scenes.py shrunk: pictures of 8 pixels at one position, answers to questions."""
+    c = tiny_config(data)
+    big = config.load(str(ROOT / "experiments" / "flamingo_scenes.py"))
+    decoder = c.model.decoder.to_dict()
+    eyes = tiny_clip_config().model.vision.to_dict()
+    c.family, c.model = "flamingo", big.model.to_dict() | {"decoder": decoder, "vision": eyes}
+    c.model.resampler.update(latents=3, depth=1, heads=2, head_dim=8, mlp=48)
+    c.model.cross.update(heads=2, head_dim=8, mlp=40)
+    c.data.sources.openmoji.template = "sep"
+    c.data.patch, c.data.length, c.data.shared_position = 8, 96, False
+    return changed(c, changes)

@@ -43,6 +43,7 @@ EVALS = {
     "codec": {"reconstruction": reconstruction.evaluate, "frechet": frechet.reconstructed},
     "language": _READS,
     "llava": _READS,
+    "flamingo": _READS,
     "clip": {"retrieval": retrieval.evaluate, "answers": answers.evaluate},
 }
 

@@ -1,8 +1,9 @@
-"""SwiGLU and the small two-layer network."""
+"""SwiGLU, and networks of two layers."""
 
 import flax.linen as nn
 import jax
 
+from mmjax.layers.encoder import ACTIVATIONS
 from mmjax.layers.linear import linear
 from mmjax.layers.tower import Route, through, weights
 from mmjax.layers.weight import Layer
@@ -28,6 +29,21 @@ class SwiGLU(Layer):
             return product(jax.nn.silu(product(x, gate)) * product(x, up), down)
 
         return through(self.rules, path, network, x, (gate, up, down))
+
+
+class Unbiased(Layer):
+    """Linear, activation, linear, without biases (Flamingo); `activation` of ACTIVATIONS."""
+
+    mlp: int
+    activation: str = "gelu"
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., d] -> [..., d]."""
+        d = x.shape[-1]
+        up = self.weight("up", (d, self.mlp), ("embed", "mlp"))
+        down = self.weight("down", (self.mlp, d), ("mlp", "embed"))
+        return linear(ACTIVATIONS[self.activation](linear(x, up)), down)
 
 
 class TwoLayer(Layer):

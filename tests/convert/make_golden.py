@@ -90,6 +90,92 @@ def llava_siglip():
     return llava("siglip", vision_feature_layer=[1, -1], vision_feature_select_strategy="full")
 
 
+class Idefics(transformers.IdeficsForVisionText2Text):
+    """Theirs knows the size of its vocabulary without the ids that were added, and takes no loss
+    over both.
+    """
+
+    @property
+    def loss_function(self):
+        """Their loss over all ids."""
+        return lambda logits, labels, **_: torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+
+
+def idefics(**changes):
+    """An IDEFICS: pictures of 8 pixels; a block before every second of four layers; all options."""
+    sizes = {k: v for k, v in VISION.items() if k != "hidden_size"}
+    values = dict(
+        vocab_size=40, additional_vocab_size=2, hidden_size=16, intermediate_size=20,
+        num_hidden_layers=4, num_attention_heads=4, rms_norm_eps=1e-5, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        cross_layer_interval=2, qk_layer_norms=True, alpha_type="vector", use_resampler=True,
+        freeze_text_layers=False, freeze_vision_layers=False, freeze_lm_head=False,
+        vision_config=sizes | {"embed_dim": 12, "image_size": 8, "hidden_act": "gelu"},
+        perceiver_config={
+            "use_resampler": True, "resampler_n_latents": 3, "resampler_depth": 2,
+            "resampler_n_heads": 2, "resampler_head_dim": 8, "qk_layer_norms_perceiver": True,
+        },
+    )  # fmt: skip
+    return Idefics(transformers.IdeficsConfig(**values | changes))
+
+
+def idefics_plain():
+    """One without a resampler, a block before each layer, a number as gate, no ids added."""
+    return idefics(
+        num_hidden_layers=2, cross_layer_interval=1, qk_layer_norms=False, alpha_type="float",
+        use_resampler=False, additional_vocab_size=0,
+    )  # fmt: skip
+
+
+def looking(model, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of an IDEFICS: two pictures, one behind words, none; words that follow.
+
+    Positions look at the last picture before them, but for two: one looks at both, one ahead.
+    """
+    c, rng = model.config, torch.Generator().manual_seed(seed)
+    place = c.vocab_size + c.additional_vocab_size - 1 if c.additional_vocab_size else 0
+    ids = torch.randint(3, 39, (3, 14), generator=rng)
+    ids[:, 0], ids[0, 1], ids[0, 6], ids[1, 5] = 1, place, place, place
+    held = torch.ones_like(ids)
+    ids[1, 11:], held[1, 11:], ids[2, 8:], held[2, 8:] = 0, 0, 0, 0
+    count = ((ids == place) & (held > 0)).cumsum(1)
+    looks = (count[:, :, None] == torch.arange(1, 3)).long()
+    pixels = torch.randint(0, 256, (3, 2, 3, 8, 8), generator=rng)
+    pixels[1, 1:], pixels[2] = 0, 0  # padding
+    signal = (pixels / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    labels = torch.where((ids == place) | (held == 0), -100, ids)
+    given = {
+        "input_ids": ids, "attention_mask": held, "pixel_values": signal, "labels": labels,
+        "image_attention_mask": looks.clone(),
+    }  # fmt: skip
+    given["image_attention_mask"][0, 9] = 1
+    given["image_attention_mask"][0, 2] = torch.tensor([0, 1])
+    seen = []
+    tower = model.model.vision_model
+    hooks = [tower.pre_layrnorm, *tower.encoder.layers]
+    hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y)) for m in hooks]
+    out = model(**given, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    made = {f"hidden_{n}": x for n, x in enumerate(out.hidden_states)}
+    made |= {f"vision_hidden_{n}": x for n, x in enumerate(seen)}
+    made |= {"loss": out.loss, "logits": out.logits, "image_features": out.image_hidden_states}
+    more = []
+    for row in range(3):
+        one, at = ids[row : row + 1, : int(held[row].sum())], looks[row : row + 1]
+        at = at[:, : one.shape[1]]
+        for _ in range(6):
+            some = {"pixel_values": signal[row : row + 1], "image_attention_mask": at}
+            logits = model(input_ids=one, **some).logits[:, -1]
+            one = torch.cat([one, logits[:, 3:39].argmax(-1, keepdim=True) + 3], 1)
+            at = torch.cat([at, at[:, -1:]], 1)
+        more.append(one[0, -6:])
+    return given | made | {"more/greedy": torch.stack(more), "more/pixels": pixels}
+
+
 def talking(model, seed: int) -> dict[str, np.ndarray]:
     """Inputs and outputs of a LLaVA: two pictures, one, none; padding behind; words that follow.
 
@@ -181,7 +267,8 @@ def positions() -> None:
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
-RUNS = {"chameleon": writing, "llama": talking, "llava": talking}
+NAMES += ("idefics", "idefics_plain")
+RUNS = {"chameleon": writing, "llama": talking, "llava": talking, "idefics": looking}
 
 
 def drawn(name: str, seed: int):
@@ -205,7 +292,7 @@ def main() -> None:
         model = drawn(name, 0)
         with torch.no_grad():
             made = RUNS.get(name.split("_")[0], contrastive)(model, 1)
-        inputs = ("input_ids", "pixel_values", "attention_mask", "labels")
+        inputs = ("input_ids", "pixel_values", "attention_mask", "labels", "image_attention_mask")
         more = {k: v for k, v in made.items() if k.startswith("more/")}
         made = {k: v for k, v in made.items() if k not in more}
         arrays = more | {f"{'in' if k in inputs else 'out'}/{k}": v for k, v in made.items()}

@@ -1,0 +1,62 @@
+"""A Flamingo of about a million decoder parameters on questions about scenes of 16 x 16 pixels.
+
+With the data and the decoder of small_language.py, and eyes of the shape of small_clip.py. There is
+no language model to begin with: all parts train from scratch. As in the papers it is with
+
+    --config.start.vision=out/small_clip --config.start.language=out/small_language
+    --config.model.train="('resampler', 'cross', 'added')"
+
+Run:  mmjax data build --src=scenes --dst=out/data/scenes16 --size=16 --level=3 --most=2
+        --count=40000
+      mmjax train --config=experiments/flamingo_scenes.py --workdir=out/flamingo_scenes
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmjax.config import load
+
+HERE = Path(__file__).parent
+
+
+def get_config() -> ConfigDict:
+    """The language model's fields, what sees, and what lies between."""
+    c = load(str(HERE / "small_language.py"))
+    clip = load(str(HERE / "small_clip.py"))
+    c.data.resize = clip.data.resize
+    c.data.patch = c.data.image
+    c.family = "flamingo"
+    d, vision = c.model.decoder, clip.model.vision.to_dict()
+    c.model = c.model.to_dict() | dict(
+        vision=vision,
+        resampler=dict(
+            latents=8,
+            depth=2,
+            heads=4,
+            head_dim=32,
+            mlp=4 * vision["encoder"]["width"],
+            activation="gelu",
+            qk_norm=False,
+            eps=1e-5,
+        ),
+        cross=dict(
+            every=2,
+            before="first",
+            heads=4,
+            head_dim=32,
+            mlp=d.mlp,
+            norm="rms",
+            eps=1e-5,
+            kind="swiglu",
+            gate="scalar",
+            qk_norm=False,
+        ),
+        select="all",
+        added=0,
+        place=-1,
+        mean=clip.model.mean,
+        std=clip.model.std,
+        train=("vision", "resampler", "cross", "added", "embed", "decoder", "head"),
+    )
+    return c
