@@ -212,7 +212,7 @@ def test_damaged_files_are_named(tmp_path, capsys):
     last.write_bytes(whole)
     assert verb(words) == 2
     assert (
-        "model_type='bert' is unknown; have: clip, siglip, chameleon, llama, llava"
+        "model_type='bert' is unknown; have: clip, siglip, chameleon, llama, llava, idefics"
         in capsys.readouterr().err
     )
     (source / "config.json").write_text("{")

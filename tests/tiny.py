@@ -129,9 +129,9 @@ def tiny_llava_config(data: Path | str = "unused", **changes):
 
 
 def tiny_flamingo_config(data: Path | str = "unused", **changes):
-    """flamingo_scenes.py shrunk: pictures of 8 pixels at one position, answers to questions."""
+    """small_flamingo.py shrunk: pictures of 8 pixels at one position, answers to questions."""
     c = tiny_config(data)
-    big = config.load(str(ROOT / "experiments" / "flamingo_scenes.py"))
+    big = config.load(str(ROOT / "experiments" / "small_flamingo.py"))
     decoder = c.model.decoder.to_dict()
     eyes = tiny_clip_config().model.vision.to_dict()
     c.family, c.model = "flamingo", big.model.to_dict() | {"decoder": decoder, "vision": eyes}

@@ -52,7 +52,7 @@ STEPS = {"pictures": (1, 2, 5, 10, 25), "text": (1, 2, 4, 8, 16)}
 SPLIT, COUNT, SEED = "test", 200, 0
 QUALITY = {
     "pictures": {"all": "drawings right", "frechet": "Fréchet distance"},
-    "text": {"all": "captions right", "objects": "objects right"},
+    "text": {"all": "captions right"},
 }
 
 

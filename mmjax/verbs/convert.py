@@ -4,11 +4,11 @@
     mmjax convert --src=out/imported --dst=DIR          a workdir -> a directory of theirs
     mmjax convert --src=out/imported --verify=CHECK     no conversion: compare
 
-Which way follows from DIR/config.json. Known are CLIP, SigLIP, Llama, LLaVA and Chameleon. After a
-kill the same command goes on. --verify runs the model on CHECK/inputs.npz (names as in
-`transformers`: input_ids, attention_mask, pixel_values, labels) and prints, for every array of
-CHECK/outputs.npz it can make, the largest absolute difference; above --tolerance the exit code
-is 1.
+Which way follows from DIR/config.json. Known are CLIP, SigLIP, Llama, LLaVA, IDEFICS and
+Chameleon. After a kill the same command goes on. --verify runs the model on CHECK/inputs.npz (names
+as in `transformers`: input_ids, attention_mask, pixel_values, image_attention_mask, labels) and
+prints, for every array of CHECK/outputs.npz it can make, the largest absolute difference; above
+--tolerance the exit code is 1.
 """
 
 import sys

@@ -8,7 +8,7 @@ no language model to begin with: all parts train from scratch. As in the papers 
 
 Run:  mmjax data build --src=scenes --dst=out/data/scenes16 --size=16 --level=3 --most=2
         --count=40000
-      mmjax train --config=experiments/flamingo_scenes.py --workdir=out/flamingo_scenes
+      mmjax train --config=experiments/small_flamingo.py --workdir=out/small_flamingo
 """
 
 from pathlib import Path
