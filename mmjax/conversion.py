@@ -1,4 +1,4 @@
-"""Weights of Hugging Face's in and out: their directory -> a workdir, a workdir -> theirs.
+"""Weights of others in and out: a directory of theirs -> a workdir, a workdir -> Hugging Face's.
 
 On the way in every weight is written to a file of its own first, beside the destination, so that a
 command that was stopped goes on where it was; the destination appears whole or not at all.
@@ -22,7 +22,7 @@ from rich.progress import track
 from mmjax import checkpoint, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava
+from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, original
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
@@ -42,7 +42,6 @@ KINDS: dict[str, Any] = {
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
-THEIRS = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
 Report = Callable[[str], None]
 
 
@@ -106,20 +105,32 @@ def convert(
             wants; a destination that is there; a full disk.
     """
     src, dst = Path(src), Path(dst)
-    given = hub.read_json(src / CONFIG)
-    if "model_type" in given:
-        bring_in(hub.read(src), dst, overwrite, said)
-    elif "family" in given:
-        take_out(src, dst, overwrite, said)
+    if is_theirs(src):
+        source = original.read(src) if original.there(src) else hub.read(src)
+        bring_in(source, dst, overwrite, said)
     else:
+        take_out(src, dst, overwrite, said)
+    return dst
+
+
+def is_theirs(src: Path) -> bool:
+    """Whether a directory's weights are to be brought in, not taken out.
+
+    Raises:
+        UserError: if it is neither theirs nor a workdir.
+    """
+    if original.there(src):
+        return True
+    given = hub.read_json(src / CONFIG)
+    if "model_type" not in given and "family" not in given:
         raise UserError(
             f"{src / CONFIG} names neither a model_type, as Hugging Face's do, nor a family, as "
             f"that of `mmjax train` does"
         )
-    return dst
+    return "model_type" in given
 
 
-def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
+def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, said: Report) -> None:
     """Their directory -> a workdir with one checkpoint, 0."""
     kind = KINDS.get(source.config["model_type"])
     if kind is None:
@@ -130,9 +141,11 @@ def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
     source = source.renamed(getattr(kind, "RENAMED", ()))
     c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
     rows = kind.rows(c, vocabulary, source.config)
+    rows += kind.more(c, source.shapes) if hasattr(kind, "more") else []
     check(rows, source.shapes, kind.IGNORED)
     with making(dst, overwrite) as place:
-        files, extra = stage(source, rows, place / "leaves"), kind.extra(c)
+        files = stage(source, rows, place / "leaves")
+        extra = {n: x for n, x in kind.extra(c).items() if n not in files}
         shapes = {n: np.load(file, mmap_mode="r").shape for n, file in files.items()}
         shapes |= {n: x.shape for n, x in extra.items()}
         fits(kind.FAMILY, c, vocabulary, shapes)
@@ -147,9 +160,8 @@ def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(source.config, indent=1))
         (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
-        for name in THEIRS:
-            if (source.path / name).is_file():
-                shutil.copyfile(source.path / name, place / name)
+        for name, content in source.beside.items():
+            (place / name).write_bytes(content)
         shutil.rmtree(place / "leaves")
     count = sum(math.prod(shape) for shape in shapes.values())
     said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
@@ -157,7 +169,7 @@ def bring_in(source: hub.Hub, dst: Path, overwrite: bool, said: Report) -> None:
         said(f"{source.path} has no {TOKENIZER}: what reads or writes text needs one in {dst}")
 
 
-def stage(source: hub.Hub, rows, place: Path) -> dict[str, Path]:
+def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
     """Every weight of ours as a file; those of the same source that are there already stay."""
     mark = place / "source.json"
     if not mark.is_file() or json.loads(mark.read_text()) != source.fingerprint:
@@ -220,7 +232,7 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         for old in place.iterdir():  # what a stopped command left is written anew
             old.unlink()
         hub.write(place, given, to_theirs(rows, lambda path: np.asarray(held.read(path)[path])))
-        for name in THEIRS:
+        for name in hub.BESIDE:
             if (src / name).is_file():
                 shutil.copyfile(src / name, place / name)
     said(f"{dst}: a {given['model_type']} for `transformers`, ready")

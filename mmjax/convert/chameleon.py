@@ -1,8 +1,9 @@
 """Chameleon of Hugging Face's `transformers`: `ChameleonForConditionalGeneration`.
 
 Theirs has the encoder of the image tokenizer and no decoder: what is imported reads pictures and
-writes codes, and draws once the codec's decoder comes from elsewhere. Image ids may stand for codes
-in any order there; here codes stand in the order of the ids, so the codebook is sorted.
+writes codes; what comes from the release of Facebook's (see `original`) draws too. Image ids may
+stand for codes in any order there; here codes stand in the order of the ids, so the codebook is
+sorted.
 """
 
 from collections.abc import Mapping
@@ -215,6 +216,13 @@ def attention(ours: str, theirs: str, width: int) -> list[Row]:
     return rows
 
 
+def middle(ours: str, theirs: str, width: int) -> list[Row]:
+    """What lies between the levels of an encoder or decoder."""
+    rows = residual(f"{ours}/middle_0", f"{theirs}.mid.block_1", width, width)
+    rows += attention(f"{ours}/middle_attend", f"{theirs}.mid.attn_1", width)
+    return rows + residual(f"{ours}/middle_1", f"{theirs}.mid.block_2", width, width)
+
+
 def codec_rows(c: CodecConfig, ours: str, theirs: str, order: tuple[int, ...] | None) -> list[Row]:
     """The codec's encoder, its codebook, and what stands before its decoder."""
     at, there = f"{ours}/encoder", f"{theirs}.encoder"
@@ -231,9 +239,7 @@ def codec_rows(c: CodecConfig, ours: str, theirs: str, order: tuple[int, ...] | 
         if level < len(c.multipliers) - 1:
             rows += conv(f"{at}/down{level}", f"{down}.downsample.conv", 3, width, width)
             side //= 2
-    rows += residual(f"{at}/middle_0", f"{there}.mid.block_1", width, width)
-    rows += attention(f"{at}/middle_attend", f"{there}.mid.attn_1", width)
-    rows += residual(f"{at}/middle_1", f"{there}.mid.block_2", width, width)
+    rows += middle(at, there, width)
     rows += norm(f"{at}/out_norm", f"{there}.norm_out", width)
     rows += conv(f"{at}/out", f"{there}.conv_out", 3, width, c.latent)
     q = c.quantiser
@@ -242,6 +248,29 @@ def codec_rows(c: CodecConfig, ours: str, theirs: str, order: tuple[int, ...] | 
     shape, was = (1, q.codes, q.width), (q.codes, q.width)
     name = f"{theirs}.quantize.embedding.weight"
     return [*rows, Row(f"{ours}/book/codes", name, shape, was=was, order=order)]
+
+
+def more(c: Config, shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
+    """Weights that a source may have beside: the codec's decoder, in the release of Facebook's."""
+    theirs = "model.vqmodel.decoder"
+    if f"{theirs}.conv_in.weight" not in shapes:
+        return []
+    codec, at = c.codec, "codec/decoder"
+    width, side = codec.channels * codec.multipliers[-1], codec.side
+    rows = conv(f"{at}/in", f"{theirs}.conv_in", 3, codec.latent, width)
+    rows += middle(at, theirs, width)
+    for level in reversed(range(len(codec.multipliers))):
+        up, out = f"{theirs}.up.{level}", codec.channels * codec.multipliers[level]
+        for block in range(codec.blocks + 1):
+            rows += residual(f"{at}/level{level}_{block}", f"{up}.block.{block}", width, out)
+            width = out
+            if side in codec.attend:
+                rows += attention(f"{at}/attend{level}_{block}", f"{up}.attn.{block}", width)
+        if level:
+            rows += conv(f"{at}/up{level}", f"{up}.upsample.conv", 3, width, width)
+            side *= 2
+    rows += norm(f"{at}/out_norm", f"{theirs}.norm_out", width)
+    return rows + conv("codec/last", f"{theirs}.conv_out", 3, width, 3)
 
 
 def rows(c: Config, v: Vocabulary, source: Mapping | None = None) -> list[Row]:

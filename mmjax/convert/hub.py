@@ -10,9 +10,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 
 CONFIG = "config.json"
+BESIDE = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = 2**30  # bytes of a file at most, unless one tensor is larger
 
@@ -57,6 +59,12 @@ class Hub(NamedTuple):
             shapes={told: self.shapes[name] for told, name in new.items()},
             there={told: self.there.get(name, name) for told, name in new.items()},
         )
+
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """Further files that belong to the model, name -> content."""
+        found = (self.path / name for name in BESIDE)
+        return {file.name: file.read_bytes() for file in found if file.is_file()}
 
     @property
     def fingerprint(self) -> dict:

@@ -1,14 +1,15 @@
-"""Brings weights of Hugging Face's in, or takes a trained model's out to `transformers`.
+"""Brings weights of Hugging Face's or Facebook's in, or takes a model's out to `transformers`.
 
     mmjax convert --src=DIR --dst=out/imported          a directory of theirs -> a workdir
     mmjax convert --src=out/imported --dst=DIR          a workdir -> a directory of theirs
     mmjax convert --src=out/imported --verify=CHECK     no conversion: compare
 
 Which way follows from DIR/config.json. Known are CLIP, SigLIP, Llama, LLaVA, IDEFICS and
-Chameleon. After a kill the same command goes on. --verify runs the model on CHECK/inputs.npz (names
-as in `transformers`: input_ids, attention_mask, pixel_values, image_attention_mask, labels) and
-prints, for every array of CHECK/outputs.npz it can make, the largest absolute difference; above
---tolerance the exit code is 1.
+Chameleon; of the last also the release of Facebook's, whose DIR has `models` and `tokenizer`. After
+a kill the same command goes on. --verify runs the model on CHECK/inputs.npz (names as in
+`transformers`: input_ids, attention_mask, pixel_values, image_attention_mask, labels) and prints,
+for every array of CHECK/outputs.npz it can make, the largest absolute difference; above --tolerance
+the exit code is 1.
 """
 
 import sys
@@ -33,7 +34,7 @@ def main(rest: list[str]) -> int:
 
     ours = Path(SRC.value)
     if DST.value is not None:
-        theirs = "model_type" in conversion.hub.read_json(ours / conversion.CONFIG)
+        theirs = conversion.is_theirs(ours)
         made = conversion.convert(ours, DST.value, OVERWRITE.value)
         ours = made if theirs else ours
     if VERIFY.value is None:

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import make_golden  # noqa: E402
+import make_original  # noqa: E402
 
 from mmjax import conversion  # noqa: E402
 from mmjax.convert import hub  # noqa: E402
@@ -105,3 +106,23 @@ def test_transformers_loads_what_is_written(both):
         one, two = (m.eval()(**given) for m in (model, again))
     name = "logits_per_image" if hasattr(one, "logits_per_image") else "logits"
     assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.parametrize(("swin", "shards"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_facebooks_release(swin, shards, seed, tmp_path, capsys):
+    """In one file and in shards; out again to Hugging Face's, which loads it."""
+    model, decoder = make_original.drawn(swin, shards, seed + 10)
+    make_original.write(tmp_path / "facebook", model, decoder, shards)
+    made = make_original.made(model, decoder, seed + 20)
+    wanted = {k: v for k, v in made.items() if k not in (*INPUTS, "pixels", "codes")}
+    np.savez(tmp_path / "inputs.npz", **{k: v for k, v in made.items() if k in INPUTS})
+    np.savez(tmp_path / "outputs.npz", **wanted)
+    work = conversion.convert(tmp_path / "facebook", tmp_path / "work", said=lambda _: None)
+    assert conversion.verify(work, tmp_path) < 1e-4
+    assert "not compared" not in capsys.readouterr().out
+    conversion.convert(work, tmp_path / "hub", said=lambda _: None)
+    back, report = type(model).from_pretrained(tmp_path / "hub", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for name, x in model.state_dict().items():
+        np.testing.assert_array_equal(back.state_dict()[name], x, err_msg=name)
