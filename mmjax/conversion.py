@@ -142,7 +142,8 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
     rows = kind.rows(c, vocabulary, source.config)
     rows += kind.more(c, source.shapes) if hasattr(kind, "more") else []
-    check(rows, source.shapes, kind.IGNORED)
+    rows, ignored = apart(rows, source.config)
+    check(rows, source.shapes, (*kind.IGNORED, *ignored))
     with making(dst, overwrite) as place:
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
@@ -158,7 +159,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         checkpoint.write(place.resolve() / "checkpoints", 0, named, meta)
         e = around.experiment(kind.FAMILY, c, families(), **kind.place(c))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
-        (place / GIVEN).write_text(json.dumps(source.config, indent=1))
+        (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
         (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
         for name, content in source.beside.items():
             (place / name).write_bytes(content)
@@ -167,6 +168,27 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
     if not (dst / TOKENIZER).is_file():
         said(f"{source.path} has no {TOKENIZER}: what reads or writes text needs one in {dst}")
+
+
+def untied(given: Mapping) -> dict:
+    """Their config.json, embeddings and outputs being weights of their own."""
+    found = dict(given)
+    if found.get("tie_word_embeddings"):
+        found["tie_word_embeddings"] = False
+    if found.get("text_config"):
+        found["text_config"] = untied(found["text_config"])
+    return found
+
+
+def apart(rows: list, given: Mapping) -> tuple[list, tuple[str, ...]]:
+    """(rows, names to ignore): of tied outputs and embeddings both are read from the latter."""
+    names = {row.ours: row.theirs for row in rows}
+    both = given, given.get("text_config") or {}
+    if "head/w" not in names or not any(c.get("tie_word_embeddings") for c in both):
+        return rows, ()
+    table = names["embed/table"]
+    rows = [r._replace(theirs=table) if r.ours == "head/w" else r for r in rows]
+    return rows, (names["head/w"],)
 
 
 def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:

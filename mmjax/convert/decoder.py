@@ -12,6 +12,15 @@ from mmjax.layers.position import rope_angles
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models.decoder import Block, DecoderConfig
 
+# rope_type -> the fields that say how its frequencies are scaled; see `layers.position.scaled`.
+ROPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
+
 
 def one_device() -> Rules:
     """All of a model on the first device."""
@@ -30,15 +39,16 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     heads, width = given["num_attention_heads"], given["hidden_size"]
     for wrong, what in (
-        (kind != "default", f"rope_type={kind!r}"),
+        (kind not in ROPE, f"rope_type={kind!r}"),
         (given.get("hidden_act", "silu") != "silu", f"hidden_act={given.get('hidden_act')!r}"),
         (given.get("attention_bias"), "attention_bias=True"),
         (given.get("mlp_bias"), "mlp_bias=True"),
         (given.get("head_dim") not in (None, width // heads), f"head_dim={given.get('head_dim')}"),
-        (given.get("tie_word_embeddings"), "tie_word_embeddings=True"),
     ):
         if wrong:
             raise UserError(f"config.json has {what}, which the decoder here does not have")
+    if absent := [name for name in ROPE[kind] if name not in rope]:
+        raise UserError(f"config.json: rope_type={kind!r} lacks {', '.join(absent)}")
     whole = {
         "width": width,
         "depth": given["num_hidden_layers"],
@@ -57,6 +67,7 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
         "untied_layers": (),
         "grouped": False,
         "eps": given.get("rms_norm_eps", eps),
+        "rope_scaling": tuple(float(rope[name]) for name in ROPE[kind]),
     }
     return DecoderConfig(**whole | changes)
 
@@ -69,6 +80,10 @@ def given_decoder(c: DecoderConfig) -> dict:
     """
     if c.towers > 1:
         raise UserError(f"model.decoder.untie={c.untie}: they have no model with weights so untied")
+    kind = {len(fields): name for name, fields in ROPE.items()}[len(c.rope_scaling)]
+    scaling = dict(zip(ROPE[kind], c.rope_scaling, strict=True))
+    if kind == "llama3":
+        scaling["original_max_position_embeddings"] = int(c.rope_scaling[3])
     return {
         "hidden_size": c.width,
         "num_hidden_layers": c.depth,
@@ -77,7 +92,7 @@ def given_decoder(c: DecoderConfig) -> dict:
         "intermediate_size": c.mlp,
         "rms_norm_eps": c.eps,
         "rope_theta": c.theta,
-        "rope_parameters": {"rope_theta": c.theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": c.theta, "rope_type": kind} | scaling,
         "tie_word_embeddings": False,
     }
 
@@ -108,7 +123,7 @@ def decoder_rows(c: DecoderConfig, theirs: str) -> list[Row]:
 def hidden_states(c: DecoderConfig, params, x, mask) -> list:
     """x [b, l, d] and what each layer makes of it; the last behind the final norm, as theirs."""
     position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-    angles = rope_angles(position, c.head_dim, c.theta)
+    angles = rope_angles(position, c.head_dim, c.theta, c.rope_scaling)
     block = Block(one_device(), c.dtype, c)
 
     @jax.jit

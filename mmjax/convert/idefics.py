@@ -56,6 +56,11 @@ def whole(given: Mapping) -> dict:
     found = llama.DEFAULTS | DEFAULTS | {k: v for k, v in given.items() if v is not None}
     vision = VISION | dict(found["vision_config"])
     vision["embed_dim"] = vision.get("hidden_size", vision["embed_dim"])
+    if found.get("tie_word_embeddings"):  # their embeddings of added ids would be tied too
+        raise UserError(
+            "config.json: tie_word_embeddings=True, which a flamingo does not have; save the model "
+            "with its lm_head apart"
+        )
     if found["alpha_type"] not in GATES:
         raise UserError(
             f"config.json has alpha_type={found['alpha_type']!r}; have: {', '.join(GATES)}"
@@ -288,7 +293,7 @@ def hidden_states(parts: Parts, params, read: Read, mask, position) -> list:
     looks at pictures, and the last behind the final norm.
     """
     c, d = parts.config, parts.decoder
-    angles = rope_angles(position, d.head_dim, d.theta)
+    angles = rope_angles(position, d.head_dim, d.theta, d.rope_scaling)
     at = one_device(), d.dtype
     block, cross = Block(*at, d), Cross(*at, c.cross)
 

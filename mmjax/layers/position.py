@@ -3,11 +3,35 @@
 import jax.numpy as jnp
 
 
-def rope_angles(position, head_dim: int, theta: float):
-    """[b, l] int32 -> (cos, sin), each [b, l, 1, k / 2] f32 (RoPE, rotating halves)."""
+def rope_angles(position, head_dim: int, theta: float, scaling: tuple[float, ...] = ()):
+    """[b, l] int32 -> (cos, sin), each [b, l, 1, k / 2] f32 (RoPE, rotating halves).
+
+    scaling: see `scaled`.
+    """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequency = scaled(frequency, scaling)
     angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None]
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def scaled(frequency, scaling: tuple[float, ...]):
+    """Frequencies [k / 2] for rows longer than those of training.
+
+    Args:
+        frequency: radians a position.
+        scaling: () leaves them. (s,) divides all by s (Chen et al. 2023, arXiv 2306.15595). Of
+            (s, low, high, length), Llama 3.1's, those with fewer than `low` turns in `length`
+            positions are divided, those with more than `high` stay, and between the two the share
+            that stays grows with the turns (arXiv 2407.21783, section 3.4.2, and its code).
+    """
+    if not scaling:
+        return frequency
+    if len(scaling) == 1:
+        return frequency / scaling[0]
+    factor, low, high, length = scaling
+    turns = length * frequency / (2.0 * jnp.pi)
+    stays = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (stays + (1.0 - stays) / factor)
 
 
 def rotate(x, angles):

@@ -59,7 +59,7 @@ def run(
     assert first or isinstance(cache, Kept), "words alone go with what was kept of pictures"
     media, looks = (x.media, x.looks) if first else (None, cache.looks)
     x = rules.constrain((x.x if first else x).astype(d.dtype), "batch", "length", None)
-    angles = rope_angles(position, d.head_dim, d.theta)
+    angles = rope_angles(position, d.head_dim, d.theta, d.rope_scaling)
     own = None if cache is None else KV(cache.keys, cache.values)
     held = cache.cross if isinstance(cache, Kept) else None
     block, cross = Block(rules, d.dtype, d), Cross(rules, d.dtype, c)

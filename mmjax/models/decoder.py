@@ -39,6 +39,7 @@ class DecoderConfig:
         grouped: sort tokens by tower, so that each is multiplied by its own tower's weights only;
             or multiply all by all towers' and select. The results are equal.
         eps: under the root of every RMSNorm. head_norms: QK-norm has weights of each head.
+        rope_scaling: of the rotary frequencies, see `layers.position.scaled`.
     """
 
     width: int
@@ -59,6 +60,7 @@ class DecoderConfig:
     grouped: bool
     eps: float = 1e-5
     head_norms: bool = False
+    rope_scaling: tuple[float, ...] = ()
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -74,6 +76,11 @@ class DecoderConfig:
             )
         if self.norm not in ("pre", "post"):
             raise UserError(f"decoder.norm={self.norm!r} is unknown; have: pre, post")
+        if len(self.rope_scaling) not in (0, 1, 4) or any(x <= 0 for x in self.rope_scaling):
+            raise UserError(
+                f"decoder.rope_scaling={self.rope_scaling} must be (), (factor,) or (factor, low, "
+                f"high, length), all above 0"
+            )
         self._check_towers()
 
     def _check_towers(self) -> None:
@@ -204,7 +211,7 @@ class Decoder(Layer):
         """
         c = self.c
         x = self.rules.constrain(x.astype(c.dtype), "batch", "length", None)
-        angles = rope_angles(position, c.head_dim, c.theta)
+        angles = rope_angles(position, c.head_dim, c.theta, c.rope_scaling)
         path = None
         if tower is not None and c.towers > 1:
             path = route(self.rules, tower, c.grouped)

@@ -73,6 +73,15 @@ def llama(**changes):
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**values | changes))
 
 
+def llama_tied():
+    """As Llama 3.2's: frequencies scaled, outputs tied to embeddings."""
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 3.0, "original_max_position_embeddings": 20,
+    }  # fmt: skip
+    return llama(tie_word_embeddings=True, rope_parameters=scaling, hidden_size=32)
+
+
 def llava(tower: str = "clip", **changes):
     """A LLaVA: pictures of 8 pixels in four patches."""
     sizes = VISION | {"image_size": 8}
@@ -267,7 +276,7 @@ def positions() -> None:
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
-NAMES += ("idefics", "idefics_plain")
+NAMES += ("idefics", "idefics_plain", "llama_tied")
 RUNS = {"chameleon": writing, "llama": talking, "llava": talking, "idefics": looking}
 
 
@@ -296,7 +305,9 @@ def main() -> None:
         more = {k: v for k, v in made.items() if k.startswith("more/")}
         made = {k: v for k, v in made.items() if k not in more}
         arrays = more | {f"{'in' if k in inputs else 'out'}/{k}": v for k, v in made.items()}
-        arrays |= {f"state/{k}": v for k, v in model.state_dict().items()}
+        apart = {} if name != "llama_tied" else {"lm_head.weight"}  # not in their file
+        state = {k: v for k, v in model.state_dict().items() if k not in apart}
+        arrays |= {f"state/{k}": v for k, v in state.items()}
         arrays = {k: v.detach().numpy() for k, v in arrays.items()}
         path = HERE / f"hf_{name}.npz"
         np.savez_compressed(path, config=model.config.to_json_string(use_diff=False), **arrays)

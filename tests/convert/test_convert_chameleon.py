@@ -56,9 +56,9 @@ def test_the_released_sizes_follow_from_defaults():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor"),
         ({"attention_bias": True}, "attention_bias=True"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
         ({"vq_config": {"base_channels": 24}}, "no multiples of 32"),
         ({"vq_config": {"double_latent": True}}, "double_latent=True"),
     ],

@@ -195,7 +195,7 @@ def test_there_and_back(name):
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias=False"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy='cls'"),
         ({"projector_hidden_act": "silu"}, "projector_hidden_act='silu'"),
-        ({"text_config": {"tie_word_embeddings": True}}, "tie_word_embeddings=True"),
+        ({"text_config": {"attention_bias": True}}, "attention_bias=True"),
     ],
 )
 def test_what_is_not_known_is_refused(given, changes, words):

@@ -1,11 +1,12 @@
 """RoPE turns by position and knows only differences; time features tell times apart."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.layers.position import rope_angles, rotate, time_features
+from mmjax.layers.position import rope_angles, rotate, scaled, time_features
 
 WIDTH, THETA = 8, 1e4
 
@@ -76,3 +77,13 @@ def test_time_features_tell_a_thousand_times_apart(shape):
     np.fill_diagonal(product, 0)
     assert product.max() < 32 - 1e-3  # every one has the squared norm 32
     np.testing.assert_allclose((flat**2).sum(1), 32, rtol=1e-5)
+
+
+def test_scaled_frequencies():
+    """Many turns in a row of training stay, few are divided, and the order is kept."""
+    turns = np.array([100.0, 4.0, 2.5, 1.0, 0.01], np.float32)
+    frequency = jnp.asarray(turns * 2 * np.pi / 8192)
+    found = np.asarray(scaled(frequency, (8.0, 1.0, 4.0, 8192.0))) / np.asarray(frequency)
+    np.testing.assert_allclose(found, [1, 1, 0.5 + 0.5 / 8, 1 / 8, 1 / 8], rtol=1e-5)
+    np.testing.assert_array_equal(scaled(frequency, ()), frequency)
+    np.testing.assert_array_equal(scaled(frequency, (4.0,)), frequency / 4)

@@ -1,0 +1,89 @@
+"""Llama 3.2's ways: scaled frequencies, and outputs tied to embeddings."""
+
+import json
+
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+from test_conversion import theirs
+
+from mmjax import conversion
+from mmjax.convert import decoder, hub, llama
+from mmjax.error import UserError
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """(their directory, the workdir made of it)."""
+    home = tmp_path_factory.mktemp("tied")
+    source = theirs("llama_tied", home / "hub")
+    return source, conversion.convert(source, home / "work", said=lambda _: None)
+
+
+def test_outputs_are_torchs(tied, capsys):
+    source, work = tied
+    assert conversion.verify(work, source) < 1e-4
+    assert "not compared" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_another_scaling_shows(tied, tmp_path, kind):
+    source, _ = tied
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("model.safetensors", "inputs.npz", "outputs.npz"):
+        (other / name).symlink_to(source / name)
+    given = json.loads((source / "config.json").read_text())
+    given["rope_parameters"]["rope_type"] = kind
+    (other / "config.json").write_text(json.dumps(given))
+    work = conversion.convert(other, tmp_path / "work", said=lambda _: None)
+    assert conversion.verify(work, source) > 1e-2
+
+
+def test_embeddings_and_outputs_come_apart(tied, tmp_path):
+    """In two tables of equal numbers, of which both go out; theirs has one."""
+    source, work = tied
+    assert "lm_head.weight" not in hub.read(source).shapes
+    held = conversion.hold(work)
+    params = unflatten_dict(held.read("embed/table", "head/w"), sep="/")
+    np.testing.assert_array_equal(params["embed"]["table"], params["head"]["w"].T)
+    back = hub.read(conversion.convert(work, tmp_path / "back", said=lambda _: None))
+    assert back.config["tie_word_embeddings"] is False
+    wanted = hub.read(source).tensor("model.embed_tokens.weight")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        np.testing.assert_array_equal(back.tensor(name), wanted)
+    assert llama.config(back.config) == llama.config(hub.read(source).config)
+
+
+def test_a_second_table_beside_tied_ones_is_not_read(tied, tmp_path):
+    """Theirs takes the embeddings then, whatever the file has beside."""
+    source, _ = tied
+    known = hub.read(source)
+    tensors = {name: known.tensor(name) for name in known.shapes}
+    other = tmp_path / "other"
+    other.mkdir()
+    wrong = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1.0}
+    hub.write(other, known.config, wrong.items())
+    work = conversion.convert(other, tmp_path / "work", said=lambda _: None)
+    assert conversion.verify(work, source) < 1e-4
+    hub.write(other, known.config | {"tie_word_embeddings": False}, wrong.items())
+    work = conversion.convert(other, tmp_path / "apart", said=lambda _: None)
+    assert conversion.verify(work, source) > 0.1
+
+
+@pytest.mark.parametrize("scaling", [(), (2.0,), (8.0, 1.0, 4.0, 8192.0)])
+def test_scalings_go_there_and_back(tied, scaling):
+    given = hub.read(tied[0]).config
+    c = llama.config(given)
+    one = decoder.decoder_config(
+        llama.DEFAULTS | dict(given) | {"rope_parameters": {"rope_theta": 5e5}}, 1e-5
+    )
+    one = type(one)(**vars(one) | {"rope_scaling": scaling})
+    back = llama.config(llama.given(type(c)(decoder=one, z_weight=0.0), llama.vocabulary(given)))
+    assert back.decoder == one
+
+
+def test_a_scaling_of_another_kind_is_refused(tied):
+    c = llama.config(hub.read(tied[0]).config).decoder
+    with pytest.raises(UserError, match=r"rope_scaling=\(1\.0, 2\.0\) must be"):
+        type(c)(**vars(c) | {"rope_scaling": (1.0, 2.0)})
