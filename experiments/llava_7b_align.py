@@ -15,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmjax.config import load
+from mmjax.layers.encoder import VARIANTS
 
 PAIRS, ROWS = 558_000, 3  # documents, and how many of them fit a row
 
@@ -38,10 +39,8 @@ def get_config() -> ConfigDict:
     d.width, d.depth, d.heads, d.kv_heads, d.mlp = 4096, 32, 32, 32, 11008
     d.qk_norm, d.remat, d.unroll, d.dtype = False, True, 1, "bfloat16"
     v = c.model.vision
-    v.encoder.update(
-        width=1024, depth=24, heads=16, mlp=4096, activation="quick_gelu", eps=1e-5,
-        remat=False, unroll=1, dtype="bfloat16",
-    )  # fmt: skip
+    v.encoder.update(VARIANTS["L"])
+    v.encoder.update(activation="quick_gelu", eps=1e-5, remat=False, unroll=1, dtype="bfloat16")
     v.image, v.patch = 336, 14
     c.model.z_weight = 0.0
     c.model.train = ("projector",)

@@ -26,6 +26,24 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+def _sizes(width: int, depth: int, heads: int, mlp: int) -> dict[str, int]:
+    return {"width": width, "depth": depth, "heads": heads, "mlp": mlp}
+
+
+# The sizes that have names: Dosovitskiy et al. 2021, Zhai et al. 2022 (arXiv 2106.04560, g and G),
+# Touvron et al. 2021 (arXiv 2012.12877, Ti and S), Alabdulmohsin et al. 2023 (arXiv 2305.13035).
+VARIANTS = {
+    "Ti": _sizes(192, 12, 3, 768),
+    "S": _sizes(384, 12, 6, 1536),
+    "B": _sizes(768, 12, 12, 3072),
+    "L": _sizes(1024, 24, 16, 4096),
+    "So400m": _sizes(1152, 27, 16, 4304),
+    "H": _sizes(1280, 32, 16, 5120),
+    "g": _sizes(1408, 40, 16, 6144),
+    "G": _sizes(1664, 48, 16, 8192),
+}
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Shape of an encoder.

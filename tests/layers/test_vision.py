@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax.error import UserError
-from mmjax.layers.encoder import EncoderConfig
+from mmjax.layers.encoder import VARIANTS, EncoderConfig
 from mmjax.layers.patch import patchify, unpatchify
 from mmjax.layers.vision import POOLS, TextConfig, TextTower, Vision, VisionConfig, resized, sincos
 from mmjax.mesh import Rules, make_mesh
@@ -114,3 +114,36 @@ def test_shapes_that_do_not_fit_are_named():
         replace(ENCODER, activation="tanh")
     with pytest.raises(UserError, match=r"text.pool='first' is unknown"):
         replace(TEXT, pool="first")
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "count"),
+    [
+        ("Ti", 16, 5_524_416),
+        ("S", 16, 21_665_664),
+        ("B", 16, 85_798_656),
+        ("L", 16, 303_301_632),
+        ("H", 14, 630_764_800),
+    ],
+)
+def test_sizes_with_names_have_their_weights(name, patch, count):
+    """At 224 pixels, without a classifier: the counts that are published (timm's tables)."""
+    encoder = replace(ENCODER, **VARIANTS[name])
+    c = VisionConfig(encoder, 224, patch, "token", "learned", True, False)
+    layer = Vision(RULES, "float32", c)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_the_largest_grow_as_they_are_called():
+    blocks = [12 * v["depth"] * v["width"] ** 2 for v in VARIANTS.values()]
+    assert blocks == sorted(blocks) and list(VARIANTS) == [
+        "Ti",
+        "S",
+        "B",
+        "L",
+        "So400m",
+        "H",
+        "g",
+        "G",
+    ]
