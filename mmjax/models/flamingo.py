@@ -76,15 +76,12 @@ class Config:
                 f"model.cross.every={self.cross.every} leaves none of model.decoder.depth="
                 f"{self.decoder.depth} layers a block; give at most {self.decoder.depth}"
             )
-        if self.select not in ("patches", "all"):
-            raise UserError(f"model.select={self.select!r} is unknown; have: patches, all")
+        language.check(self.select, self.train, PARTS)
         if self.added < 0 or self.place < -1:
             raise UserError(
                 f"model.added={self.added} must be at least 0, and model.place={self.place} an id "
                 f"or -1"
             )
-        if not self.train or not set(self.train) <= set(PARTS):
-            raise UserError(f"model.train={self.train} must name some of {', '.join(PARTS)}")
 
     @property
     def image(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmjax import flops
 from mmjax.batch import Batch, Vocabulary, causal_mask, target_weight
+from mmjax.error import UserError
 from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
 from mmjax.losses import Terms
 from mmjax.mesh import Rules
@@ -69,6 +70,18 @@ class Parts(NamedTuple):
     see: Callable | None = None
     vision: Callable | None = None
     project: Callable | None = None
+
+
+def check(select: str, train: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """Checks what families that see choose of a tower's positions, and of their parts to train.
+
+    Raises:
+        UserError: for what there is not.
+    """
+    if select not in ("patches", "all"):
+        raise UserError(f"model.select={select!r} is unknown; have: patches, all")
+    if not train or not set(train) <= set(parts):
+        raise UserError(f"model.train={train} must name some of {', '.join(parts)}")
 
 
 def word_weight(batch: Batch, vocabulary: Vocabulary):

@@ -62,13 +62,10 @@ class Config:
                 f"model.layers={self.layers} must name layers of the tower, -{depth + 1} ... "
                 f"{depth}"
             )
-        if self.select not in ("patches", "all"):
-            raise UserError(f"model.select={self.select!r} is unknown; have: patches, all")
+        language.check(self.select, self.train, PARTS)
         if self.activation not in ACTIVATIONS:
             have = ", ".join(ACTIVATIONS)
             raise UserError(f"model.activation={self.activation!r} is unknown; have: {have}")
-        if not self.train or not set(self.train) <= set(PARTS):
-            raise UserError(f"model.train={self.train} must name some of {', '.join(PARTS)}")
 
     @property
     def image(self) -> int:
