@@ -20,7 +20,7 @@ from mmjax import config
 EVALS = "answers"
 ASKS = {"data.sources.scenes.template": "sep"}
 EYES = {"start.vision": "out/small_clip"}
-ASIDE = "('resampler', 'cross', 'added', 'embed', 'decoder', 'head')"
+ASIDE = ("resampler", "cross", "added", "embed", "decoder", "head")
 ARMS = (
     Arm("medium (LLaVA)", "small_llava", evals=EVALS),
     Arm("late, cross-attention", "small_flamingo", EYES | {"model.train": ASIDE}, evals=EVALS),

@@ -130,7 +130,7 @@ def mutual_information(information: float, values: int) -> float:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
-    """One question of each kind that the scene allows: {"kind", "question", "answer"}.
+    """One question of each kind that the scene allows, shuffled: {"kind", "question", "answer"}.
 
     Kinds: colour, count, existence, relation, comparison. Objects are named so that only one is
     meant; yes and no are equally likely where both can be true.
@@ -154,7 +154,9 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
         larger = max((a, b), key=lambda t: t.radius)
         text = f"which is larger, the {a.colour} {a.shape} or the {b.colour} {b.shape}?"
         asked.append(("comparison", text, f"the {larger.colour} {larger.shape}"))
-    return [{"kind": k, "question": q, "answer": a} for k, q, a in asked]
+    # In no order: asked one after the other, a question's place would tell what kind it is of.
+    mixed = [asked[i] for i in rng.permutation(len(asked))]
+    return [{"kind": k, "question": q, "answer": a} for k, q, a in mixed]
 
 
 def _count(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str, str]:
