@@ -139,7 +139,7 @@ def test_every_answer_is_true_and_no_answer_can_be_guessed():
             assert asked["answer"] == answer(scene, asked["question"]), (scene, asked)
             seen[asked["kind"]][asked["answer"]] += 1
     assert set(seen) == {"colour", "count", "existence", "relation", "comparison"}
-    assert all(count > 1500 / 4 for count in first.values())  # nor by its place
+    assert len(first) == 3 and min(first.values()) > 1500 / 4  # nor by its place
     for kind in ("existence", "relation"):
         assert abs(seen[kind]["yes"] / seen[kind].total() - 0.5) < 0.05
     assert max(seen["colour"].values()) / seen["colour"].total() < 0.2
