@@ -1,13 +1,10 @@
-"""A Flamingo of about a million decoder parameters on questions about scenes of 16 x 16 pixels.
+"""Flamingo with the decoder of small_language.py and the eyes of small_clip.py, which are frozen.
 
-With the data and the decoder of small_language.py, and eyes of the shape of small_clip.py. There is
-no language model to begin with: all parts train from scratch. As in the papers it is with
+Questions about scenes of one object, 16 x 16 pixels. There is no language model to begin with: the
+decoder trains with what lies between. Where one is trained already, as in the papers,
+`c.start.language` names its workdir, and `c.model.train` leaves it out.
 
-    --config.start.vision=out/small_clip --config.start.language=out/small_language
-    --config.model.train="('resampler', 'cross', 'added')"
-
-Run:  mmjax data build --src=scenes --dst=out/data/scenes16 --size=16 --level=3 --most=2
-        --count=40000
+Run:  mmjax train --config=experiments/small_clip.py     --workdir=out/small_clip
       mmjax train --config=experiments/small_flamingo.py --workdir=out/small_flamingo
 """
 
@@ -57,6 +54,7 @@ def get_config() -> ConfigDict:
         place=-1,
         mean=clip.model.mean,
         std=clip.model.std,
-        train=("vision", "resampler", "cross", "added", "embed", "decoder", "head"),
+        train=("resampler", "cross", "added", "embed", "decoder", "head"),
     )
+    c.start = dict(vision="out/small_clip")
     return c

@@ -106,6 +106,21 @@ def test_a_wrong_weight_shows(both, tmp_path, capsys):
     assert verb([f"--src={tmp_path / 'work'}", words[2], "--tolerance=100"]) == 0
 
 
+def test_padding_is_not_compared_and_all_else_is(tmp_path):
+    source = theirs("llama", tmp_path / "hub")
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    with np.load(source / "inputs.npz") as file:
+        row, column = np.argwhere(file["attention_mask"] == 0)[0]
+    with np.load(source / "outputs.npz") as file:
+        held = dict(file)
+    for at, worst in (((row, column), 1e-4), ((row, column - 1), 100.0)):
+        wrong = held["hidden_1"].copy()
+        wrong[at] += 100.0
+        np.savez(source / "outputs.npz", **held | {"hidden_1": wrong})
+        off = conversion.verify(work, source, said=lambda _: None)
+        assert off < worst if worst < 1 else off == pytest.approx(worst, rel=1e-3)
+
+
 def test_there_and_back(each, tmp_path, monkeypatch):
     """The same tensors under the same names, in one file and in several."""
     source, work = each

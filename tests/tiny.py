@@ -135,6 +135,7 @@ def tiny_flamingo_config(data: Path | str = "unused", **changes):
     decoder = c.model.decoder.to_dict()
     eyes = tiny_clip_config().model.vision.to_dict()
     c.family, c.model = "flamingo", big.model.to_dict() | {"decoder": decoder, "vision": eyes}
+    c.model.train = (*c.model.train, "vision")
     c.model.resampler.update(latents=3, depth=1, heads=2, head_dim=8, mlp=48)
     c.model.cross.update(heads=2, head_dim=8, mlp=40)
     c.data.sources.openmoji.template = "sep"

@@ -12,18 +12,23 @@ tower's steps are counted as if it were trained. Needs out/data/scenes16, out/sm
 codes, and out/small_clip (see experiments/small_*.py).
 """
 
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
 import study
 from study import Arm
 
+import mmjax
 from mmjax import config
+from mmjax.evals import answers, heldout
 
 EVALS = "answers"
 ASKS = {"data.sources.scenes.template": "sep"}
-EYES = {"start.vision": "out/small_clip"}
-ASIDE = ("resampler", "cross", "added", "embed", "decoder", "head")
 ARMS = (
     Arm("medium (LLaVA)", "small_llava", evals=EVALS),
-    Arm("late, cross-attention", "small_flamingo", EYES | {"model.train": ASIDE}, evals=EVALS),
+    Arm("late, cross-attention", "small_flamingo", evals=EVALS),
     Arm("late, contrastive", "small_clip", ASKS, evals=EVALS),
     Arm("early, codes", "small_chameleon", ASKS | {"sample.text": 12}, evals=EVALS),
     Arm(
@@ -32,6 +37,8 @@ ARMS = (
     ),
     Arm("sees nothing", "small_language", evals=EVALS),
 )  # fmt: skip
+BASELINES = ("answers_blind", "answers_majority")
+COUNT, ROUNDS = 64, 5  # questions at a time, and how often, for the time of an answer
 COLUMNS = {
     "answers": "right",
     "answers_count": "how many",
@@ -50,6 +57,32 @@ def positions(arm: Arm) -> str:
     return str((c.data.image // c.data.patch) ** 2)
 
 
+def answering(workdir):
+    """What answers COUNT questions about held-out pictures, one each; it has done so once."""
+    trained = mmjax.load(workdir)
+    records = heldout.draw(trained, "test", COUNT, 0)
+    asked = [answers.told(record)[0] for record in records]
+    how = answers.answers
+    if trained.run.experiment.family == "clip":
+        counts = answers.counted(heldout.draw(trained, "train", answers.TRAIN, 0))
+        how = partial(answers.chosen, counts=counts)
+    run = partial(how, trained, records, asked, 0)
+    run()
+    return run
+
+
+def clocked(found: Mapping[str, Sequence[study.Run]]) -> dict[str, float]:
+    """Milliseconds an answer, COUNT at a time: medians of rounds in turns, A B C, C B A, ..."""
+    ready = {name: answering(some[0].workdir) for name, some in found.items()}
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for n in range(ROUNDS):
+        for name in list(ready)[:: 1 if n % 2 == 0 else -1]:
+            start = time.perf_counter()
+            ready[name]()
+            times[name].append(1e3 * (time.perf_counter() - start) / COUNT)
+    return {name: float(np.median(some)) for name, some in times.items()}
+
+
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("fusion")
@@ -58,17 +91,20 @@ def main() -> None:
     budget = given.steps * cost[chosen[0].name]
     steps = {name: round(budget / one) for name, one in cost.items()}
     found = study.runs([arm._replace(steps=steps[arm.name]) for arm in chosen], given)
-    lines = [study.table(COLUMNS, found), ""]
+    took = clocked(found)
+    head = ["", "positions a picture", "GFLOPs a step", "steps", "training, s", "an answer, ms"]
+    lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 6 + "|"]
     for arm in chosen:
-        seconds = study.seconds(found[arm.name])
-        lines.append(
-            f"{arm.name}: {positions(arm)} positions a picture, {steps[arm.name]} steps of "
-            f"{cost[arm.name] / 1e9:.1f} GFLOPs, {study.interval(seconds)} s each"
-        )
+        name, count = arm.name, steps[arm.name]
+        spent = study.interval([count * one for one in study.seconds(found[name])])
+        cells = [name, positions(arm), f"{cost[name] / 1e9:.1f}", count, spent, f"{took[name]:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")
-    study.bars(found, COLUMNS, given.out / "results.png")
+    shown = {n: title for n, title in COLUMNS.items() if n not in BASELINES}
+    usual = {n: f"{n}_majority" for n in shown}
+    study.bars(found, shown, given.out / "results.png", usual)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import NamedTuple
 
 import matplotlib
@@ -135,8 +136,10 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         workdir, mine = place(arm, seed, given), free.get()
         print(f"training {workdir.name}", file=sys.stderr, flush=True)
         words = [f"--workdir={workdir}", f"--evals={arm.evals}", *flags(arm, seed, given)]
-        mmjax(workdir.with_name(workdir.name + ".log"), "train", *words, cores=mine)
-        free.put(mine)
+        try:
+            mmjax(workdir.with_name(workdir.name + ".log"), "train", *words, cores=mine)
+        finally:
+            free.put(mine)
 
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(one, some.values()))
@@ -240,8 +243,16 @@ def curves(found: Mapping[str, Sequence[Run]], panels: Sequence[str], path: Path
     plt.close(figure)
 
 
-def bars(found: Mapping[str, Sequence[Run]], entries: Mapping[str, str], path: Path) -> None:
-    """A panel an entry of the summaries: a bar an arm, a dot a seed."""
+def bars(
+    found: Mapping[str, Sequence[Run]],
+    entries: Mapping[str, str],
+    path: Path,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """A panel an entry of the summaries: a bar an arm, a dot a seed.
+
+    beside: entry -> another, which is the same in all runs: a dashed line.
+    """
     figure, axes = plt.subplots(1, len(entries), figsize=(3.0 * len(entries), 3.2), squeeze=False)
     for axis, (name, title) in zip(axes[0], entries.items(), strict=True):
         for place, (_, some) in enumerate(found.items()):
@@ -251,6 +262,9 @@ def bars(found: Mapping[str, Sequence[Run]], entries: Mapping[str, str], path: P
             axis.bar(place, np.mean(each), color=f"C{place}", alpha=0.5)
             axis.plot([place] * len(each), each, ".", color="black", ms=4)
         axis.set_xticks(range(len(found)), list(found), rotation=30, ha="right", fontsize=7)
+        if name in beside:
+            some = next(iter(found.values()))
+            axis.axhline(some[0].summary[beside[name]]["value"], color="gray", ls="--", lw=1)
         axis.set_title(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=90)

@@ -61,6 +61,10 @@ def whole(given: Mapping) -> dict:
             found["vision_feature_select_strategy"] not in SELECT,
             f"vision_feature_select_strategy={found['vision_feature_select_strategy']!r}",
         ),
+        (  # theirs would leave out the first patch, for want of a class token
+            found["vision_feature_select_strategy"] == "default" and kind.startswith("siglip"),
+            "vision_feature_select_strategy='default' with a SigLIP",
+        ),
         (
             found["projector_hidden_act"] not in clip.ACTIVATIONS,
             f"projector_hidden_act={found['projector_hidden_act']!r}",
@@ -124,7 +128,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         if x != wanted:
             raise UserError(f"model.vision.{name}={x!r} is not what a LLaVA of theirs has")
     act = {ours: name for name, ours in clip.ACTIVATIONS.items()}[c.activation]
-    layers = list(c.layers)
+    layers, chosen = list(c.layers), {s: n for n, s in SELECT.items()}[c.select]
     seen = {"image_size": c.vision.image, "patch_size": c.vision.patch}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -132,7 +136,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         "image_token_index": v.size - 1,
         "image_seq_length": c.tokens,
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
-        "vision_feature_select_strategy": {s: n for n, s in SELECT.items()}[c.select],
+        "vision_feature_select_strategy": "full" if kind == "siglip" else chosen,
         "projector_hidden_act": act,
         "multimodal_projector_bias": True,
         "tie_word_embeddings": False,

@@ -194,6 +194,13 @@ def test_there_and_back(name):
         ({"text_config": {"model_type": "opt"}}, "text_config.model_type='opt'"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias=False"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy='cls'"),
+        (
+            {
+                "vision_config": {"model_type": "siglip_vision_model"},
+                "vision_feature_select_strategy": "default",
+            },
+            "'default' with a SigLIP",
+        ),
         ({"projector_hidden_act": "silu"}, "projector_hidden_act='silu'"),
         ({"text_config": {"attention_bias": True}}, "attention_bias=True"),
     ],
