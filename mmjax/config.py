@@ -33,7 +33,8 @@ class SourceConfig:
     Attributes:
         path: its directory. weight: its share of the documents.
         template: "" takes documents as they are; "sep" makes prompts and answers of conversations;
-            "vicuna" does so in the words of LLaVA's; "reconstruct" asks for a picture that is
+            "sep_one" asks one question a picture, drawn from all that are known of it; "vicuna" is
+            "sep" in the words of LLaVA's; "reconstruct" asks for a picture that is
             given, "caption" for the words to one.
         balance: gives text, captioned pictures, pictured answers and interleaved documents equal
             shares, however many there are of each.

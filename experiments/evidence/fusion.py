@@ -8,7 +8,9 @@ of the tower's output (Flamingo). Medium: the tower's features stand among the w
 codes of pictures are words (Chameleon), or patches are (Transfusion, pictures clean). Beside them
 the decoder alone, which sees nothing. The towers of Flamingo and LLaVA are those of one CLIP,
 trained on captions, and frozen; neither its training nor the codec's is counted, and a frozen
-tower's steps are counted as if it were trained. Needs out/data/scenes16, out/small_codec and its
+tower's steps are counted as if it were trained. CLIP has one vector for a text: it reads one
+question a picture, drawn anew each time, in rows as full of pictures as of words, for it pays for
+slots that are empty. Needs out/data/scenes16, out/small_codec and its
 codes, and out/small_clip (see experiments/small_*.py).
 """
 
@@ -25,27 +27,33 @@ from mmjax import config
 from mmjax.evals import answers, heldout
 
 EVALS = "answers"
-ASKS = {"data.sources.scenes.template": "sep"}
+DOCUMENTS = {"evals.documents": 400}  # questions on each split
+ASKS = DOCUMENTS | {"data.sources.scenes.template": "sep"}
+ASKS_ONE = DOCUMENTS | {
+    "data.sources.scenes.template": "sep_one", "data.images": 9, "model.text.length": 32,
+}  # fmt: skip
 ARMS = (
-    Arm("medium (LLaVA)", "small_llava", evals=EVALS),
-    Arm("late, cross-attention", "small_flamingo", evals=EVALS),
-    Arm("late, contrastive", "small_clip", ASKS, evals=EVALS),
-    Arm("early, codes", "small_chameleon", ASKS | {"sample.text": 12}, evals=EVALS),
+    Arm("medium (LLaVA)", "small_llava", DOCUMENTS, evals=EVALS),
+    Arm("late (cross-attention)", "small_flamingo", DOCUMENTS, evals=EVALS),
+    Arm("late (contrastive)", "small_clip", ASKS_ONE, evals=EVALS),
+    Arm("early (codes)", "small_chameleon", ASKS | {"sample.text": 12}, evals=EVALS),
     Arm(
-        "early, patches", "small_transfusion",
+        "early (patches)", "small_transfusion",
         ASKS | {"model.context": "clean", "sample.text": 12}, evals=EVALS,
     ),
-    Arm("sees nothing", "small_language", evals=EVALS),
+    Arm("sees nothing", "small_language", DOCUMENTS, evals=EVALS),
 )  # fmt: skip
-BASELINES = ("answers_blind", "answers_majority")
+BASELINES = ("answers_blind_concepts", "answers_majority_concepts")
 COUNT, ROUNDS = 64, 5  # questions at a time, and how often, for the time of an answer
+# New pictures of known combinations, and last of combinations that are new; see `evals.answers`.
 COLUMNS = {
-    "answers": "right",
-    "answers_count": "how many",
-    "answers_existence": "is there",
-    "answers_colour": "which colour",
-    "answers_blind": "about another picture",
-    "answers_majority": "the usual answer",
+    "answers_concepts": "right",
+    "answers_count_concepts": "how many",
+    "answers_existence_concepts": "is there",
+    "answers_colour_concepts": "which colour",
+    "answers_blind_concepts": "about another picture",
+    "answers_majority_concepts": "the usual answer",
+    "answers": "new combinations",
 }
 
 
@@ -88,7 +96,7 @@ def main() -> None:
     given = study.arguments("fusion")
     chosen = [a for a in ARMS if not given.arms or a.name in given.arms.split(",")]
     cost = {arm.name: study.flops_per_step(arm) for arm in chosen}
-    budget = given.steps * cost[chosen[0].name]
+    budget = given.steps * (cost.get(ARMS[0].name) or study.flops_per_step(ARMS[0]))
     steps = {name: round(budget / one) for name, one in cost.items()}
     found = study.runs([arm._replace(steps=steps[arm.name]) for arm in chosen], given)
     took = clocked(found)
@@ -103,7 +111,8 @@ def main() -> None:
     print(text)
     (given.out / "table.md").write_text(text + "\n")
     shown = {n: title for n, title in COLUMNS.items() if n not in BASELINES}
-    usual = {n: f"{n}_majority" for n in shown}
+    usual = {n: n.removesuffix("_concepts") + "_majority" for n in shown}
+    usual |= {n: f"{usual[n]}_concepts" for n in shown if n.endswith("_concepts")}
     study.bars(found, shown, given.out / "results.png", usual)
 
 

@@ -26,12 +26,20 @@ from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
 from mmjax.data.spans import move_spans
-from mmjax.data.transform import captioning, conversation, drop_caption, kind, order, reconstruction
+from mmjax.data.transform import (
+    captioning,
+    conversation,
+    drop_caption,
+    kind,
+    one_question,
+    order,
+    reconstruction,
+)
 from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
-TEMPLATES = ("sep", "reconstruct", "caption")
+TEMPLATES = ("sep", "sep_one", "reconstruct", "caption")
 BOTTLENECKS = ("none", "lowres", "registers")
 
 
@@ -149,6 +157,8 @@ def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Gen
         return reconstruction(record, rng, c.bottleneck, c.shrink)
     if template == "caption":
         return captioning(record)
+    if template == "sep_one":
+        return conversation(one_question(record, rng), "sep")
     if template:
         return conversation(record, template)
     return drop_caption(order(record.document, rng, c.text_first), rng, c.caption_dropout)

@@ -127,6 +127,18 @@ def conversation(record: Record, template: str) -> Document:
     return tuple(said)
 
 
+def one_question(record: Record, rng: np.random.Generator) -> Record:
+    """The record with one of its `facts["questions"]`, drawn; as it is if it has none.
+
+    For a reader that has one vector for all of a text, whatever is asked in it.
+    """
+    known = record.facts.get("questions", ())
+    if not known:
+        return record
+    drawn = known[int(rng.integers(len(known)))]
+    return replace(record, facts={**record.facts, "questions": [drawn]})
+
+
 def reconstruction(
     record: Record, rng: np.random.Generator, bottleneck: str, shrink: int
 ) -> Document:

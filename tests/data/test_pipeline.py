@@ -378,6 +378,11 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         ("what is it?", False), ("<sep>", False), ("a cat", True), ("<sep>", True),
         ("how many?", False), ("<sep>", False), ("one", True),
     ]  # fmt: skip
+    for seed in range(4):
+        drawn = pipeline.to_document(c, "sep_one", record, np.random.default_rng(seed))
+        assert [p.text for p in drawn if isinstance(p, Text)] in (
+            ["what is it?", "<sep>", "a cat"], ["how many?", "<sep>", "one"],
+        )  # fmt: skip
     wrong = config.SourceConfig("unused", 1.0, "chat", False)
     with pytest.raises(UserError, match=r"template='chat' is unknown; have: .*sep"):
         pipeline.check(dataclasses.replace(c, sources={"mine": wrong}))

@@ -21,6 +21,7 @@ from mmjax.data.transform import (
     conversation,
     drop_caption,
     kind,
+    one_question,
     order,
     reconstruction,
 )
@@ -127,6 +128,18 @@ def test_questions_about_a_picture():
         *unread(Text("Which colour?")), ASKED, RED,
     )  # fmt: skip
     assert Text("two red squares", loss=False) not in found  # it holds the answers
+
+
+def test_one_of_the_questions_is_drawn():
+    known = [{"question": f"{n}?", "answer": str(n)} for n in range(3)]
+    record = Record("1", (RED, A), {"questions": known, "concept": "red"})
+    generator = rng()
+    drawn = [one_question(record, generator) for _ in range(300)]
+    assert all(r.document == record.document and r.facts["concept"] == "red" for r in drawn)
+    said = [r.facts["questions"] for r in drawn]
+    assert all(len(some) == 1 for some in said)
+    assert all(70 < said.count([one]) < 130 for one in known)
+    assert one_question(Record("2", (RED, A)), generator).facts == {}
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,7 @@ def test_it_answers_and_its_cache_is_recomputation(home):
 def test_it_is_evaluated_on_questions(home):
     found = evaluate(str(home / "two"), ["answers", "likelihood"])
     assert {"answers", "answers_blind", "answers_majority", "text_nll"} <= set(found)
+    assert {"answers_concepts", "answers_count_blind_concepts"} <= set(found)
     assert found["answers"].n >= 10
     lines = (home / "two" / "metrics.jsonl").read_text().splitlines()
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
