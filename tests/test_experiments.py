@@ -11,6 +11,7 @@ from tiny import ROOT
 
 from mmjax import config, run, values
 from mmjax.batch import Vocabulary
+from mmjax.data import pipeline
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS
 
@@ -48,6 +49,11 @@ def test_experiment_matches_its_snapshot(path, update_golden):
     assert golden.exists(), f"no {golden}; run `make golden` and read what it wrote"
     change = "\n".join(difflib.unified_diff(golden.read_text().split("\n"), text.split("\n"), n=0))
     assert not change, f"if this change is meant, run `make golden`:\n{change}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_data_engine_knows_what_an_experiment_names(path):
+    pipeline.check(config.resolve(config.load(str(path)), run.families()).data)
 
 
 def test_a_renamed_parameter_would_show():

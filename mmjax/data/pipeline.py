@@ -39,7 +39,7 @@ from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
-TEMPLATES = ("sep", "sep_one", "reconstruct", "caption")
+TEMPLATES = ("sep", "sep_one", "vicuna", "reconstruct", "caption")
 BOTTLENECKS = ("none", "lowres", "registers")
 
 

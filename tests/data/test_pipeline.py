@@ -378,6 +378,9 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         ("what is it?", False), ("<sep>", False), ("a cat", True), ("<sep>", True),
         ("how many?", False), ("<sep>", False), ("one", True),
     ]  # fmt: skip
+    told = pipeline.to_document(c, "vicuna", record, np.random.default_rng(0))
+    said = [(part.text, part.loss) for part in told if isinstance(part, Text)]
+    assert said[1:4] == [("what is it?", False), ("ASSISTANT:", False), ("a cat", True)]
     for seed in range(4):
         drawn = pipeline.to_document(c, "sep_one", record, np.random.default_rng(seed))
         assert [p.text for p in drawn if isinstance(p, Text)] in (
