@@ -31,7 +31,7 @@ from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
-TEMPLATES = ("sep", "reconstruct", "caption")
+TEMPLATES = ("sep", "vicuna", "reconstruct", "caption")
 BOTTLENECKS = ("none", "lowres", "registers")
 
 

@@ -378,6 +378,9 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         ("what is it?", False), ("<sep>", False), ("a cat", True), ("<sep>", True),
         ("how many?", False), ("<sep>", False), ("one", True),
     ]  # fmt: skip
+    for known in ("", "sep", "vicuna", "reconstruct", "caption"):
+        source = config.SourceConfig("unused", 1.0, known, False)
+        pipeline.check(dataclasses.replace(c, sources={"mine": source}))
     wrong = config.SourceConfig("unused", 1.0, "chat", False)
     with pytest.raises(UserError, match=r"template='chat' is unknown; have: .*sep"):
         pipeline.check(dataclasses.replace(c, sources={"mine": wrong}))

@@ -236,8 +236,12 @@ def test_gradient_norms_are_logged_by_modality(grads):
     for name, x in want.items():
         np.testing.assert_allclose(norms[name], np.sqrt((x**2).sum()), rtol=1e-5, err_msg=name)
     assert len({round(float(x), 6) for x in norms.values()}) == 4
-    first = chameleon.watch(replace(V, codes=0, code_count=12), grads)  # as Chameleon's own ids lie
-    np.testing.assert_allclose(first["image/head_grad_norm"], np.linalg.norm(head[:, :12]), 1e-5)
+    # As Chameleon's own ids lie: codes among words, which go on behind them.
+    among = chameleon.watch(replace(V, codes=4, code_count=12), grads)
+    np.testing.assert_allclose(among["image/head_grad_norm"], np.linalg.norm(head[:, 4:16]), 1e-5)
+    words = np.r_[0:4, 16:52]
+    np.testing.assert_allclose(among["text/head_grad_norm"], np.linalg.norm(head[:, words]), 1e-5)
+    np.testing.assert_allclose(among["text/embed_grad_norm"], np.linalg.norm(table[words]), 1e-5)
 
 
 def test_the_last_layer_and_the_largest_score_are_watched():
