@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmjax.config import load
+from mmjax.error import UserError
 
 KITS = {"7b": ("pre", 0.1), "34b": ("post", 0.0)}
 
@@ -20,6 +21,8 @@ KITS = {"7b": ("pre", 0.1), "34b": ("post", 0.0)}
 def get_config(kit: str = "7b") -> ConfigDict:
     """The small Chameleon, smaller, under AdamW at a hundred times the paper's rate."""
     name, *changes = kit.split(",")
+    if name not in KITS:
+        raise UserError(f"{name!r} is no kit: {', '.join(KITS)}")
     c = load(str(Path(__file__).parent / "chameleon_scenes.py"))
     c.steps = 300
     c.save_every = 300
@@ -38,7 +41,7 @@ def get_config(kit: str = "7b") -> ConfigDict:
         elif change[1:] == "dropout":
             d.dropout = 0.1 if present else 0.0
         else:
-            raise ValueError(f"{change!r} is no change: -qk_norm, -z_loss, -dropout, +dropout")
+            raise UserError(f"{change!r} is no change: -qk_norm, -z_loss, -dropout, +dropout")
     o = c.optim
     o.kind, o.peak, o.warmup, o.decay, o.ema = "adamw", 1e-2, 20, "constant", 0.0
     o.eps, o.weight_decay, o.clip = 1e-5, 0.1, 1.0

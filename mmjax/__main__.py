@@ -80,6 +80,11 @@ def parse(values, verb: str, argv: list[str]) -> list[str]:
     try:
         return values([f"mmjax {verb}", *argv])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        first: BaseException = error
+        while first.__context__ is not None:  # an experiment's own words, not a trace of its file
+            first = first.__context__
+        if isinstance(first, UserError):
+            raise first from error
         inner = error.args[0] if error.args else error
         if isinstance(inner, KeyError):  # its str() is a repr, with the line break spelled out
             raise UserError(f"config has no field {inner.args[0]}") from error

@@ -1,6 +1,7 @@
 """Experiment file -> frozen dataclasses, once, at the door. Nothing below reads a ConfigDict."""
 
 import dataclasses
+import math
 import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -269,15 +270,15 @@ class SampleConfig:
             ("image_guidance", 0),
             ("text_guidance", 0),
         ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+            if not least <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}, finite")
         for name in ("contrast", "guidance_start", "guidance_stop", "guidance_least"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name}={getattr(self, name)} must lie between 0 and 1")
         if self.solver not in SOLVERS:
             raise UserError(f"solver={self.solver!r} is unknown; have: {', '.join(SOLVERS)}")
-        if self.shift <= 0:
-            raise UserError(f"shift={self.shift} must be above 0")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"shift={self.shift} must be above 0, finite")
 
 
 @dataclass(frozen=True)

@@ -125,11 +125,18 @@ class Trained:
         named = {n: options[n] for n in plain if n in options}
         hints = {f.name: f.type for f in fields(SampleConfig)}
         named = {n: float(x) if hints[n] is float else x for n, x in named.items()}
+        if broken := [n for n, x in named.items() if hints[n] is int and not isinstance(x, int)]:
+            raise UserError(f"{broken[0]}={named[broken[0]]} must be a whole number")
         choices = [f.name for f in fields(Choice)]
-        words, codes = (
-            replace(base, **{n: options[p + n] for n in choices if p + n in options})
-            for base, p in ((sample.words, ""), (sample.codes, "image_"))
-        )
+
+        def chosen(base: Choice, prefix: str) -> Choice:
+            known = {n: options[prefix + n] for n in choices if prefix + n in options}
+            try:
+                return replace(base, **known)
+            except UserError as error:  # it begins with the name
+                raise UserError(f"{prefix}{error}") from error
+
+        words, codes = chosen(sample.words, ""), chosen(sample.codes, "image_")
         return replace(sample, words=words, codes=codes, **named)
 
     def generate(
@@ -166,7 +173,9 @@ class Trained:
             UserError: for a prompt that cannot be continued, or an unknown option.
         """
         self.check_options(options)
-        asked = [request.parse(p) for p in prompts]
+        asked = request.parse_all(prompts)
+        if not isinstance(pictures, int) or pictures < 0:
+            raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
         if self.only_writes and (pictures or any(r.draw for r in asked)):
             raise UserError(
                 f"a {self.run.experiment.family} draws no pictures; ask for text, or load a model "
@@ -243,8 +252,13 @@ class Trained:
 
     def laid(self, documents: Sequence) -> Batch:
         """The same of any family."""
-        laid = [request.parse(d).document for d in documents]
-        c = self.run.experiment.data
+        given = request.parse_all(documents)
+        if not given:
+            raise UserError("no documents were given; give at least one")
+        for number, asked in enumerate(given, start=1):
+            if asked.draw or asked.infill:
+                raise UserError(f"document {number} has a slot; only whole ones have a score")
+        laid, c = [asked.document for asked in given], self.run.experiment.data
         vocabulary = self.run.model.parts.vocabulary
         return prompt.lay_out(laid, c, self.run.tokenizer, vocabulary, draw=False, end=True)
 

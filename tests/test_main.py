@@ -109,6 +109,18 @@ def test_what_is_missing_is_asked_for(mmjax):
     assert "--workdir=DIR" in refused(mmjax("train", QUICKSTART))
 
 
+@pytest.mark.parametrize(
+    ("kit", "said"),
+    [
+        ("8b", "'8b' is no kit: 7b, 34b"),
+        ("7b,-foo", "'-foo' is no change: -qk_norm, -z_loss, -dropout, +dropout"),
+    ],
+)
+def test_what_an_experiment_says_is_all_that_is_said(mmjax, kit, said):
+    config = f"--config={ROOT}/experiments/chameleon_stability.py:{kit}"
+    assert refused(mmjax("train", config, "--workdir=run")) == f"mmjax train: {said}"
+
+
 def test_train_without_a_config(mmjax):
     assert "--config=experiments/NAME.py" in refused(mmjax("train", "--workdir=run"))
 

@@ -79,6 +79,11 @@ class QuantiserConfig:
             raise UserError(f"quantiser.levels={self.levels} must be at least 3; lfq has two")
         want = {"fsq": (prod(self.levels), len(self.levels)), "lfq": (2**self.width, self.width)}
         want["kl"] = (0, self.width)
+        if self.booked and min(self.codes, self.width, self.depth) < 1:
+            raise UserError(
+                f"quantiser.codes={self.codes}, width={self.width} and depth={self.depth} must be "
+                f"at least 1"
+            )
         codes, width = want.get(self.kind, (self.codes, self.width))
         if (codes, width) != (self.codes, self.width):
             raise UserError(

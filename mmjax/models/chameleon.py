@@ -134,14 +134,13 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
 
 def watch(vocabulary: Vocabulary, grads) -> dict[str, jax.Array]:
     """Gradient norms by modality: of the embeddings and output columns of text and of codes."""
-    first = vocabulary.codes
-    both = {"text": slice(None, first), "image": slice(first, first + vocabulary.code_count)}
+    v, index = vocabulary, jnp.arange(vocabulary.size)
+    code = (index >= v.codes) & (index < v.codes + v.code_count)  # in the midst of imported ids
     norms = {}
-    for name, ids in both.items():
-        parts = grads["embed"]["table"][ids], grads["head"]["w"][:, ids]
-        norms[f"{name}/embed_grad_norm"], norms[f"{name}/head_grad_norm"] = (
-            jnp.sqrt(jnp.sum(x**2)) for x in parts
-        )
+    for part, x, axis in (("embed", grads["embed"]["table"], 1), ("head", grads["head"]["w"], 0)):
+        squares = jnp.sum(x.astype(jnp.float32) ** 2, axis=axis)
+        for name, ids in (("text", ~code), ("image", code)):
+            norms[f"{name}/{part}_grad_norm"] = jnp.sqrt(jnp.sum(jnp.where(ids, squares, 0.0)))
     return norms
 
 

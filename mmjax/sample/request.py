@@ -1,5 +1,6 @@
 """What a user asks for, as parts in a row: what is given, and what is to be made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,19 @@ class Request:
     answer: bool
 
 
+def parse_all(prompts) -> list[Request]:
+    """Prompts, see `parse`.
+
+    Raises:
+        UserError: for one that is none, or a prompt where a list of them is asked for.
+    """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise UserError(
+            f"give a list of prompts, such as [[text, mmjax.IMAGE]], not a {type(prompts).__name__}"
+        )
+    return [parse(parts) for parts in prompts]
+
+
 def parse(parts) -> Request:
     """Strings, paths, bytes, `Text`, `Image` and at most one slot -> Request.
 
@@ -44,9 +58,15 @@ def parse(parts) -> Request:
     slot before other parts is a hole, which a model trained on CM3's objective can fill.
 
     Raises:
-        UserError: for a second slot, a picture that is not there, or what is no part.
+        UserError: for a second slot, a picture that is not there, or what is no part or prompt.
     """
-    parts = [parts] if isinstance(parts, str | bytes | Path | Slot | Text | Image) else list(parts)
+    if isinstance(parts, str | bytes | Path | Slot | Text | Image):
+        parts = [parts]
+    if not isinstance(parts, Sequence):
+        raise UserError(
+            f"a prompt is a list of text, pictures and a slot, or one of them, not a "
+            f"{type(parts).__name__}"
+        )
     document = [part if isinstance(part, Slot) else as_part(part) for part in parts]
     slots = [i for i, part in enumerate(document) if isinstance(part, Slot)]
     if len(slots) > 1:
@@ -80,6 +100,19 @@ def as_part(part) -> Text | Image:
         return Text(part)
     if not isinstance(part, Path):
         raise UserError(f"a prompt holds text, pictures and a slot, not {type(part).__name__}")
-    if not part.is_file():
-        raise UserError(f"picture {part} does not exist")
-    return Image(part.read_bytes())
+    return Image(read(part))
+
+
+def read(path: Path) -> bytes:
+    """A picture's file.
+
+    Raises:
+        UserError: if it is not there, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"picture {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"picture {path} cannot be read: {why}") from error

@@ -24,7 +24,7 @@ from mmjax.batch import Image
 from mmjax.config import SOLVERS, DataConfig
 from mmjax.data.pixels import decode_image
 from mmjax.error import UserError
-from mmjax.sample.request import IMAGE, TEXT, Slot
+from mmjax.sample.request import IMAGE, TEXT, Slot, read
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
 
@@ -33,7 +33,9 @@ PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "text, a picture's path, or a .jsonl file; repeat it"
 )
 OUT = flags.DEFINE_string("out", "out/samples", "directory to write to")
-SEED = flags.DEFINE_integer("seed", 0, "of noise and text")
+SEED = flags.DEFINE_multi_integer(
+    "seed", [0], "of noise and text; one for all, or repeat it for one a prompt"
+)
 INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
 STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
 SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "of pictures that are denoised")
@@ -57,6 +59,7 @@ NUMBERS = {
     "image_temperature": "of image codes",
     "image_top_p": "of image codes",
     "image_min_p": "of image codes",
+    "image_repetition": "penalty of codes seen before",
 }
 COUNTS = {"top_k": "of text", "image_top_k": "of image codes"}
 SCALES = {
@@ -87,19 +90,21 @@ def read_prompts(given: list[str]) -> list[Prompt]:
         else:
             prompts.append([value, IMAGE])
     for part in (part for prompt in prompts for part in prompt):
-        if isinstance(part, Path) and not part.is_file():
-            raise UserError(f"picture {part} does not exist")
+        if isinstance(part, Path):
+            read(part)  # complains before the model is loaded
     return prompts
 
 
 def read_jsonl(path: Path) -> list[Prompt]:
     """Prompts of a JSONL file."""
-    if not path.is_file():
-        raise UserError(f"prompt file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"prompt file {path} does not exist") from error
     except UnicodeDecodeError as error:
         raise UserError(f"prompt file {path} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise UserError(f"prompt file {path} cannot be read: {error.strerror}") from error
     prompts: list[Prompt] = []
     # Not splitlines: JSON allows further separators of lines inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -127,10 +132,7 @@ def one_part(row, where: str) -> str | Path | Image | Slot:
         UserError: if it has none of the forms, or names a kind of a picture that is not there.
     """
     if isinstance(row, dict) and set(row) == {"image", "kind"}:
-        path = Path(str(row["image"]))
-        if not path.is_file():
-            raise UserError(f"picture {path} does not exist")
-        return Image(path.read_bytes(), of=str(row["kind"]))
+        return Image(read(Path(str(row["image"]))), of=str(row["kind"]))
     known: dict[str, Callable] = {"text": str, "image": Path, "make": MAKE.get}
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()
@@ -157,8 +159,13 @@ def main(rest: list[str]) -> int:
     options |= {"kind": KIND.value}
     options = {name: value for name, value in options.items() if value is not None}
     stream = show if STREAM.value else None
-    results = trained.generate(prompts, SEED.value, INTERLEAVED.value, stream, **options)
-    write(prompts, results, trained.run.experiment.data)
+    seed = SEED.value if len(SEED.value) > 1 else SEED.value[0]
+    results = trained.generate(prompts, seed, INTERLEAVED.value, stream, **options)
+    try:
+        write(prompts, results, trained.run.experiment.data)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"cannot write --out={out}: {why}; name another directory") from error
     return 0
 
 
@@ -198,7 +205,7 @@ def encoded(part: str | Path | Image) -> bytes:
     """A prompt picture's file; nothing for text."""
     if isinstance(part, Image):
         return part.data
-    return part.read_bytes() if isinstance(part, Path) else b""
+    return read(part) if isinstance(part, Path) else b""
 
 
 def plain(made: list[dict], result) -> dict:

@@ -275,6 +275,8 @@ def test_perplexity_counts_codes_in_equal_use():
         (dict(kind="lfq", codes=9), "codes=8"),
         (dict(kind="rvq", depth=2, unit=True), "unit"),
         (dict(decay=1.0), "decay"),
+        (dict(codes=0), "codes=0.* must be at least 1"),
+        (dict(kind="rvq", depth=0), "depth=0 must be at least 1"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, word):

@@ -386,6 +386,9 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         assert [p.text for p in drawn if isinstance(p, Text)] in (
             ["what is it?", "<sep>", "a cat"], ["how many?", "<sep>", "one"],
         )  # fmt: skip
+    for known in ("", *pipeline.TEMPLATES):
+        source = config.SourceConfig("unused", 1.0, known, False)
+        pipeline.check(dataclasses.replace(c, sources={"mine": source}))
     wrong = config.SourceConfig("unused", 1.0, "chat", False)
     with pytest.raises(UserError, match=r"template='chat' is unknown; have: .*sep"):
         pipeline.check(dataclasses.replace(c, sources={"mine": wrong}))

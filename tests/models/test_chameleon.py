@@ -1,5 +1,6 @@
 """Chameleon's one loss over words and codes against plain numpy; causality, packing, its codec."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -16,7 +17,7 @@ from mmjax.error import UserError
 from mmjax.layers.attention import Attention
 from mmjax.layers.position import rope_angles
 from mmjax.mesh import Rules, make_mesh
-from mmjax.models import chameleon
+from mmjax.models import chameleon, decoder
 from mmjax.step import gradients
 from mmjax.values import build
 
@@ -236,8 +237,12 @@ def test_gradient_norms_are_logged_by_modality(grads):
     for name, x in want.items():
         np.testing.assert_allclose(norms[name], np.sqrt((x**2).sum()), rtol=1e-5, err_msg=name)
     assert len({round(float(x), 6) for x in norms.values()}) == 4
-    first = chameleon.watch(replace(V, codes=0, code_count=12), grads)  # as Chameleon's own ids lie
-    np.testing.assert_allclose(first["image/head_grad_norm"], np.linalg.norm(head[:, :12]), 1e-5)
+    # As Chameleon's own ids lie: codes among words, which go on behind them.
+    among = chameleon.watch(replace(V, codes=4, code_count=12), grads)
+    np.testing.assert_allclose(among["image/head_grad_norm"], np.linalg.norm(head[:, 4:16]), 1e-5)
+    words = np.r_[0:4, 16:52]
+    np.testing.assert_allclose(among["text/head_grad_norm"], np.linalg.norm(head[:, words]), 1e-5)
+    np.testing.assert_allclose(among["text/embed_grad_norm"], np.linalg.norm(table[words]), 1e-5)
 
 
 def test_the_last_layer_and_the_largest_score_are_watched():
@@ -296,6 +301,31 @@ def test_qk_norm_is_a_layer_norm_before_rope():
     np.testing.assert_allclose(got[0], by_hand(), atol=1e-3, rtol=1e-4)
     assert np.abs(got[0] - by_hand(norm_first=False)).max() > 0.1
     assert np.abs(got[0] - by_hand(centred=False)).max() > 0.1
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_dropout_is_taken_of_what_a_branch_gives_last_of_all(norm, monkeypatch):
+    """Behind attention and behind the MLP, and behind their norm where that comes last."""
+    c = replace(C, decoder=replace(C.decoder, norm=norm, dropout=0.1))
+    model = chameleon.build(c, V, RULES)
+
+    def outputs(params, factors):
+        left = itertools.cycle(factors)  # attention's and the MLP's, in each block that is traced
+        monkeypatch.setattr(decoder, "dropout", lambda x, rate, keys: x * next(left))
+        x = model.parts.embed(params, CODED.tokens)
+        at = causal_mask(CODED), CODED.position
+        return np.asarray(model.parts.run(params, x, *at, keys=keys())[0])
+
+    plain, blocks = outputs(PARAMS, (1.0, 1.0)), PARAMS["decoder"]["blocks"]
+    for name, weight, factors in (("attention", "o", (3.0, 1.0)), ("mlp", "down", (1.0, 3.0))):
+        if norm == "pre":
+            thrice = {name: blocks[name] | {weight: 3.0 * blocks[name][weight]}}
+        else:
+            thrice = {f"{name}_norm": 3.0 * blocks[f"{name}_norm"]}
+        params = PARAMS | {"decoder": PARAMS["decoder"] | {"blocks": blocks | thrice}}
+        found = outputs(PARAMS, factors)
+        np.testing.assert_allclose(found, outputs(params, (1.0, 1.0)), atol=1e-4)
+        assert np.abs(found - plain).max() > 1e-2
 
 
 def test_flops_count_what_a_loop_counts():

@@ -337,6 +337,11 @@ def test_a_picture_that_cannot_be_read_names_its_prompt(model, photo, tmp_path):
         ([Path("none.png")], ["picture none.png does not exist"]),
         (["a", 3], ["text, pictures and a slot, not int"]),
         (["a", None], ["not NoneType"]),
+        ({"text": "a"}, ["a prompt is a list of text, pictures", "not a dict"]),
+        (None, ["a prompt is a list of text, pictures", "not a NoneType"]),
+        ([Path("x" * 300 + ".png")], ["x.png cannot be read: File name too long"]),
+        ([Path(__file__) / "a.png"], ["a.png does not exist"]),
+        ([Path("/")], ["picture / does not exist"]),
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, words):
@@ -353,10 +358,14 @@ def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, word
         ),
         ({"image_contrast": 1.0}, ["image_contrast is no option"]),
         ({"temperature": -1.0}, ["temperature=-1.0 must lie between 0 and"]),
-        ({"image_top_p": 0.0}, ["top_p=0.0 must lie between"]),
+        ({"image_top_p": 0.0}, ["image_top_p=0.0 must lie between"]),
         ({"top_p": 1.5}, ["top_p=1.5 must lie between"]),
         ({"top_k": 2.5}, ["top_k=2.5 must be a whole number"]),
-        ({"image_min_p": 2.0}, ["min_p=2.0 must lie between 0 and 1"]),
+        ({"image_min_p": 2.0}, ["image_min_p=2.0 must lie between 0 and 1"]),
+        ({"image_top_k": 0.5}, ["image_top_k=0.5 must be a whole number"]),
+        ({"text": 2.5}, ["text=2.5 must be a whole number"]),
+        ({"pictures": -1}, ["pictures=-1 must be a whole number, 0 or more"]),
+        ({"pictures": 1.5}, ["pictures=1.5 must be a whole number, 0 or more"]),
     ],
 )
 def test_a_wrong_option_is_named(model, options, words):
@@ -372,6 +381,32 @@ def test_seeds_must_be_as_many_as_prompts(model, prompts):
 
 def test_nothing_asked_gives_nothing(model):
     assert model.generate([]) == []
+
+
+@pytest.mark.parametrize("prompts", ["a red circle", b"a picture", Path("a.png"), mmjax.IMAGE])
+def test_one_prompt_is_no_list_of_prompts(model, prompts):
+    for ask in (model.generate, model.score, model.embed):
+        with pytest.raises(UserError, match=r"^give a list of prompts, such as .*, not a \w+$"):
+            ask(prompts)
+
+
+def test_only_whole_documents_have_a_score(model, filler, photo):
+    for slots in (["a", mmjax.IMAGE], [mmjax.TEXT, "a"]):
+        for ask in (model.score, filler.score, model.embed):
+            with pytest.raises(UserError, match=r"^document 2 has a slot"):
+                ask([["a", photo], slots])
+    for ask in (model.score, model.embed):
+        with pytest.raises(UserError, match=r"^no documents were given"):
+            ask([])
+
+
+def test_a_picture_one_may_not_read_is_named(monkeypatch, photo):
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(UserError, match=r"^picture .*photo.png cannot be read: Permission denied$"):
+        request.parse([photo])
 
 
 def test_an_empty_prompt_is_begun_from_nothing(model, prompts):
@@ -401,6 +436,8 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
         ({"contrast": -1.0}, "contrast=-1.0 must lie between 0 and 1"),
         ({"text": 0}, "text=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
+        ({"guidance": float("nan")}, "guidance=nan must be at least 0"),
+        ({"guidance": float("inf")}, "guidance=inf must be at least 0, finite"),
     ],
 )
 def test_a_scale_out_of_range_is_named(model, options, words):

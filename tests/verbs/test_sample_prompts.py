@@ -3,14 +3,21 @@
 import importlib
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
 from absl import flags
 
+from mmjax import __main__ as door
 from mmjax.batch import Image
+from mmjax.config import Choice
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, parse
+from mmjax.trained import OPTIONS
 
 NAME = "mmjax.verbs.sample"
 TEXT_ALONE = '"a"'  # a line as it stands
@@ -165,6 +172,9 @@ def test_files_that_are_not_there_are_named(verb, lines, tmp_path):
         verb.read_prompts(["none.jsonl"])
     with pytest.raises(UserError, match=r"^prompt file .* does not exist$"):
         verb.read_prompts([str(tmp_path / "folder.jsonl")])
+    (tmp_path / "of.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"^prompt file .*of.jsonl cannot be read: Is a directory$"):
+        verb.read_prompts([str(tmp_path / "of.jsonl")])
     with pytest.raises(UserError, match=r"^picture none.png does not exist$"):
         verb.read_prompts([lines({"parts": [{"text": "a"}, {"image": "none.png"}]})])
     with pytest.raises(UserError, match=r"^picture none.txt does not exist$"):
@@ -196,6 +206,92 @@ def test_one_part_is_text_a_path_or_a_slot(verb):
     assert verb.one_part({"make": "text"}, "here") is TEXT
     with pytest.raises(UserError, match=r"^here must be "):
         verb.one_part({"make": "sound"}, "here")
+
+
+class Fake:
+    """Answers as a model would, and notes what it was asked."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), None
+        data = SimpleNamespace(image=8, resize="pil_box")
+        self.run = SimpleNamespace(experiment=SimpleNamespace(data=data))
+
+    def generate(self, prompts, seed, pictures, stream, **options):
+        self.asked = prompts, seed, pictures, options
+        if stream is not None:
+            stream(0, "a red")
+        return self.answers
+
+
+@pytest.fixture
+def sample(verb, monkeypatch, capsys):
+    """Runs `mmjax sample` with a model's answers -> what was asked, exit code, stdout, stderr."""
+
+    def call(answers, *argv):
+        fake = Fake(*answers)
+        monkeypatch.setattr(verb, "load", lambda workdir: fake)
+        flags.FLAGS.unparse_flags()
+        for flag in verb.flags.FLAGS.get_key_flags_for_module(verb):
+            flag.unparse()
+        code = door.run_verb("sample", ["--workdir=run", *argv])
+        return fake.asked, code, *capsys.readouterr()
+
+    return call
+
+
+DRAWN = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+
+
+def test_answers_are_written_and_told(sample, lines, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "made"
+    PIL.Image.fromarray(DRAWN).save(photo)
+    file = lines({"parts": [{"text": "a"}, {"image": str(photo)}]})
+    argv = ["--prompt=a cat", f"--prompt={photo}", f"--prompt={file}", "--pictures=2", "--stream"]
+    answers = [DRAWN, ["a ring", DRAWN, "é"], []]
+    asked, code, said, told = sample(answers, *argv, f"--out={out}", "--image_repetition=1.5")
+    assert code == 0
+    assert asked == (
+        [["a cat", IMAGE], [photo], ["a", photo]], 0, 2, {"image_repetition": 1.5},
+    )  # fmt: skip
+    assert told == "0: a red\n"
+    assert said.splitlines() == [
+        "a cat -> 000.png", f"{photo} -> a ring | 001_1.png | é", f"a + {photo} -> ",
+    ]  # fmt: skip
+    assert {p.name for p in out.iterdir()} == {
+        "000.png", "001_1.png", "samples.jsonl", "sheet.png",
+    }  # fmt: skip
+    assert [json.loads(row) for row in (out / "samples.jsonl").read_text().splitlines()] == [
+        {"prompt": "a cat", "image": "000.png"},
+        {
+            "prompt": str(photo),
+            "parts": [{"text": "a ring"}, {"image": "001_1.png"}, {"text": "é"}],
+        },
+        {"prompt": ["a", str(photo)], "parts": []},
+    ]
+    np.testing.assert_array_equal(PIL.Image.open(out / "001_1.png"), DRAWN)
+
+
+def test_a_seed_for_all_or_one_a_prompt(sample, tmp_path):
+    argv = ["--prompt=a", "--prompt=b", f"--out={tmp_path / 'made'}"]
+    for given, want in (([], 0), (["--seed=7"], 7), (["--seed=7", "--seed=8"], [7, 8])):
+        assert sample([DRAWN, DRAWN], *argv, *given)[0][1] == want
+
+
+def test_every_option_of_generate_is_a_flag(verb):
+    named = {f.name for f in fields(Choice)}
+    wanted = {"text", "guidance", *named, *(f"image_{name}" for name in named)}
+    wanted |= {name for some in OPTIONS.values() for name in some}
+    known = {f.name for f in flags.FLAGS.get_key_flags_for_module(verb)}
+    assert wanted <= known and set(verb.SCALES) <= wanted
+
+
+def test_a_place_that_cannot_be_written_is_one_line(sample, tmp_path):
+    (tmp_path / "file").touch()
+    argv = ["--prompt=a", f"--out={tmp_path / 'file' / 'made'}"]
+    _, code, said, told = sample([DRAWN], *argv)
+    assert (code, said) == (2, "")
+    assert told.startswith("mmjax sample: cannot write --out=") and told.count("\n") == 1
+    assert "Not a directory; name another directory" in told
 
 
 def test_a_file_without_a_prompt_is_refused(verb, tmp_path):
