@@ -118,7 +118,7 @@ class DataConfig:
             raise UserError(
                 f"data.ends={self.ends} must be at least 1, and 1 where data.spans moves some"
             )
-        if self.image % self.patch:
+        if self.patch < 1 or self.image % self.patch:
             raise UserError(f"data.patch={self.patch} must divide data.image={self.image}")
         if self.length < self.patches + 5:
             raise UserError(

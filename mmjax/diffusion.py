@@ -23,8 +23,8 @@ KINDS = ("velocity", "data", "noise")
 FLOOR = 0.05
 
 
-def check_names(path: str, prediction: str, target: str) -> None:
-    """Checks the names a configuration gives.
+def check_names(path: str, prediction: str, target: str, at: str = "model") -> None:
+    """Checks the names a configuration gives, which lies at `at`.
 
     Raises:
         UserError: for an unknown one.
@@ -35,7 +35,7 @@ def check_names(path: str, prediction: str, target: str) -> None:
         ("target", target, KINDS),
     ):
         if value not in known:
-            raise UserError(f"model.{field}={value!r} is unknown; have: {', '.join(known)}")
+            raise UserError(f"{at}.{field}={value!r} is unknown; have: {', '.join(known)}")
 
 
 class Coefficients(NamedTuple):

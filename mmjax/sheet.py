@@ -42,9 +42,18 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
             if isinstance(picture, np.ndarray):
                 picture = PIL.Image.fromarray(picture)
             x = left + k * (SIDE + 4)
-            page.paste(picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST), (x, top))
+            page.paste(fitted(picture), (x, top))
             pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=(200, 200, 200))
         for k, line in enumerate(text):
             pen.text((left, top + side + 5 + k * LINE), line, (30, 30, 30), font)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
+
+
+def fitted(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of any shape in the middle of a white square of SIDE pixels, at its own aspect."""
+    width, height = (max(1, round(SIDE * x / max(picture.size))) for x in picture.size)
+    square = PIL.Image.new("RGB", (SIDE, SIDE), "white")
+    corner = (SIDE - width) // 2, (SIDE - height) // 2
+    square.paste(picture.resize((width, height), PIL.Image.Resampling.NEAREST), corner)
+    return square

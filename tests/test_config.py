@@ -115,6 +115,8 @@ def test_a_value_where_a_group_belongs(name):
 def test_fields_that_contradict_each_other():
     assert "data.patch=3 must divide data.image=8" in refusal(data__patch=3)
     assert "model.patch=3 must divide model.image=8" in refusal(model__patch=3)
+    assert "data.patch=0 must divide data.image=8" in refusal(data__patch=0)
+    assert "model.patch=0 must divide model.image=8" in refusal(model__patch=0)
     assert "config.model.patch=2 differs from" in refusal(model__patch=2, data__patch=4)
     assert "config.model.image=16 differs from config.data.image=8" in refusal(model__image=16)
     assert "data.sources is empty" in refusal(data__sources={})
@@ -177,6 +179,7 @@ def test_a_decoder_that_cannot_be_built():
         ({"norm": "both"}, "decoder.norm='both' is unknown; have: pre, post"),
         ({"untie": ("ffm",)}, "decoder.untie has 'ffm'; have: qkv, o, qk_norm, attn_norm, ffn"),
         ({"untie": ("ffn",)}, "decoder.towers=1 with decoder.untie=('ffn',); give 1 tower"),
+        ({"towers": 3, "untie": ("ffn",)}, "decoder.towers=3 with decoder.untie=('ffn',); give 1"),
         ({"towers": 2}, "decoder.towers=2 with decoder.untie=(); give 1 tower with untie=()"),
         ({"untied_layers": (0,)}, "decoder.untied_layers=(0,) must ascend within 0 ... 1, and"),
         (TWO | {"untied_layers": (2,)}, "decoder.untied_layers=(2,) must ascend within 0 ... 1"),

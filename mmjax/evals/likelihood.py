@@ -14,8 +14,7 @@ from mmjax.data import tokenizer as bpe
 from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
-from mmjax.models.denoise import denoise, noise_level, pick, wide
-from mmjax.models.transfusion import Parts
+from mmjax.models.denoise import Parts, denoise, noise_level, pick, wide
 from mmjax.sample import prompt
 from mmjax.sample.decode import text_log_likelihood, word_weight
 from mmjax.trained import Trained

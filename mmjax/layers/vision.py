@@ -41,7 +41,7 @@ class VisionConfig:
 
     def __post_init__(self):
         """Checks fields against each other."""
-        if self.image % self.patch:
+        if self.patch < 1 or self.image % self.patch:
             raise UserError(f"vision.patch={self.patch} must divide vision.image={self.image}")
         if self.pool not in POOLS:
             raise UserError(f"vision.pool={self.pool!r} is unknown; have: {', '.join(POOLS)}")

@@ -87,7 +87,7 @@ class DecoderConfig:
         """Checks what is untied."""
         if unknown := [part for part in self.untie if part not in UNTIE]:
             raise UserError(f"decoder.untie has {unknown[0]!r}; have: {', '.join(UNTIE)}")
-        if (self.towers > 1) != bool(self.untie) or self.towers < 1:
+        if self.towers not in (1, 2) or (self.towers > 1) != bool(self.untie):
             raise UserError(
                 f"decoder.towers={self.towers} with decoder.untie={self.untie}; give 1 tower with "
                 f"untie=(), or 2 (text and images) with what they do not share"

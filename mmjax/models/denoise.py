@@ -1,18 +1,76 @@
 """A batch with noisy pictures through a decoder: times, inputs, masks, estimates.
 
-`parts` is what `models.transfusion` makes, and any other family whose pictures go in and out as its
-do.
+For every family whose pictures go in and out of its decoder as patches with noise.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
-from mmjax.batch import IMAGE, TEXT, Batch, slot_columns
+from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, slot_columns
+from mmjax.codecs.autoencoder import Codec
 from mmjax.diffusion import Estimate
+from mmjax.error import UserError
 from mmjax.layers.patch import collect, spread, unpatchify
+from mmjax.models.decoder import DecoderConfig
+
+
+class Parts(NamedTuple):
+    """A family's pieces, for its loss and for sampling; all are pure functions of params.
+
+    Attributes:
+        config, vocabulary: what the model was built with. decoder: its decoder's configuration.
+        embed: (params, tokens [b, l]) -> [b, l, d].
+        signal: (params, batch) -> [b, i, h, w, c] f32, its pictures as they are denoised.
+        picture: (params, signal [n, h, w, c]) -> uint8 [n, h, w, 3].
+        patch_in: (params, noisy [b, i, h, w, c], t [b, i]) -> ([b, i, p, d], kept).
+        patch_out: (params, hidden [b, i, p, d], kept) -> [b, i, h, w, c] f32.
+        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
+        head: params -> [d, v], what maps decoder outputs to logits.
+        coded: (params, batch) -> the batch: there are no codes.
+        clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
+        mask: batch -> [b, l, l] bool.
+        codec: functions of params["codec"], or None where pixels are denoised.
+        kinds: of a Transfusion with `config.kinds` a view of all this for each kind, the default
+            first: there config is a `Kind`, and signal, picture and both ends are the kind's own.
+        gaps: of a OneFlow (params, hidden [b, l, d]) -> (logit of pi, log lambda), each [b, l] f32.
+    """
+
+    config: Any
+    vocabulary: Vocabulary
+    decoder: DecoderConfig
+    embed: Callable
+    signal: Callable
+    picture: Callable
+    patch_in: Callable
+    patch_out: Callable
+    run: Callable
+    head: Callable
+    coded: Callable
+    clean: Callable
+    mask: Callable
+    codec: Codec | None = None
+    kinds: tuple[Any, ...] = ()
+    gaps: Any = None
+
+
+def check_numbers(c, at: str) -> None:
+    """Checks what a configuration, which lies at `at`, says of noise levels and the signal.
+
+    Raises:
+        UserError: naming field, value and range.
+    """
+    for name, fits, rule in (
+        ("context_time", 0.0 <= c.context_time < 1.0, "be at least 0, which is noise, and below 1"),
+        ("time_std", c.time_std >= 0.0, "be at least 0"),
+        ("time_shift", c.time_shift > 0.0, "be above 0"),
+        ("signal_std", c.signal_std > 0.0, "be above 0"),
+    ):
+        if not fits:
+            raise UserError(f"{at}.{name}={getattr(c, name)} must {rule}")
 
 
 def noise_level(c, keys, before_text):
@@ -88,7 +146,8 @@ def denoise(parts, params, batch: Batch, noisy, t, drop=None, sight=None):
     c = parts.config
     patches, kept = parts.patch_in(params, noisy, t)
     if c.context == "clean":
-        hidden, found = beside(parts, params, batch, patches, drop, sight)
+        x = clean_inputs(parts, params, batch)
+        hidden, found = beside(parts, params, batch, x, patches, drop, sight)
     else:
         x = inputs(parts, params, batch, patches)
         at = parts.mask(batch), batch.position
@@ -109,22 +168,25 @@ class Sight(NamedTuple):
     originals: jax.Array
 
 
-def beside(parts, params, batch: Batch, patches, drop, sight: Sight | None = None):
+def beside(parts, params, batch: Batch, x, patches, drop, sight: Sight | None = None):
     """Noisy patches [b, i, p, d] in copies behind the row, which only they themselves see.
 
     Everything else reads the pictures as they are (BAGEL does the same, with the copy and the
-    original exchanged). The row grows by i p positions. Without `sight` a copy sees those of its
-    picture that `picture_mask` allows, and no original.
+    original exchanged), x [b, l, d]. The row grows by i p positions; those of a picture that has
+    fewer patches than p stay vacant. Without `sight` a copy sees those of its picture that
+    `picture_mask` allows, and no original.
 
     Returns:
         (outputs at the row's own positions [b, l, d], at the copies [b, i, p, d]).
     """
     b, slots, p, d = patches.shape
     length = batch.tokens.shape[1]
-    first, used = slot_columns(batch.image, slots)
+    first, _ = slot_columns(batch.image, slots)
     at = jnp.minimum(first[:, :, None] + jnp.arange(p)[None, None], length - 1).reshape(b, -1)
-    own = jnp.repeat(jnp.arange(1, slots + 1, dtype=jnp.int32), p)[None]
-    own = jnp.where(jnp.repeat(used, p, axis=1), own, 0)  # number of the copy's picture
+    slot = jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None]
+    count = jnp.sum(batch.image[:, None] == slot, axis=-1, keepdims=True)
+    own = jnp.where(jnp.arange(p)[None, None] < count, slot, 0)  # number of the copy's picture
+    own = own.reshape(b, -1)
     mask = parts.mask(batch)
     back = jnp.take_along_axis(mask, at[:, :, None], axis=1)  # what the original sees
     other = batch.image[:, None, :] != own[:, :, None]
@@ -141,7 +203,7 @@ def beside(parts, params, batch: Batch, patches, drop, sight: Sight | None = Non
     position = jnp.concatenate(
         [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
     )
-    x = jnp.concatenate([clean_inputs(parts, params, batch), patches.reshape(b, -1, d)], axis=1)
+    x = jnp.concatenate([x, patches.reshape(b, -1, d)], axis=1)
     tower = jnp.concatenate([batch.modality, jnp.where(own > 0, IMAGE, TEXT)], axis=1)
     hidden, _ = parts.run(params, x, whole, position, keys=drop, tower=tower)
     return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)

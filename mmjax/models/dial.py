@@ -104,6 +104,11 @@ class Config:
                 f"model.transfusion.picture_mask={base.picture_mask!r}: who sees whom follows from "
                 f"model.image_alpha; give 'both'"
             )
+        if base.kinds:
+            raise UserError(
+                f"model.transfusion.kinds has {', '.join(base.kinds)}: a dial has no kinds of "
+                f"pictures; give kinds=dict()"
+            )
         if base.unet and self.image_alpha > 0:
             raise UserError(
                 f"model.transfusion.unet={base.unet} shows patches to their neighbours, which only "

@@ -21,7 +21,7 @@ from mmjax.layers.patch import collect, to_pixels, to_signal
 from mmjax.layers.weight import Layer
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
-from mmjax.models.denoise import inputs, noise_level, pick, wide
+from mmjax.models.denoise import beside, check_numbers, inputs, noise_level, pick, wide
 from mmjax.models.patches import PatchIn, PatchOut
 from mmjax.models.tokens import token_terms
 from mmjax.values import build
@@ -98,13 +98,12 @@ def check(c, name: str, k: Kind, said) -> None:
         UserError: naming field, value and remedy.
     """
     at = f"model.kinds.{name}"
-    diffusion.check_names(k.path, k.prediction, k.target)
+    diffusion.check_names(k.path, k.prediction, k.target, at)
+    check_numbers(k, at)
     if k.like not in ("", "image"):
         raise UserError(f"{at}.like={k.like!r} is unknown; have: 'image', ''")
     if min(k.height, k.width, k.patch) < 1 or k.height % k.patch or k.width % k.patch:
         raise UserError(f"{at}.patch={k.patch} must divide height={k.height} and width={k.width}")
-    if k.signal_std <= 0:
-        raise UserError(f"{at}.signal_std={k.signal_std} must be above 0")
     if k.image_weight < 0:
         raise UserError(f"{at}.image_weight={k.image_weight} must be at least 0")
     for field in ("context", "context_time", "picture_mask"):
@@ -117,10 +116,10 @@ def check(c, name: str, k: Kind, said) -> None:
             f"{at}.{wrong[0]}={said[wrong[0]]!r} needs weights of its own; give like='' or leave "
             f"it out"
         )
-    if c.codec is not None or c.unet or c.context != "noisy":
+    if c.codec is not None or c.unet:
         raise UserError(
-            "model.kinds go with pixels, patches by one matrix and noisy context; give codec=None, "
-            "unet=0, context='noisy', or no kinds"
+            "model.kinds go with pixels and patches by one matrix; give codec=None, unet=0, or no "
+            "kinds"
         )
 
 
@@ -243,11 +242,15 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
         diffusion.mix(k.path, x, e, wide(t)) for k, x, e in zip(kinds, clean, noises, strict=True)
     ]
     patches = embedded(parts, params, batch, noisy, t)
-    x = inputs(parts, params, batch, patches)
     drop = drop if c.decoder.dropout > 0 else None
-    at = parts.mask(batch), batch.position
-    hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
-    found = collect(hidden, batch.image, t.shape[1], patches.shape[2])
+    if c.context == "clean":
+        x = clean_inputs(parts, params, batch)
+        hidden, found = beside(parts, params, batch, x, patches, drop)
+    else:
+        x = inputs(parts, params, batch, patches)
+        at = parts.mask(batch), batch.position
+        hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
+        found = collect(hidden, batch.image, t.shape[1], patches.shape[2])
     weight = target_weight(batch)[..., None]
     head = parts.head(params)
     terms = token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight)

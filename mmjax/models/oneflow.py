@@ -14,10 +14,8 @@ which brings patches and EOI with it, so BOI and patches have no gap. n counts t
 loss: for plain text the positions of X_t, BOS among them. See `models.deletion` for the rest.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,7 +32,7 @@ from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.deletion import Corrupted, corrupt, draw, leftmost, sums, take
-from mmjax.models.denoise import clean_inputs, inputs, wide
+from mmjax.models.denoise import Parts, clean_inputs, inputs, wide
 from mmjax.models.family import Model
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import CHUNK_TOKENS, Embed, Head
@@ -88,7 +86,7 @@ class Config:
                 )
         if not 0.0 <= self.mixed <= 1.0:
             raise UserError(f"model.mixed={self.mixed} must lie between 0 and 1")
-        if self.image % self.patch:
+        if self.patch < 1 or self.image % self.patch:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
 
     @property
@@ -104,40 +102,6 @@ class Config:
     def tokens(self) -> int:
         """Positions a picture takes, p."""
         return (self.image // self.patch) ** 2
-
-
-class Parts(NamedTuple):
-    """The family's pieces, for its loss and for sampling; all are pure functions of params.
-
-    Attributes:
-        config, vocabulary: what the model was built with. decoder: its decoder's configuration.
-        embed: (params, tokens [b, l]) -> [b, l, d].
-        signal: (params, batch) -> [b, i, h, w, c] f32, its pictures as they are denoised.
-        picture: (params, signal [n, h, w, c]) -> uint8 [n, h, w, 3].
-        patch_in: (params, noisy [b, i, h, w, c], t [b, i]) -> ([b, i, p, d], kept).
-        patch_out: (params, hidden [b, i, p, d], kept) -> [b, i, h, w, c] f32.
-        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
-        head: params -> [d, v], from outputs to the logits of Q.
-        gaps: (params, hidden [b, l, d]) -> (logit of pi, log lambda), each [b, l] f32.
-        coded: (params, batch) -> the batch: there are no codes.
-        clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
-        mask: batch -> [b, l, l] bool.
-    """
-
-    config: Config
-    vocabulary: Vocabulary
-    decoder: DecoderConfig
-    embed: Callable
-    signal: Callable
-    picture: Callable
-    patch_in: Callable
-    patch_out: Callable
-    run: Callable
-    head: Callable
-    gaps: Callable
-    coded: Callable
-    clean: Callable
-    mask: Callable
 
 
 class Gaps(Layer):

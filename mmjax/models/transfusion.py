@@ -9,10 +9,10 @@ one noise level of its own, and later positions see the picture at that noise le
 one matrix, or by the halves of a U-Net.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,15 @@ from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models import kind
 from mmjax.models.decoder import Decoder, DecoderConfig
-from mmjax.models.denoise import clean_inputs, denoise, noise_level, over, pick
+from mmjax.models.denoise import (
+    Parts,
+    check_numbers,
+    clean_inputs,
+    denoise,
+    noise_level,
+    over,
+    pick,
+)
 from mmjax.models.family import Model, lies_in
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import Embed, Head, token_terms
@@ -98,6 +106,7 @@ class Config:
     def __post_init__(self):
         """Checks fields against each other."""
         diffusion.check_names(self.path, self.prediction, self.target)
+        check_numbers(self, "model")
         for name, known in (("picture_mask", ("both", "causal")), ("context", ("noisy", "clean"))):
             if getattr(self, name) not in known:
                 raise UserError(
@@ -105,7 +114,7 @@ class Config:
                 )
         if self.text_rate < 0:
             raise UserError(f"model.text_rate={self.text_rate} must be at least 0")
-        if self.image % self.patch:
+        if self.patch < 1 or self.image % self.patch:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
         if self.codec is not None:
             self._check_codec(self.codec)
@@ -151,43 +160,6 @@ class Config:
     def tokens(self) -> int:
         """Positions a picture takes, p."""
         return (self.image // self.patch) ** 2
-
-
-class Parts(NamedTuple):
-    """The family's pieces, for its loss and for sampling; all are pure functions of params.
-
-    Attributes:
-        config, vocabulary: what the model was built with. decoder: its decoder's configuration.
-        codec: functions of params["codec"], or None.
-        embed: (params, tokens [b, l]) -> [b, l, d].
-        signal: (params, batch) -> [b, i, h, w, c] f32, its pictures as they are denoised.
-        picture: (params, signal [n, h, w, c]) -> uint8 [n, h, w, 3].
-        patch_in: (params, noisy [b, i, h, w, c], t [b, i]) -> ([b, i, p, d], kept).
-        patch_out: (params, hidden [b, i, p, d], kept) -> [b, i, h, w, c] f32.
-        run: (params, x [b, l, d], mask, position, cache, columns, keys) -> ([b, l, d], cache).
-        head: params -> [d, v], what maps decoder outputs to logits.
-        coded: (params, batch) -> the batch: there are no codes.
-        clean: (params, batch) -> [b, l, d], what the decoder reads, pictures given as they are.
-        mask: batch -> [b, l, l] bool.
-        kinds: with `config.kinds` a view of all this for each kind, the default first: there config
-            is a `Kind`, and signal, picture and both ends are the kind's own.
-    """
-
-    config: Config
-    vocabulary: Vocabulary
-    decoder: DecoderConfig
-    codec: Codec | None
-    embed: Callable
-    signal: Callable
-    picture: Callable
-    patch_in: Callable
-    patch_out: Callable
-    run: Callable
-    head: Callable
-    coded: Callable
-    clean: Callable
-    mask: Callable
-    kinds: tuple[Any, ...] = ()
 
 
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
@@ -321,10 +293,10 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     patches = 4.0 * c.tokens * numbers * d.width
     if c.unet:
         patches = unet.flops(c.unet, c.cells, d.width, c.shape[-1], c.shape[0])
+    drawn = kind.patch_flops(c, batch) if c.kinds else pictures * patches
     if c.context == "clean":
         copies, seen = flops.patch_counts(batch, both)
-        tokens, pairs, time, patches = tokens + copies, pairs + seen, 2 * time, 1.5 * patches
-    drawn = kind.patch_flops(c, batch) if c.kinds else pictures * patches
+        tokens, pairs, time, drawn = tokens + copies, pairs + seen, 2 * time, 1.5 * drawn
     return (
         flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, tokens, pairs)
         + 2 * words * d.width * vocabulary.size

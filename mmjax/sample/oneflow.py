@@ -25,8 +25,8 @@ import numpy as np
 from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, patch_index
 from mmjax.layers.linear import linear
 from mmjax.models.deletion import compact, shift, take
-from mmjax.models.denoise import wide
-from mmjax.models.oneflow import Parts, look
+from mmjax.models.denoise import Parts, wide
+from mmjax.models.oneflow import look
 from mmjax.sample.engine import word_ids
 from mmjax.sample.flow import guided
 

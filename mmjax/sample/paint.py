@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from mmjax import diffusion
 from mmjax.batch import IMAGE
 from mmjax.layers.attention import KV
-from mmjax.models.denoise import wide
-from mmjax.models.transfusion import Config, Parts
+from mmjax.models.denoise import Parts, wide
+from mmjax.models.transfusion import Config
 from mmjax.sample.flow import Solver, step
 
 NOISE = 0x6E6F6973  # folded into a row's key for its noise, which draws of tokens do not use

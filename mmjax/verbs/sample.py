@@ -22,9 +22,10 @@ from absl import flags
 
 from mmjax.batch import Image
 from mmjax.config import SOLVERS, DataConfig
-from mmjax.data.pixels import decode_image
+from mmjax.data.kinds import encoded, with_kinds
+from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
-from mmjax.sample.request import IMAGE, TEXT, Slot, read
+from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, read
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
 
@@ -181,7 +182,9 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
     rows, cells = [], []
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         given = [part for part in prompt if not isinstance(part, Slot)]
-        shown = [decode_image(data, c.image, c.resize) for data in map(encoded, given) if data]
+        seen = with_kinds(c, [as_part(part) for part in given if not isinstance(part, str)])
+        pictures = [encoded(c, part) for part in seen if isinstance(part, Image)]
+        shown = decode_all(pictures, c.image, c.resize)
         made, words = [], []
         for i, part in enumerate(result if isinstance(result, list) else [result]):
             if isinstance(part, str):
@@ -199,13 +202,6 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
         print(f"{' + '.join(asked)} -> {told(made)}")
     (out / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     sheet(cells, out / "sheet.png", f"{len(cells)} samples")
-
-
-def encoded(part: str | Path | Image) -> bytes:
-    """A prompt picture's file; nothing for text."""
-    if isinstance(part, Image):
-        return part.data
-    return read(part) if isinstance(part, Path) else b""
 
 
 def plain(made: list[dict], result) -> dict:

@@ -103,6 +103,7 @@ def test_text_is_read_as_the_tower_says(causal, pool):
 def test_shapes_that_do_not_fit_are_named():
     for change, said in (
         ({"patch": 5}, "vision.patch=5 must divide vision.image=12"),
+        ({"patch": 0}, "vision.patch=0 must divide vision.image=12"),
         ({"pool": "max"}, "vision.pool='max' is unknown; have: token, mean, attention"),
         ({"positions": "rope"}, "vision.positions='rope' is unknown"),
     ):

@@ -487,6 +487,7 @@ def test_sentinels_around_pictures_and_prompts_are_given():
         ({"weight": "x"}, "elbo, none"),
         ({"transfusion": replace(PATCHES, picture_mask="causal")}, "picture_mask='causal'"),
         ({"transfusion": replace(PATCHES, unet=8)}, "unet=8"),
+        ({"transfusion": replace(PATCHES, kinds={"a": {"height": 4, "width": 8}})}, "kinds has a"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, words):

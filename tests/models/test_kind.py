@@ -1,13 +1,20 @@
 """Pictures of several shapes and modalities in one Transfusion."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_batch import VOCABULARY
 from small import make, transfusion_config
 
+from mmjax import diffusion, flops
 from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.error import UserError
+from mmjax.layers.patch import collect
+from mmjax.models import denoise, kind, transfusion
+from mmjax.sample.decode import prefill
+from mmjax.sample.flow import Solver
+from mmjax.sample.paint import Stand, looker
 
 KINDS = {
     "wide": {"height": 2, "width": 8},
@@ -20,11 +27,19 @@ KINDS = {
 CONFIG = transfusion_config(kinds=KINDS)
 MODEL, PARAMS = make(CONFIG)
 PARAMS["patch_out_depth"]["patch"] += 0.1
-LOSS = jax.jit(jax.value_and_grad(lambda p, b, k: sum_of(MODEL.loss(p, b, k)), has_aux=True))
+CLEAN, _ = make(transfusion_config(kinds=KINDS, context="clean"))
+
+
+def loss_of(model):
+    return jax.jit(jax.value_and_grad(lambda p, b, k: sum_of(model.loss(p, b, k)), has_aux=True))
 
 
 def sum_of(terms):
     return sum(terms[n].sum for n in MODEL.weights), terms
+
+
+LOSS = loss_of(MODEL)
+CONTEXTS = {"noisy": LOSS, "clean": loss_of(CLEAN)}
 
 
 def keys(rows: int):
@@ -36,8 +51,8 @@ def batch(kinds, seed=0) -> Batch:
     v, length = VOCABULARY, 16
     fields = {k: np.zeros((len(kinds), length), np.int32) for k in Batch._fields[:5]}
     rng = np.random.default_rng(seed)
-    for r, kind in enumerate(kinds):
-        p = CONFIG.resolved[kind].tokens
+    for r, number in enumerate(kinds):
+        p = CONFIG.resolved[number].tokens
         line = [v.bos, 7, 8, v.boi, *[v.pad] * p, v.eoi, 9, 10, v.eos]
         n = len(line)
         fields["tokens"][r, :n], fields["segment"][r, :n] = line, 1
@@ -60,10 +75,11 @@ def close(a, b, atol=2e-5):
     )
 
 
-def test_kinds_in_one_batch_give_what_each_gives_alone():
-    b = batch([0, 1, 2, 3])
-    (_, terms), grads = LOSS(PARAMS, b, keys(4))
-    alone = [LOSS(PARAMS, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_kinds_in_one_batch_give_what_each_gives_alone(context):
+    b, loss = batch([0, 1, 2, 3]), CONTEXTS[context]
+    (_, terms), grads = loss(PARAMS, b, keys(4))
+    alone = [loss(PARAMS, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
     for n, name in enumerate(["image", "image_wide", "image_tall", "image_depth"]):
         assert terms[name].count == 1
         np.testing.assert_allclose(terms[name].sum, alone[n][0][1][name].sum, rtol=1e-5)
@@ -116,6 +132,14 @@ def test_a_model_without_kinds_is_as_it_was():
 def test_flops_count_true_patches():
     assert MODEL.flops(batch([1])) == MODEL.flops(batch([2]))
     assert MODEL.flops(batch([3])) < MODEL.flops(batch([0]))
+    # A clean copy of a picture goes in once more, beside what it costs in the decoder.
+    d = CONFIG.decoder
+    for n, k in enumerate(CONFIG.resolved):
+        b = batch([n])
+        copies, seen = flops.patch_counts(b, True)
+        more = flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, copies, seen)
+        more += 2 * (256 * d.width + d.width**2) + 2 * k.tokens * k.cells**2 * 3 * d.width
+        assert CLEAN.flops(b) - MODEL.flops(b) == more
 
 
 @pytest.mark.parametrize(
@@ -125,7 +149,11 @@ def test_flops_count_true_patches():
         ({"kinds": {"a": {"height": 4, "width": 4, "path": "cosine"}}}, "like=''"),
         ({"kinds": {"a": {"height": 4, "width": 4, "hight": 4}}}, "hight"),
         ({"kinds": {"a": {"height": 4, "width": 4, "like": "b"}}}, "like='b'"),
-        ({"kinds": {"a": {"height": 4, "width": 4}}, "context": "clean"}, "noisy"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "path": "x"}}}, "model.kinds.a.path='x'"),
+        (
+            {"kinds": {"a": {"height": 4, "width": 4, "like": "", "time_shift": 0.0}}},
+            "a.time_shift",
+        ),
         ({"kinds": {"a": {"height": 4, "width": 4}}, "unet": 8}, "unet=0"),
     ],
 )
@@ -133,6 +161,75 @@ def test_what_does_not_go_is_refused_in_one_line(changes, word):
     with pytest.raises(UserError) as error:
         transfusion_config(**changes)
     assert word in str(error.value) and "\n" not in str(error.value)
+
+
+OWN = {
+    "path": "cosine", "prediction": "noise", "target": "data", "time_mean": 1.0,
+    "time_std": 0.3, "time_shift": 2.0, "signal_mean": 0.2, "signal_std": 0.8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["", *sorted(OWN)])
+def test_a_modality_of_its_own_has_the_loss_of_a_transfusion_of_it_alone(field):
+    """With every field its own; with any one of them the default's it is another loss."""
+    said = {"height": 4, "width": 4, "patch": 4, "like": "", **OWN}
+    model, params = make(transfusion_config(kinds={"depth": said}))
+    params["patch_out_depth"]["patch"] += 0.1
+    b = batch([3, 3])
+    b = b._replace(pixels=b.pixels[:, :, :4, :4], kind=np.ones_like(b.kind))
+    found = jax.jit(model.loss)(params, b, keys(2))
+    changes = OWN | ({field: getattr(CONFIG, field)} if field else {})
+    alone, _ = make(transfusion_config(patch=4, **changes))
+    ends = {end: params[f"{end}_depth"] for end in ("patch_in", "patch_out")}
+    want = jax.jit(alone.loss)(params | ends, b._replace(kind=None), keys(2))
+    alike = np.allclose(found["image_depth"].sum, want["image"].sum, rtol=1e-5)
+    assert field or np.allclose(found["text"].sum, want["text"].sum, rtol=1e-5)
+    assert alike == (not field) and found["image"].count == 0 < want["image"].count
+
+
+@pytest.mark.parametrize("t", [1.0, 0.5])
+def test_with_clean_pictures_both_contexts_agree(t):
+    """At t = 1 a copy is the original, however many patches other kinds have."""
+    b = batch([0, 1, 2, 3])
+    at = jnp.full((4, 1), t), keys(4), keys(4)
+    noisy, clean = (
+        transfusion.loss_at(m.parts.config, m.parts, PARAMS, b, *at) for m in (MODEL, CLEAN)
+    )
+    for name in MODEL.weights:
+        alike = t == 1.0 or name != "text"  # here no picture follows another
+        assert np.allclose(noisy[name].sum, clean[name].sum, rtol=1e-5) == alike, name
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_drawing_a_kind_is_one_pass_over_the_whole_row(number):
+    """The look behind a prompt, with the kind's own ends, against the row in one piece."""
+    b, view, count = batch([number]), MODEL.parts.kinds[number], CONFIG.resolved[number].tokens
+    x = jax.random.normal(jax.random.key(1), (1, *view.config.shape))
+    before = b._replace(**{f: getattr(b, f)[:, :4] for f in Batch._fields[:6]})
+    filled = prefill(view, PARAMS, before, count)
+    stand = Stand(filled.cache, filled.length[None], filled.position[None] + 1, filled.sees)
+    solver = Solver("euler", 4, 1.0, 1.0, 0.0, 1.0, 1.0)
+    look = looker(view, PARAMS, stand, solver, shared=False)
+    found, _ = look(x, jnp.array([0.3]), stand.cache, jnp.array([True]))
+
+    def whole(which: int):
+        """Velocity where the row's picture is x, of one kind or, wrongly, of another."""
+        t, k = jnp.full((1, 1), 0.3), MODEL.parts.kinds[which].config
+        signals = [jnp.resize(x, (1, 1, *v.config.shape)) for v in MODEL.parts.kinds]
+        told = b._replace(kind=np.full_like(b.kind, which))
+        patches = kind.embedded(MODEL.parts, PARAMS, told, signals, t)
+        inputs = denoise.inputs(MODEL.parts, PARAMS, told, patches)
+        hidden, _ = MODEL.parts.run(PARAMS, inputs, MODEL.parts.mask(told), told.position)
+        out = collect(hidden, told.image, 1, k.tokens)
+        out = MODEL.parts.kinds[which].patch_out(PARAMS, out, ())
+        return diffusion.estimate(
+            k.path, k.prediction, out, signals[which], t[..., None, None, None]
+        ).velocity[0]
+
+    np.testing.assert_allclose(found, whole(number), atol=1e-4)
+    same = [n for n, v in enumerate(MODEL.parts.kinds) if v.config.shape == view.config.shape]
+    for other in set(same) - {number}:
+        assert np.abs(np.asarray(found - whole(other))).max() > 1e-2
 
 
 def test_text_is_of_no_kind():

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from random_batch import random_batch
-from small import decoder_config, make, transfusion_config
+from random_batch import VOCABULARY, random_batch
+from small import decoder_config, make, oneflow_config, oneflow_model, transfusion_config
 from tiny import tiny_chameleon_config
 
 from mmjax import config, run
@@ -18,7 +18,7 @@ from mmjax.batch import IMAGE, TEXT, Vocabulary, causal_mask
 from mmjax.layers.grouped import BLOCK
 from mmjax.layers.tower import route, shared_fraction, untied
 from mmjax.mesh import Rules, make_mesh, shardings
-from mmjax.models import chameleon, transfusion
+from mmjax.models import chameleon, dial, language, transfusion
 from mmjax.models.decoder import UNTIE, Decoder
 from mmjax.step import gradients
 
@@ -215,6 +215,32 @@ def test_shared_fraction_of_the_weights_on_a_way():
     assert abs(fraction("ffn") - 1 / 3) < 0.01
     assert abs(fraction("qkv", "o") - 2 / 3) < 0.01
     assert abs(fraction("ffn", untied_layers=(1,)) - 2 / 3) < 0.01
+
+
+@pytest.mark.parametrize("family", ["transfusion", "oneflow", "dial", "language"])
+def test_families_give_pictures_their_tower(family):
+    """A batch without pictures leaves tower 1 with a gradient of zero, one with them does not."""
+    c = transfusion_config(dict(towers=2, untie=UNTIE))
+    model, params = make(c)
+    if family == "dial":
+        model = dial.build(dial.Config(c, None, 0.5, 0.5, "ramp", "elbo"), VOCABULARY, ONE)
+        params = params | {"mask": jnp.ones(32)}
+    elif family == "oneflow":
+        model, params = oneflow_model(oneflow_config(decoder=ALL))
+    elif family == "language":
+        model = language.build(language.Config(ALL, 0.0), VOCABULARY, ONE)
+        params = {name: params[name] for name in ("embed", "decoder", "head")}
+    batch = random_batch(3, rows=4)
+    keys = jax.random.split(jax.random.key(0), 4)
+    grad = jax.jit(lambda b: gradients(model, params, b, keys, 1)[0]["decoder"])
+    words = batch._replace(modality=np.zeros_like(batch.modality), image=np.zeros_like(batch.image))
+    for b, pictured in ((batch, True), (words, False)):
+        flat = flatten_dict(grad(b))
+        moved = {path for path, x in flat.items() if np.abs(x).max() > 0}
+        # Words alone are compared by a language model: no output of a picture is read.
+        unread = {("final_norm_1",)} if family == "language" else set()
+        wanted = {path for path in flat if pictured or not path[-1].endswith("_1")}
+        assert wanted - unread <= moved <= wanted
 
 
 def test_chameleon_gives_pictures_their_tower():

@@ -132,6 +132,12 @@ def test_noise_level_is_limited_where_text_follows():
     assert after.min() >= 0.5 and after.max() < 1
     assert free.min() < 0.2 and abs(np.median(free) - 0.5) < 0.05
     assert np.unique(free).size == free.size  # one level a picture
+    # What follows a clean copy never sees the noise, so there is nothing to limit.
+    clean = transfusion_config(context="clean")
+    whole = noisy_pass.noise_level(clean, many, jnp.ones((500, 2), bool))
+    np.testing.assert_array_equal(whole, free)
+    low = noisy_pass.paced(clean, jnp.full(1, 0.01), jnp.ones(1, bool))
+    assert low[0] < 0.2
 
 
 def test_rows_draw_noise_of_their_own():
@@ -319,6 +325,10 @@ def test_names_and_sizes_are_checked():
         ({"picture_mask": "none"}, "model.picture_mask='none' is unknown; have: both, causal"),
         ({"patch": 3}, "model.patch=3 must divide model.image=4"),
         ({"patch": 1, "unet": 8}, "model.unet=8 needs patches of 2, 4, 8"),
+        ({"context_time": 500.0}, "model.context_time=500.0 must be at least 0, which is noise"),
+        ({"time_std": -1.0}, "model.time_std=-1.0 must be at least 0"),
+        ({"time_shift": 0.0}, "model.time_shift=0.0 must be above 0"),
+        ({"signal_std": 0.0}, "model.signal_std=0.0 must be above 0"),
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             transfusion_config(**changes)

@@ -1,17 +1,21 @@
 """Sampling with the dial: its ends against plain loops, its cache against whole passes."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dials import CODE_PARAMS, CODED, CODES, PARAMS, codes, patches
+from dials import CODE_PARAMS, CODED, CODES, PARAMS, PATCHES, codes, patches
 from random_batch import VOCABULARY
+from small import decoder_config
+from small import make as made
 
 from mmjax import dial
-from mmjax.batch import Batch
+from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.error import UserError
+from mmjax.models.decoder import UNTIE
 from mmjax.models.denoise import over, paced
 from mmjax.sample import flow
 from mmjax.sample.dial import Options, blank, make, plan
@@ -97,19 +101,19 @@ def test_alpha_one_is_greedy_decoding(form):
     assert cost == n and (other != got).any()
 
 
-def whole(model, prompt, n, active, time, x):
+def whole(model, params, prompt, n, active, time, x):
     """One pass over prompt and picture without a cache -> velocity [h, w, c]; row 0 alone."""
     c, base, length = model.parts.config.base, model.parts.base, LENGTHS[0]
     t = jnp.asarray(time, jnp.float32)[None, None]
-    table, kept = base.patch_in(PARAMS, x[None, None], t)
-    words = base.embed(PARAMS, jnp.asarray(prompt.tokens[:1, :length]))
+    table, kept = base.patch_in(params, x[None, None], t)
+    words = base.embed(params, jnp.asarray(prompt.tokens[:1, :length]))
     mask = np.tril(np.ones((length + n,) * 2, bool))
     together = jnp.pad(active[:, None] & active[None], ((length, 0), (length, 0)))
     hidden, _ = base.run(
-        PARAMS, jnp.concatenate([words, table[:, 0]], 1), (jnp.asarray(mask) | together)[None],
-        jnp.arange(length + n)[None],
+        params, jnp.concatenate([words, table[:, 0]], 1), (jnp.asarray(mask) | together)[None],
+        jnp.arange(length + n)[None], tower=jnp.array([TEXT] * length + [IMAGE] * n)[None],
     )  # fmt: skip
-    output = base.patch_out(PARAMS, hidden[:, None, length:], kept)
+    output = base.patch_out(params, hidden[:, None, length:], kept)
     one = jnp.maximum(1.0 - over(c, t), 0.05)
     return ((output - x[None, None]) / one)[0, 0]
 
@@ -129,7 +133,7 @@ def test_patches_are_those_of_whole_passes(alpha, form):
         assert np.abs(times - chart.time).max() > 0.01
     x = jax.random.normal(KEYS[0], (4, 4, 3))
     base = model.parts.config.base
-    step = jax.jit(partial(whole, model, prompts(), 4))
+    step = jax.jit(partial(whole, model, PARAMS, prompts(), 4))
     noise = x
     for k, active in enumerate(chart.active):
         ahead = np.where(active, times[k + 1] - times[k], 0)
@@ -148,6 +152,21 @@ def test_patches_are_those_of_whole_passes(alpha, form):
     else:
         together, _ = sample(patches(1.0, 0.0, form), PARAMS, prompts(), o)
         assert (form == "block" and alpha == 0.3) or np.abs(together[0] - got[0]).max() > 1e-2
+
+
+def test_patches_take_the_weights_of_their_own_tower():
+    """At alpha = 1 and one step each, so a patch goes by one velocity, then is read once more."""
+    apart = decoder_config(towers=2, untie=UNTIE)
+    model = patches(1.0, 1.0, decoder=apart)
+    params = made(replace(PATCHES, decoder=apart))[1] | {"mask": PARAMS["mask"]}
+    got, _ = sample(model, params, prompts(), options(kind="patches", size=4, steps=1))
+    x = jax.random.normal(KEYS[0], (4, 4, 3))
+    step = jax.jit(partial(whole, model, params, prompts(), 4))
+    for k in range(4):
+        active = np.arange(4) == k
+        ahead = over(PATCHES, jnp.asarray(active, jnp.float32)[None, None])[0, 0]
+        x = x + ahead * step(active, (np.arange(4) < k).astype(np.float32), x)
+    np.testing.assert_allclose(got[0], x, rtol=1e-3, atol=1e-3)
 
 
 @jax.jit

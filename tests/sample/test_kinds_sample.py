@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -38,6 +39,22 @@ def test_a_picture_comes_out_in_its_kinds_shape(model):
     assert model.generate([["a", mmjax.IMAGE]])[0].shape == (8, 8, 3)
     with pytest.raises(UserError, match="kind='tall' is unknown; have: image, depth, wide"):
         model.generate([["a", mmjax.IMAGE]], kind="tall")
+
+
+def test_a_modality_of_its_own_is_drawn_by_its_own_weights(model):
+    """Both are 8 x 8; which weights matter says which kind was drawn."""
+
+    def drawn(part: str | None, **options):
+        params = dict(model.params)
+        if part:
+            old = params[part]["patch"]
+            params[part] = {"patch": 0.3 * jax.random.normal(jax.random.key(0), old.shape)}
+        return Trained(model.run, params, 0).generate([["a", mmjax.IMAGE]], 0, **options)[0]
+
+    for options, own in (({"kind": "depth"}, "patch_out_depth"), ({}, "patch_out")):
+        plain = drawn(None, **options)
+        for part in ("patch_out_depth", "patch_out"):
+            assert (drawn(part, **options) != plain).any() == (part == own)
 
 
 def test_a_picture_that_is_read_takes_the_kind_of_its_aspect(model):

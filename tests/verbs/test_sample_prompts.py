@@ -1,5 +1,6 @@
 """Prompts of `mmjax sample`: forms of a flag and of a JSONL line, mistakes by file and line."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,11 +12,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from absl import flags
+from tiny import tiny
 
 from mmjax import __main__ as door
 from mmjax.batch import Image
 from mmjax.config import Choice
 from mmjax.error import UserError
+from mmjax.kind import KindConfig
 from mmjax.sample.request import IMAGE, TEXT, parse
 from mmjax.trained import OPTIONS
 
@@ -213,8 +216,7 @@ class Fake:
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), None
-        data = SimpleNamespace(image=8, resize="pil_box")
-        self.run = SimpleNamespace(experiment=SimpleNamespace(data=data))
+        self.run = SimpleNamespace(experiment=tiny())
 
     def generate(self, prompts, seed, pictures, stream, **options):
         self.asked = prompts, seed, pictures, options
@@ -299,3 +301,19 @@ def test_a_file_without_a_prompt_is_refused(verb, tmp_path):
     path.write_text("\n\n")
     with pytest.raises(UserError, match=r"^prompt file .*none.jsonl holds no prompt$"):
         verb.read_prompts([str(path)])
+
+
+def test_a_prompts_picture_is_shown_as_the_model_reads_it(verb, tmp_path, monkeypatch):
+    """In the shape of its kind, whether that follows from its aspect or is said."""
+    wide = tmp_path / "wide.png"
+    PIL.Image.new("RGB", (40, 20), "red").save(wide)
+    kinds = {"wide": KindConfig(8, 16, 4), "depth": KindConfig(4, 4, 4, "", ("openmoji",))}
+    data = dataclasses.replace(tiny().data, kinds=kinds)
+    shown = []
+    monkeypatch.setattr(verb, "sheet", lambda cells, *_: shown.extend(c.pictures for c in cells))
+    monkeypatch.setattr(verb, "OUT", SimpleNamespace(value=str(tmp_path / "out")))
+    prompts = [[wide], [Image(wide.read_bytes(), of="depth"), "a", TEXT], ["a"]]
+    verb.write(prompts, ["b"] * 3, data)
+    assert [[p.shape for p in pictures] for pictures in shown] == [[(8, 16, 3)], [(4, 4, 3)], []]
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert rows[1] == {"prompt": ["depth picture", "a"], "text": "b"}
