@@ -176,6 +176,10 @@ def test_a_decoder_that_cannot_be_built():
         ({"width": 30}, "decoder.width=30"),
         ({"width": 36, "heads": 12}, "decoder.width=36"),  # heads of odd width cannot turn
         ({"kv_heads": 3}, "decoder.kv_heads=3 must divide decoder.heads=4"),
+        ({"heads": 0}, "decoder.heads=0 must be at least 1"),
+        ({"unroll": -1}, "decoder.unroll=-1 must be at least 1"),
+        ({"dropout": 1.0}, "decoder.dropout=1.0 must be at least 0 and below 1"),
+        ({"dtype": "f32"}, "decoder.dtype='f32' is unknown; have: float32, bfloat16"),
         ({"norm": "both"}, "decoder.norm='both' is unknown; have: pre, post"),
         ({"untie": ("ffm",)}, "decoder.untie has 'ffm'; have: qkv, o, qk_norm, attn_norm, ffn"),
         ({"untie": ("ffn",)}, "decoder.towers=1 with decoder.untie=('ffn',); give 1 tower"),

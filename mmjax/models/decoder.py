@@ -18,6 +18,7 @@ from mmjax.layers.tower import Route, route
 from mmjax.layers.weight import Layer
 
 UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,15 @@ class DecoderConfig:
     rope_scaling: tuple[float, ...] = ()
 
     def __post_init__(self):
-        """Checks fields against each other."""
+        """Checks fields by themselves and against each other."""
+        for name in ("width", "depth", "heads", "kv_heads", "mlp", "unroll"):
+            if getattr(self, name) < 1:
+                raise UserError(f"decoder.{name}={getattr(self, name)} must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"decoder.dropout={self.dropout} must be at least 0 and below 1")
+        if self.dtype not in DTYPES:
+            have = ", ".join(DTYPES)
+            raise UserError(f"decoder.dtype={self.dtype!r} is unknown; have: {have}")
         if self.width % self.heads or self.head_dim % 2:
             near = self.heads * max(self.head_dim // 2, 1) * 2
             raise UserError(

@@ -84,6 +84,8 @@ class Config:
                 raise UserError(
                     f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
                 )
+        if self.signal_std <= 0.0:
+            raise UserError(f"model.signal_std={self.signal_std} must be above 0")
         if not 0.0 <= self.mixed <= 1.0:
             raise UserError(f"model.mixed={self.mixed} must lie between 0 and 1")
         if self.patch < 1 or self.image % self.patch:

@@ -118,6 +118,8 @@ class Config:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
         if self.codec is not None:
             self._check_codec(self.codec)
+        if self.unet < 0:
+            raise UserError(f"model.unet={self.unet} must be at least 0, which is no U-Net")
         if self.unet and (self.cells & (self.cells - 1) or self.cells < 2):
             raise UserError(
                 f"model.unet={self.unet} needs patches of 2, 4, 8, ... places a side, not "

@@ -370,6 +370,7 @@ def test_names_and_sizes_are_checked():
         ({"target": "last"}, "model.target='last' is unknown; have: bag, leftmost"),
         ({"mixed": 2.0}, "model.mixed=2.0 must lie between 0 and 1"),
         ({"patch": 3}, "model.patch=3 must divide model.image=4"),
+        ({"signal_std": 0.0}, "model.signal_std=0.0 must be above 0"),
         ({"patch": 0}, "model.patch=0 must divide model.image=4"),
     ):
         with pytest.raises(UserError, match=words):

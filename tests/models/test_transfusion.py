@@ -324,6 +324,7 @@ def test_names_and_sizes_are_checked():
         ({"context": "old"}, "model.context='old' is unknown; have: noisy, clean"),
         ({"picture_mask": "none"}, "model.picture_mask='none' is unknown; have: both, causal"),
         ({"patch": 3}, "model.patch=3 must divide model.image=4"),
+        ({"unet": -8}, "model.unet=-8 must be at least 0"),
         ({"patch": 1, "unet": 8}, "model.unet=8 needs patches of 2, 4, 8"),
         ({"context_time": 500.0}, "model.context_time=500.0 must be at least 0, which is noise"),
         ({"time_std": -1.0}, "model.time_std=-1.0 must be at least 0"),
