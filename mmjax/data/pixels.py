@@ -69,8 +69,21 @@ def decode_image(data: bytes, size: Size, resize: str, shrink: int = 1) -> np.nd
     return pil_bilinear_aa(pil_box(pixels, size // shrink), size)
 
 
+def check_depth(picture: PIL.Image.Image) -> None:
+    """Refuses numbers of 32 bits: convert() would clip them to 0 ... 255, so to white or black.
+
+    Raises:
+        ValueError: if they are.
+    """
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            "it has numbers of 32 bits, which do not say what is white; save it with 8 or 16 bits"
+        )
+
+
 def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Any picture -> RGB the right way up (EXIF), transparency laid on white."""
+    """Any picture of at most 16 bits -> RGB the right way up (EXIF), transparency laid on white."""
+    check_depth(picture)
     picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # 16 bits of grey, which convert() would clip to white
         picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))

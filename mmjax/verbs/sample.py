@@ -22,6 +22,7 @@ from absl import flags
 
 from mmjax.batch import Image
 from mmjax.config import SOLVERS, DataConfig
+from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
@@ -70,7 +71,6 @@ SCALES = {
     name: flags.DEFINE_integer(name, None, f"{what}; default: the experiment's", lower_bound=0)
     for name, what in COUNTS.items()
 }  # fmt: skip
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 MAKE = {"image": IMAGE, "text": TEXT}
 
 Prompt = list[str | Path | Image | Slot]
@@ -86,7 +86,7 @@ def read_prompts(given: list[str]) -> list[Prompt]:
     for value in given:
         if value.endswith(".jsonl"):
             prompts += read_jsonl(Path(value))
-        elif value.lower().endswith(PICTURES):
+        elif value.lower().endswith(ENDINGS):
             prompts.append([Path(value)])
         else:
             prompts.append([value, IMAGE])

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from mmjax.data import pixels
+from mmjax.data.formats.picture import checked
 from mmjax.error import UserError
 
 
@@ -91,6 +92,15 @@ def test_sixteen_bits_of_grey_keep_their_upper_eight():
     PIL.Image.fromarray(deep).save(out, "PNG")
     got = decode_image(out.getvalue(), 8)
     np.testing.assert_array_equal(got, np.repeat(deep[..., None] // 256, 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_whose_white_is_not_known_are_refused(dtype):
+    out = io.BytesIO()
+    PIL.Image.fromarray(np.full((8, 8), 20_000, dtype)).save(out, "TIFF")
+    for read in (lambda raw: decode_image(raw, 8), checked):
+        with pytest.raises(ValueError, match=r"32 bits, .*; save it with 8 or 16 bits$"):
+            read(out.getvalue())
 
 
 @pytest.mark.filterwarnings("ignore")  # damaged files make the decoders talk

@@ -64,7 +64,9 @@ def test_text_asks_for_a_picture_and_a_picture_for_text(verb, photo):
     assert [parse(p).draw for p in verb.read_prompts(given)] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("ending", [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".JPG"])
+@pytest.mark.parametrize(
+    "ending", [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".JPG"]
+)
 def test_a_picture_is_known_by_its_ending_and_must_be_there(verb, tmp_path, ending):
     path = tmp_path / f"a b{ending}"
     with pytest.raises(UserError, match=f"^picture .*a b{ending} does not exist$"):

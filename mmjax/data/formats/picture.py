@@ -5,6 +5,8 @@ import warnings
 
 import PIL.Image
 
+from mmjax.data.pixels import check_depth
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Nothing else Pillow could read: some of its decoders start other programs.
 CODECS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -22,6 +24,7 @@ def checked(data: bytes) -> bytes:
         try:
             with PIL.Image.open(io.BytesIO(data), formats=CODECS) as image:
                 image.load()
+                check_depth(image)
         except PIL.UnidentifiedImageError as error:
             raise ValueError(f"not a picture of a known kind ({', '.join(CODECS)})") from error
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
