@@ -59,6 +59,11 @@ class Config:
         if self.objective not in OBJECTIVES:
             have = ", ".join(OBJECTIVES)
             raise UserError(f"model.objective={self.objective!r} is unknown; have: {have}")
+        if self.vision.pool == "none":
+            raise UserError(
+                "model.vision.pool='none' leaves a picture without a vector; give token, mean or "
+                "attention"
+            )
         if self.project not in ("linear", "text"):
             raise UserError(f"model.project={self.project!r} is unknown; have: linear, text")
         if self.project == "text" and self.embed != self.vision.encoder.width:
