@@ -177,7 +177,7 @@ def vectors(parts: Parts, params, batch: Batch):
 
     Of one of them alone where there is no other.
     """
-    whole = batch._replace(image=jnp.ones_like(batch.image))
+    whole = batch._replace(image=jnp.maximum(batch.image, 1))  # a document without pictures too
     tokens, _ = texts(parts.config, parts.vocabulary, whole)
     word = (batch.modality == TEXT) & (batch.segment > 0)
     word &= ~jnp.isin(batch.tokens, jnp.array(parts.vocabulary.sentinels))
