@@ -20,7 +20,8 @@ SEED = 0
 def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     """Runs evaluations, prints their table, and writes evals.json, summary.json and samples/.
 
-    What other evaluations found at the same step stays in the files.
+    What other evaluations found at the same step stays in the files. summary.json is written last:
+    where it lies, all that was asked for has been found.
 
     Raises:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
@@ -32,24 +33,19 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     trained = load(workdir)
     values: dict[str, Value] = {}
     report = found_before(workdir, trained.step)
-    keep(workdir, trained.step, report)  # a run that was asked for none has a summary too
     for name in names:
         found = have[name](trained, SEED, Path(workdir) / "samples")
         values |= found
         report |= {name: value.as_dict() for name, value in found.items()}
         # After each: what was found stays, whatever becomes of the next.
-        keep(workdir, trained.step, report)
+        write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
+    write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
+    write_json(Path(workdir) / "summary.json", report)
     if values:
         table(values, trained.step, workdir)
     elif names:
         Console().print("nothing evaluated: no split holds ten held-out pictures with a text")
     return values
-
-
-def keep(workdir: str, step: int, report: dict) -> None:
-    """Writes what was found at a step."""
-    write_json(Path(workdir) / "evals.json", report | {"step": step})
-    write_json(Path(workdir) / "summary.json", report)
 
 
 def found_before(workdir: str, step: int) -> dict:

@@ -187,10 +187,10 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     batches = pipeline.train_batches(
         e.data, run.tokenizer, e.batch, e.steps, e.seed, jax.process_index(), jax.process_count()
     )
-    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
         state, done = restore_or_init(run, workdir, batches, bar.say)
         start.check_codes(run, state)
+        workdir.mkdir(parents=True, exist_ok=True)
         with checkpoint.open_checkpoints(directory(workdir), done) as store:
             write_json(workdir / CONFIG, values.to_dict(e))
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))

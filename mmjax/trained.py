@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mmjax import checkpoint
-from mmjax.batch import Batch, Document
+from mmjax.batch import Batch, Document, Text
 from mmjax.config import Choice, SampleConfig
 from mmjax.error import UserError
 from mmjax.mesh import put
@@ -297,7 +297,7 @@ class Trained:
                 its texts, brought to unit length.
 
         Raises:
-            UserError: for another family than clip, or a template without "{}".
+            UserError: for another family than clip, a template without "{}", or what is no picture.
         """
         if self.run.experiment.family != "clip":
             raise UserError(
@@ -305,9 +305,14 @@ class Trained:
             )
         if not templates or any("{}" not in t for t in templates):
             raise UserError(f"templates={list(templates)!r} must hold {{}} for a name, each")
-        told = self.embed([[t.format(name)] for name in names for t in templates])
+        shown = [request.as_part(p) for p in pictures]
+        if words := [p.text for p in shown if isinstance(p, Text)]:
+            raise UserError(f"{words[0]!r} is no picture; give its bytes, or its pathlib.Path")
+        if not shown or not names:
+            raise UserError(f"{len(shown)} pictures and {len(names)} names: give some of both")
+        told = self.embed([[t.replace("{}", name)] for name in names for t in templates])
         told = unit_rows(told.reshape(len(names), len(templates), -1).mean(1))
-        return self.embed([[p] for p in pictures]) @ told.T
+        return self.embed([[p] for p in shown]) @ told.T
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:

@@ -329,6 +329,7 @@ def test_a_start_of_another_configuration_is_refused_by_name(home, coded, tmp_pa
 def test_a_start_of_a_part_that_is_not_there_is_refused_by_name(home, coded, tmp_path):
     e = chameleon(home / "scenes", start={"codex": str(home / "codec")})
     refused(e, tmp_path, r"config.start names 'codex', of which this model has no weights")
+    assert not (tmp_path / "run").exists()
     begun = prepare(chameleon(home / "scenes", start={"embed": str(home / "codec")}), ONE)
     with pytest.raises(UserError, match=r"start.embed=.*: weight embed/table is absent there and"):
         start.begin(begun, begun.abstract)  # shapes are all it needs to complain

@@ -26,7 +26,6 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent.parent
 FLOPS_ROWS = 40  # batches whose FLOPs are averaged
-DONE = "done"  # an empty file in the workdir of a run that came to its end
 
 
 class Arm(NamedTuple):
@@ -117,8 +116,8 @@ def mmjax(log: Path, *words: str, cores: Sequence[int] = ()) -> None:
 
 
 def finished(arm: Arm, seed: int, given) -> bool:
-    """Whether a run is there, with all of its evaluation; a summary may hold a part of it."""
-    return (place(arm, seed, given) / DONE).is_file()
+    """Whether a run is there, with its evaluation."""
+    return (place(arm, seed, given) / "summary.json").is_file()
 
 
 def make(arms: Sequence[Arm], seed: int, given) -> None:
@@ -139,7 +138,6 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         words = [f"--workdir={workdir}", f"--evals={arm.evals}", *flags(arm, seed, given)]
         try:
             mmjax(workdir.with_name(workdir.name + ".log"), "train", *words, cores=mine)
-            (workdir / DONE).touch()
         finally:
             free.put(mine)
 

@@ -54,12 +54,13 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 def ranks(score: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """[n] int: how many others lie before the best of each row's own columns, equals included.
 
-    score: [n, n], larger is nearer. names: of rows and columns; equal ones belong together.
+    score: [n, n], larger is nearer; what is no number lies before all, so that vectors of a model
+    that came to nothing find nothing. names: of rows and columns; equal ones belong together.
     """
     number = np.unique(list(names), return_inverse=True)[1]
     own = number[:, None] == number[None]
     best = np.where(own, score, -np.inf).max(1, keepdims=True)
-    return ((score >= best) & ~own).sum(1)
+    return (~(score < best) & ~own).sum(1)
 
 
 def recalls(score: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from mmjax.layers.linear import linear
 from mmjax.layers.patch import patchify
 from mmjax.layers.weight import Layer, normal
 
-POOLS = ("token", "mean", "attention")
+POOLS = ("token", "mean", "attention", "none")
 POSITIONS = ("learned", "sincos")
 
 
@@ -25,7 +25,8 @@ class VisionConfig:
     Attributes:
         encoder: its blocks. image: side of a picture in pixels. patch: side of a patch.
         pool: what stands for the whole picture: "token" (a class token, CLIP and the first ViT),
-            "mean" of all positions, or "attention" of one learned query (SigLIP's MAP head).
+            "mean" of all positions, "attention" of one learned query (SigLIP's MAP head), or
+            "none": all positions as they are.
         positions: "learned", or "sincos" in two dimensions (MoCo v3).
         patch_bias: whether patches are embedded with a bias. pre_norm: a norm before the blocks
             (CLIP).
@@ -130,7 +131,7 @@ class Vision(Layer):
 
     @nn.compact
     def __call__(self, signal):
-        """[n, h, w, 3] -> (pooled [n, d], hidden [1 + layers, n, l, d]).
+        """[n, h, w, 3] -> (pooled [n, d], see `pooled`, and hidden [1 + layers, n, l, d]).
 
         hidden: what the blocks read, and what each of them returns, before any norm at the end.
         """
@@ -164,11 +165,13 @@ class Vision(Layer):
         return jnp.asarray(np.pad(fixed, ((c.length - c.side**2, 0), (0, 0))))
 
     def pooled(self, x):
-        """[n, l, d] -> [n, d]."""
+        """[n, l, d] -> [n, d], or with "none" [n, l, d]."""
         c, e = self.c, self.c.encoder
         if c.pool == "token":
             return norm(self, "post_norm", x[:, 0], e.eps)
         x = norm(self, "post_norm", x, e.eps)
+        if c.pool == "none":
+            return x
         if c.pool == "mean":
             return x.mean(1)
         at = (self.rules, self.dtype)

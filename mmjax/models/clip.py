@@ -59,6 +59,11 @@ class Config:
         if self.objective not in OBJECTIVES:
             have = ", ".join(OBJECTIVES)
             raise UserError(f"model.objective={self.objective!r} is unknown; have: {have}")
+        if self.vision.pool == "none":
+            raise UserError(
+                "model.vision.pool='none' leaves a picture without a vector; give token, mean or "
+                "attention"
+            )
         if self.project not in ("linear", "text"):
             raise UserError(f"model.project={self.project!r} is unknown; have: linear, text")
         if self.project == "text" and self.embed != self.vision.encoder.width:
@@ -172,7 +177,7 @@ def vectors(parts: Parts, params, batch: Batch):
 
     Of one of them alone where there is no other.
     """
-    whole = batch._replace(image=jnp.ones_like(batch.image))
+    whole = batch._replace(image=jnp.maximum(batch.image, 1))  # a document without pictures too
     tokens, _ = texts(parts.config, parts.vocabulary, whole)
     word = (batch.modality == TEXT) & (batch.segment > 0)
     word &= ~jnp.isin(batch.tokens, jnp.array(parts.vocabulary.sentinels))

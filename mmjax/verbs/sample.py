@@ -3,13 +3,14 @@
     mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/made
     mmjax sample --workdir=out/chameleon --prompt=prompts.jsonl --pictures=2 --stream
 
-A prompt is text (a picture is drawn from it), the path of a picture (a caption is written for it),
-or a JSONL file with one {"text": ...}, {"image": "path"} or {"parts": [...]} a line. Parts are
-{"text": ...}, {"image": "path"}, and one {"make": "image"} or {"make": "text"} where something is
-to be made: at the end, or, with models trained on CM3's objective, anywhere. A picture whose kind
-its aspect does not tell is {"image": "path", "kind": "depth"}. With --pictures=N,
-parts that ask for no picture are answered with text and up to N pictures in any order. Prompts run
-in one compiled batch. Leaves pictures, samples.jsonl and sheet.png of all in --out.
+A prompt is text (a picture is drawn from it; models that draw none write on), the path of a picture
+(a caption is written for it), or a JSONL file with one {"text": ...}, {"image": "path"} or
+{"parts": [...]} a line. Parts are {"text": ...}, {"image": "path"}, and one {"make": "image"} or
+{"make": "text"} where something is to be made: at the end, or, with models trained on CM3's
+objective, anywhere. A picture whose kind its aspect does not tell is {"image": "path", "kind":
+"depth"}. With --pictures=N, parts that ask for no picture are answered with text and up to N
+pictures in any order. Prompts run in one compiled batch. Leaves pictures, samples.jsonl and
+sheet.png of all in --out.
 """
 
 import json
@@ -76,8 +77,10 @@ MAKE = {"image": IMAGE, "text": TEXT}
 Prompt = list[str | Path | Image | Slot]
 
 
-def read_prompts(given: list[str]) -> list[Prompt]:
+def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
     """Flag values -> prompts as `Trained.generate` takes them.
+
+    draws: whether a text alone asks for a picture; else for more text.
 
     Raises:
         UserError: for a file that is absent or a line that is none of the forms.
@@ -85,19 +88,19 @@ def read_prompts(given: list[str]) -> list[Prompt]:
     prompts: list[Prompt] = []
     for value in given:
         if value.endswith(".jsonl"):
-            prompts += read_jsonl(Path(value))
+            prompts += read_jsonl(Path(value), draws)
         elif value.lower().endswith(ENDINGS):
             prompts.append([Path(value)])
         else:
-            prompts.append([value, IMAGE])
+            prompts.append([value, IMAGE] if draws else [value])
     for part in (part for prompt in prompts for part in prompt):
         if isinstance(part, Path):
             read(part)  # complains before the model is loaded
     return prompts
 
 
-def read_jsonl(path: Path) -> list[Prompt]:
-    """Prompts of a JSONL file."""
+def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
+    """Prompts of a JSONL file; `draws` as above."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -120,7 +123,7 @@ def read_jsonl(path: Path) -> list[Prompt]:
             prompts.append([one_part(part, where) for part in row["parts"]])
         else:
             part = one_part(row, where)
-            prompts.append([part, IMAGE] if isinstance(part, str) else [part])
+            prompts.append([part, IMAGE] if draws and isinstance(part, str) else [part])
     if not prompts:
         raise UserError(f"prompt file {path} holds no prompt")
     return prompts
@@ -150,11 +153,13 @@ def main(rest: list[str]) -> int:
     """Runs the prompts."""
     if WORKDIR.value is None or not PROMPT.value or rest:
         raise UserError("give --workdir=DIR and at least one --prompt")
-    prompts = read_prompts(PROMPT.value)
+    prompts = read_prompts(PROMPT.value)  # complains before anything is loaded
     out = Path(OUT.value)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; name a directory")
     trained = load(WORKDIR.value)
+    if trained.only_writes:
+        prompts = read_prompts(PROMPT.value, draws=False)
     options: dict = {name: flag.value for name, flag in SCALES.items()}
     options |= {"solver": SOLVER.value, "steps": STEPS.value, "text": LENGTH.value}
     options |= {"kind": KIND.value}

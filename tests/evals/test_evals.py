@@ -14,7 +14,7 @@ import mmjax
 from mmjax.batch import Image, Text
 from mmjax.data import build
 from mmjax.error import UserError
-from mmjax.evals import caption, heldout, likelihood
+from mmjax.evals import EVALS, caption, heldout, likelihood
 from mmjax.evaluate import evaluate
 from mmjax.log import read_metrics
 from mmjax.train import train
@@ -69,6 +69,23 @@ def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path
     (run / "evals.json").write_text("{")
     with pytest.raises(UserError, match=r"evals\.json is damaged; remove it"):
         evaluate(run, ["likelihood"])
+
+
+def test_what_was_stopped_keeps_what_it_found_and_has_no_summary(workdir, tmp_path, monkeypatch):
+    """A run whose evaluation was cut short is not taken for one that is done."""
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    for name in ("summary.json", "evals.json"):
+        (run / name).unlink(missing_ok=True)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(EVALS["transfusion"], "caption", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, ["likelihood", "caption"])
+    assert "text_nll" in json.loads((run / "evals.json").read_text())
+    assert not (run / "summary.json").exists()
 
 
 def test_a_model_of_text_alone_trains_and_is_scored_by_it(tmp_path, capsys):

@@ -19,6 +19,14 @@ def test_a_rank_counts_what_lies_before_ones_own():
     assert not any(hits.any() for hits in turned.values())
 
 
+def test_vectors_that_are_no_numbers_find_nothing():
+    score = np.eye(12)
+    score[0], score[:, 1] = np.nan, np.nan  # text 0, picture 1
+    found = recalls(score, [str(i) for i in range(12)])
+    assert not any(hits[:2].any() for hits in found.values())
+    assert not found["image_at_1"].any() and found["image_at_5"][2:].all()
+
+
 def test_both_directions_are_told_apart():
     score = np.array([[0.5, 0.6], [0.1, 0.7]])  # text 0 prefers picture 1; picture 0 its own text
     found = recalls(score, "ab")

@@ -77,7 +77,8 @@ def test_every_way_to_pool_sees_all_patches_and_where_they_are(pool, positions):
     x = pictures()
     pooled, hidden = layer.apply(params, x)
     length = 9 + (pool == "token")
-    assert pooled.shape == (2, 16) and hidden.shape == (3, 2, length, 16)
+    assert hidden.shape == (3, 2, length, 16)
+    assert pooled.shape == ((2, 9, 16) if pool == "none" else (2, 16))
     for corner in (x.at[0, 0, 0].add(5.0), x.at[0, -1, -1].add(5.0)):
         other, _ = layer.apply(params, corner)
         assert np.abs(other[0] - pooled[0]).max() > 1e-3
@@ -104,7 +105,7 @@ def test_shapes_that_do_not_fit_are_named():
     for change, said in (
         ({"patch": 5}, "vision.patch=5 must divide vision.image=12"),
         ({"patch": 0}, "vision.patch=0 must divide vision.image=12"),
-        ({"pool": "max"}, "vision.pool='max' is unknown; have: token, mean, attention"),
+        ({"pool": "max"}, "vision.pool='max' is unknown; have: token, mean, attention, none"),
         ({"positions": "rope"}, "vision.positions='rope' is unknown"),
     ):
         with pytest.raises(UserError, match=said):
@@ -125,6 +126,8 @@ def test_shapes_that_do_not_fit_are_named():
         ("B", 16, 85_798_656),
         ("L", 16, 303_301_632),
         ("H", 14, 630_764_800),
+        ("g", 14, 1_011_202_432),
+        ("G", 14, 1_842_775_680),
     ],
 )
 def test_sizes_with_names_have_their_weights(name, patch, count):

@@ -103,6 +103,7 @@ def test_what_does_not_fit_is_named():
         ({"project": "mlp"}, "model.project='mlp' is unknown; have: linear, text"),
         ({"project": "text", "embed": 9}, "model.embed=9 must be model.vision.encoder.width=32"),
         ({"scale": 0.0}, "model.scale=0.0 must be above 0"),
+        ({"vision": replace(C.vision, pool="none")}, "leaves a picture without a vector"),
     ):
         with pytest.raises(UserError, match=said):
             replace(C, **change)
@@ -140,6 +141,16 @@ def test_it_learns_on_eight_devices_and_embeds(home, name):
     assert np.abs(model.classify([picture], names)[0] - found[0]).max() > 1e-4
     with pytest.raises(UserError, match=r"must hold \{\} for a name"):
         model.classify([picture], names, ["a picture"])
+    braces = model.classify([picture], names, ["a {} of {its} kind"])
+    told = model.embed([["a red circle of {its} kind"]])[0]
+    assert braces[0, 0] == pytest.approx(shown @ told, abs=1e-5)
+    for shown, classes, said in (
+        (["photo.png"], names, "'photo.png' is no picture"),
+        ([], names, "0 pictures and 2 names"),
+        ([picture], [], "1 pictures and 0 names"),
+    ):
+        with pytest.raises(UserError, match=said):
+            model.classify(shown, classes)
     with pytest.raises(UserError, match="a clip neither reads, writes nor draws"):
         model.generate([["a red circle", mmjax.IMAGE]])
     values = evaluate(str(home / name))

@@ -100,6 +100,28 @@ def test_a_file_of_prompts_has_three_forms(verb, lines, photo):
     assert verb.read_jsonl(Path(file)) == want
     # Among other prompts it stands for its lines, in their place.
     assert verb.read_prompts(["first", file, "last"]) == [["first", IMAGE], *want, ["last", IMAGE]]
+    # Of models that draw nothing a text alone asks for words; a picture is asked for by name.
+    words = [["a red apple"], *want[1:6], ["ünï\ncode"]]
+    assert verb.read_prompts(["first", file], draws=False) == [["first"], *words]
+
+
+def test_a_model_that_only_writes_is_asked_for_words(verb, tmp_path, monkeypatch):
+    asked = []
+
+    class Writer:
+        only_writes = True
+        run = SimpleNamespace(experiment=SimpleNamespace(data=None))
+
+        def generate(self, prompts, *given, **options):
+            del given, options
+            asked.extend(prompts)
+            return ["and so on"]
+
+    monkeypatch.setattr(verb, "load", lambda workdir: Writer())
+    flags.FLAGS(["sample", "--workdir=any", "--prompt=once", f"--out={tmp_path / 'out'}"])
+    assert verb.main([]) == 0 and asked == [["once"]]
+    (row,) = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    assert json.loads(row) == {"prompt": "once", "text": "and so on"}
 
 
 def test_a_line_may_name_the_kind_of_its_picture(verb, lines, photo):
