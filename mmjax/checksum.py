@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PIECE = 2**22  # elements
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -42,19 +45,28 @@ def checksums(tree: Any) -> dict[str, str]:
     return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, sums, strict=True)}
 
 
+def checksum_of(x: np.ndarray) -> str:
+    """What `checksums` says of an array on the host, with a piece of it on a device at a time."""
+    flat, total = x.reshape(-1), np.zeros(2, np.uint32)
+    for start in range(0, flat.size, PIECE):
+        total += np.asarray(_piece_checksum(flat[start : start + PIECE], np.uint32(start % 2**32)))
+    return f"{total[0]:08x}{total[1]:08x}"
+
+
 @functools.cache
 def _checksums_on(mesh: Mesh | None) -> Callable[[list], jax.Array]:
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(lambda xs: jnp.stack([*map(_leaf_checksum, xs)]), out_shardings=everywhere)
 
 
-def _leaf_checksum(x: jax.Array) -> jax.Array:
+def _leaf_checksum(x: jax.Array, first=0) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)  # row-major in the whole array, whatever the sharding
+    # Row-major in the whole array, whatever the sharding, from `first` on.
+    index = jnp.full(x.shape, first, jnp.uint32)
     for axis in range(x.ndim):
         stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
         index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
@@ -63,6 +75,9 @@ def _leaf_checksum(x: jax.Array) -> jax.Array:
     # -x change places (bits that differ by 2^31, weights by an even number, and the product is 0).
     places = _mix(index), _mix(index + jnp.uint32(0x9E3779B9))
     return jnp.stack([jnp.sum(_mix(bits ^ place), dtype=jnp.uint32) for place in places])
+
+
+_piece_checksum = jax.jit(_leaf_checksum)
 
 
 def _mix(x: jax.Array) -> jax.Array:

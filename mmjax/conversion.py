@@ -5,7 +5,6 @@ command that was stopped goes on where it was; the destination appears whole or 
 """
 
 import contextlib
-import itertools
 import json
 import math
 import shutil
@@ -42,6 +41,12 @@ KINDS: dict[str, Any] = {
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
+# How many axes inputs of `transformers` have.
+AXES = {
+    "input_ids": (2,), "attention_mask": (2,), "labels": (2,), "pixel_values": (4, 5),
+    "image_attention_mask": (3,),
+}  # fmt: skip
+TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 
 
@@ -65,6 +70,7 @@ class Held:
     def read(self, *paths: str) -> dict[str, jax.Array]:
         """Weights by path."""
         like = {name: spec for name, spec in (self.like[path] for path in paths)}
+        checkpoint.give_back()
         found = checkpoint.restore(self.directory, like, self.step, part=True)
         assert found is not None  # the step is there
         return {path: found.state[self.like[path][0]] for path in paths}
@@ -132,14 +138,17 @@ def is_theirs(src: Path) -> bool:
 
 def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, said: Report) -> None:
     """Their directory -> a workdir with one checkpoint, 0."""
-    kind = KINDS.get(source.config["model_type"])
+    kind = KINDS.get(str(source.config["model_type"]))
     if kind is None:
         raise UserError(
             f"{source.path / CONFIG}: model_type={source.config['model_type']!r} is unknown; "
             f"have: {', '.join(KINDS)}"
         )
     source = source.renamed(getattr(kind, "RENAMED", ()))
-    c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
+    try:
+        c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
+    except (TypeError, AttributeError, KeyError) as error:  # a word for a number, or none at all
+        raise UserError(f"{source.path / CONFIG} is damaged: {error!r}; fetch it anew") from error
     rows = kind.rows(c, vocabulary, source.config)
     rows += kind.more(c, source.shapes) if hasattr(kind, "more") else []
     rows, ignored = apart(rows, source.config)
@@ -152,11 +161,8 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         fits(kind.FAMILY, c, vocabulary, shapes)
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
         (place / "checkpoints").mkdir()
-        both = itertools.chain(((n, np.load(file)) for n, file in files.items()), extra.items())
-        leaves = track(both, "writing", total=len(shapes), transient=True)
-        named = ((f"params/{n}", x) for n, x in leaves)
         meta = {"from": source.config["model_type"]}
-        checkpoint.write(place.resolve() / "checkpoints", 0, named, meta)
+        checkpoint.write(place.resolve() / "checkpoints", 0, weights(files, extra), meta)
         e = around.experiment(kind.FAMILY, c, families(), **kind.place(c))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
@@ -184,11 +190,11 @@ def apart(rows: list, given: Mapping) -> tuple[list, tuple[str, ...]]:
     """(rows, names to ignore): of tied outputs and embeddings both are read from the latter."""
     names = {row.ours: row.theirs for row in rows}
     both = given, given.get("text_config") or {}
-    if "head/w" not in names or not any(c.get("tie_word_embeddings") for c in both):
+    if not any(c.get("tie_word_embeddings") for c in both):
         return rows, ()
-    table = names["embed/table"]
-    rows = [r._replace(theirs=table) if r.ours == "head/w" else r for r in rows]
-    return rows, (names["head/w"],)
+    tied = {out: names[table] for out, table in TIED.items() if out in names}
+    rows = [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
+    return rows, tuple(names[out] for out in tied)
 
 
 def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
@@ -206,6 +212,14 @@ def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, P
             file.with_suffix(".part").rename(file)
         files[row.ours] = file
     return files
+
+
+def weights(files: Mapping[str, Path], extra: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """(path in a checkpoint, numbers) of what lies in files and of more; holds none of them."""
+    for name, file in track(files.items(), "writing", transient=True):
+        yield f"params/{name}", np.load(file)
+    for name, x in extra.items():
+        yield f"params/{name}", np.asarray(x)
 
 
 def fits(family: str, c, vocabulary: Vocabulary, have: Mapping[str, tuple[int, ...]]) -> None:
@@ -275,6 +289,7 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
     inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
     held = hold(workdir)
     kind = BY_FAMILY[held.experiment.family]
+    check_inputs(f"{place}/inputs.npz", inputs, needs_words=kind is not clip)
     with jax.default_matmul_precision("highest"):
         given = held.given or kind.given(held.experiment.model, held.vocabulary)
         params = unflatten_dict(held.read(*held.like), sep="/")
@@ -304,6 +319,26 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
     if left := sorted(set(wanted) - set(known)):
         said(f"not compared: {', '.join(left)}")
     return worst
+
+
+def check_inputs(path: str, inputs: Mapping[str, np.ndarray], needs_words: bool) -> None:
+    """Holds inputs of `transformers` against each other.
+
+    Raises:
+        UserError: for words that are missing, and arrays of other axes than theirs.
+    """
+    if needs_words and "input_ids" not in inputs:
+        raise UserError(f"{path} lacks input_ids; it has: {', '.join(inputs) or 'nothing'}")
+    for name, axes in AXES.items():
+        if name in inputs and inputs[name].ndim not in axes:
+            raise UserError(
+                f"{path}: {name} has shape {inputs[name].shape}; it must have "
+                f"{' or '.join(map(str, axes))} axes"
+            )
+    for name in ("attention_mask", "labels"):
+        both = [inputs[n].shape for n in (name, "input_ids") if n in inputs]
+        if len(set(both)) > 1:
+            raise UserError(f"{path}: {name} has shape {both[0]}, input_ids {both[1]}")
 
 
 def arrays(path: Path) -> Mapping[str, np.ndarray]:

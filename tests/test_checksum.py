@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from mmjax.checksum import checksums
+from mmjax import checksum
+from mmjax.checksum import checksum_of, checksums
 
 
 def mesh(*shape: int) -> jax.sharding.Mesh:
@@ -74,6 +75,14 @@ def test_every_single_bit_shows_in_both_halves(dtype):
             raw[element] ^= raw.dtype.type(1 << bit)
             bad = checksums({"x": jnp.asarray(raw.view(x.dtype).reshape(x.shape))})["x"]
             assert bad[:8] != good[:8] and bad[8:] != good[8:], (element, bit)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_arrays_on_the_host_are_summed_in_pieces(dtype, monkeypatch):
+    monkeypatch.setattr(checksum, "PIECE", 7)
+    for shape in ((), (7,), (3, 5, 2), (0, 4)):
+        x = np.random.default_rng(2).normal(scale=50, size=shape).astype(dtype)
+        assert checksum_of(x) == checksums({"x": jnp.asarray(x)})["x"]
 
 
 def test_a_flipped_boolean_and_a_flipped_scalar():

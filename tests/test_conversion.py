@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def theirs(name: str, place: Path, shards: int = 1) -> Path:
 
 
 ALL = ["clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip"]
-ALL += ["idefics", "idefics_plain"]
+ALL += ["idefics", "idefics_plain", "llama_biased", "clip_first", "llava_bare"]
 WRITES = {
     "chameleon": ("logits_raw", "vq_indices"),
     "llava": ("image_features",),
@@ -234,6 +235,74 @@ def test_damaged_files_are_named(tmp_path, capsys):
     assert verb(words) == 2
     assert "config.json is damaged" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
+
+
+def test_an_index_that_is_none_and_weights_of_another_kind_are_named(tmp_path):
+    source = theirs("clip", tmp_path / "hub", shards=2)
+    (source / hub.INDEX).write_text("{}")
+    with pytest.raises(UserError, match=r"index.json has no weight_map; fetch it anew"):
+        conversion.convert(source, tmp_path / "work")
+    (source / hub.INDEX).unlink()
+    with pytest.raises(UserError, match=r"neither model.safetensors nor .*index.json; fetch"):
+        conversion.convert(source, tmp_path / "work")
+    (source / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has pytorch_model\.bin; save the model as"):
+        conversion.convert(source, tmp_path / "work")
+    assert [p.name for p in tmp_path.iterdir()] == ["hub"]
+
+
+def test_one_weight_is_held_at_a_time(tmp_path, monkeypatch):
+    """What was written is held no more when the next is read."""
+    source, held = theirs("llama", tmp_path / "hub"), []
+    write = conversion.checkpoint.write
+
+    def watched(directory, step, leaves, meta):
+        def some():
+            for name, x in leaves:
+                assert not held or held[-1]() is None, name
+                held.append(weakref.ref(x))
+                box = [(name, x)]
+                del x
+                yield box.pop()
+
+        write(directory, step, some(), meta)
+
+    monkeypatch.setattr(conversion.checkpoint, "write", watched)
+    conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    assert len(held) > 10
+    assert conversion.verify(tmp_path / "work", source, said=lambda _: None) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input_ids": None}, r"inputs.npz lacks input_ids; it has: attention_mask, labels"),
+        ({"input_ids": np.ones(4, int)}, r"input_ids has shape \(4,\); it must have 2 axes"),
+        ({"labels": np.ones((1, 2), int)}, r"labels has shape \(1, 2\), input_ids \(2, 2\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(change, words):
+    inputs = {n: np.ones((2, 2), int) for n in ("input_ids", "attention_mask", "labels")} | change
+    inputs = {name: x for name, x in inputs.items() if x is not None}
+    with pytest.raises(UserError, match=words):
+        conversion.check_inputs("inputs.npz", inputs, needs_words=True)
+    if "input_ids" not in inputs:
+        conversion.check_inputs("inputs.npz", inputs, needs_words=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("null", "config.json is damaged: it holds a NoneType"),
+        ('{"model_type": ["llama"]}', r"model_type=\['llama'\] is unknown"),
+        ('{"model_type": "llama", "num_attention_heads": "four"}', "config.json is damaged: Type"),
+    ],
+)
+def test_a_config_of_wrong_values_is_named(content, words, tmp_path):
+    source = theirs("llama", tmp_path / "hub")
+    (source / "config.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        conversion.convert(source, tmp_path / "work")
 
 
 def test_nothing_to_compare_is_an_error(both, tmp_path, capsys):

@@ -149,6 +149,7 @@ def given(c: Config, v: Vocabulary) -> dict:
     q = c.codec.quantiser
     for wrong, what in (
         (not c.decoder.qk_norm, "model.decoder.qk_norm=False"),
+        (c.decoder.head, f"model.decoder.head={c.decoder.head}"),
         (q.kind != "vq" or q.unit, f"model.codec.quantiser.kind={q.kind!r}, unit={q.unit}"),
         (any(c.codec.channels * m % GROUPS for m in c.codec.multipliers), "codec.channels"),
     ):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax.batch import Vocabulary
 from mmjax.contrastive import OBJECTIVES
+from mmjax.convert import hub
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
@@ -18,7 +19,11 @@ from mmjax.models.clip import Config, Parts, unit
 
 FAMILY = "clip"
 IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+}  # fmt: skip
+HIGHEST = 2  # the eos_token_id by which CLIP takes a text's highest id for its end
 # What a config.json may leave out.
 DEFAULTS: dict[str, dict] = {
     "clip": {
@@ -75,9 +80,9 @@ def vocabulary(given: Mapping) -> Vocabulary:
     size = text["vocab_size"]
     if given["model_type"] == "siglip":
         return Vocabulary(size, pad=1, bos=-1, eos=1, **none)
-    eos, bos = text["eos_token_id"], text["bos_token_id"]
-    eos, bos = (size - 1, size - 2) if eos == 2 else (eos, bos)
-    return Vocabulary(size, pad=text["pad_token_id"], bos=bos, eos=eos, **none)
+    pad, bos, eos = (hub.token(text, f"{name}_token_id") for name in ("pad", "bos", "eos"))
+    bos, eos = (size - 2, size - 1) if eos == HIGHEST else (bos, eos)
+    return Vocabulary(size, pad=pad, bos=bos, eos=eos, **none)
 
 
 def encoder_config(given: Mapping, dtype: str) -> EncoderConfig:
@@ -126,7 +131,7 @@ def config(given: Mapping, dtype: str = "float32") -> Config:
             encoder=encoder_config(text, dtype),
             length=text["max_position_embeddings"],
             causal=clip,
-            pool="end" if clip else "last",
+            pool=text_pool(text) if clip else "last",
         ),
         embed=given["projection_dim"] if clip else seen.width,
         project="linear" if clip else "text",
@@ -136,6 +141,11 @@ def config(given: Mapping, dtype: str = "float32") -> Config:
         mean=(0.48145466, 0.4578275, 0.40821073) if clip else (0.5,) * 3,
         std=(0.26862954, 0.26130258, 0.27577711) if clip else (0.5,) * 3,
     )
+
+
+def text_pool(text: Mapping) -> str:
+    """Which of a text's positions CLIP takes."""
+    return "highest" if text["eos_token_id"] == HIGHEST else "end"
 
 
 def given_tower(e: EncoderConfig) -> dict:
@@ -164,13 +174,14 @@ def given(c: Config, v: Vocabulary) -> dict:
         ("vision.patch_bias", c.vision.patch_bias, own.vision.patch_bias),
         ("vision.pre_norm", c.vision.pre_norm, own.vision.pre_norm),
         ("text.causal", c.text.causal, own.text.causal),
-        ("text.pool", c.text.pool, own.text.pool),
+        ("text.pool", "end" if c.text.pool == "highest" else c.text.pool, own.text.pool),
         ("project", c.project, own.project),
     ):
         if x != wanted:
             kind = "CLIP" if clip else "SigLIP"
             raise UserError(f"model.{name}={x!r} is not what a {kind} of theirs has, {wanted!r}")
-    ids = {"vocab_size": v.size, "pad_token_id": v.pad, "eos_token_id": v.eos}
+    eos = HIGHEST if c.text.pool == "highest" else v.eos
+    ids = {"vocab_size": v.size, "pad_token_id": v.pad, "eos_token_id": eos}
     ids |= {"bos_token_id": v.bos} if v.bos >= 0 else {}
     size = {"projection_dim" if clip else "projection_size": c.embed}
     seen = {"image_size": c.vision.image, "patch_size": c.vision.patch}

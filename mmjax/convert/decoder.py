@@ -1,5 +1,6 @@
 """The decoder of Llama and its kin: its shape, its weights, what each layer returns."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -10,7 +11,7 @@ from mmjax.error import UserError
 from mmjax.layers.norm import rms_norm
 from mmjax.layers.position import rope_angles
 from mmjax.mesh import Rules, make_mesh
-from mmjax.models.decoder import Block, DecoderConfig
+from mmjax.models.decoder import BIASES, Block, DecoderConfig
 
 # rope_type -> the fields that say how its frequencies are scaled; see `layers.position.scaled`.
 ROPE = {
@@ -41,14 +42,12 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     for wrong, what in (
         (kind not in ROPE, f"rope_type={kind!r}"),
         (given.get("hidden_act", "silu") != "silu", f"hidden_act={given.get('hidden_act')!r}"),
-        (given.get("attention_bias"), "attention_bias=True"),
-        (given.get("mlp_bias"), "mlp_bias=True"),
-        (given.get("head_dim") not in (None, width // heads), f"head_dim={given.get('head_dim')}"),
     ):
         if wrong:
             raise UserError(f"config.json has {what}, which the decoder here does not have")
     if absent := [name for name in ROPE[kind] if name not in rope]:
         raise UserError(f"config.json: rope_type={kind!r} lacks {', '.join(absent)}")
+    head = given.get("head_dim") or width // heads
     whole = {
         "width": width,
         "depth": given["num_hidden_layers"],
@@ -68,6 +67,8 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
         "grouped": False,
         "eps": given.get("rms_norm_eps", eps),
         "rope_scaling": tuple(float(rope[name]) for name in ROPE[kind]),
+        "head": 0 if head * heads == width else head,
+        "biases": tuple(name for name in BIASES if given.get(f"{name}_bias")),
     }
     return DecoderConfig(**whole | changes)
 
@@ -94,7 +95,9 @@ def given_decoder(c: DecoderConfig) -> dict:
         "rope_theta": c.theta,
         "rope_parameters": {"rope_theta": c.theta, "rope_type": kind} | scaling,
         "tie_word_embeddings": False,
-    }
+        "attention_bias": "attention" in c.biases,
+        "mlp_bias": "mlp" in c.biases,
+    } | ({"head_dim": c.head} if c.head else {})
 
 
 def decoder_rows(c: DecoderConfig, theirs: str) -> list[Row]:
@@ -107,17 +110,25 @@ def decoder_rows(c: DecoderConfig, theirs: str) -> list[Row]:
         Row("decoder/final_norm", f"{theirs}.norm.weight", (d,)),
     ]
     for name, heads in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
-        own, other = f"{at}/attention/{name}", f"{there}.self_attn.{name}_proj.weight"
-        rows.append(Row(own, other, (d, heads, k), n, "matrix"))
+        own, other = f"{at}/attention/{name}", f"{there}.self_attn.{name}_proj"
+        rows += product(own, other, (d, heads, k), n, "attention" in c.biases)
         if c.qk_norm and name != "v":
             for end, kind in (("scale", "weight"), ("bias", "bias")):
                 named = f"{there}.self_attn.{name}_norm.{kind}"
                 rows.append(Row(f"{own}_norm_{end}", named, (heads, k), n))
-    out = f"{there}.self_attn.o_proj.weight"
-    rows.append(Row(f"{at}/attention/o", out, (c.heads, k, d), n, "matrix", 2))
+    own, other = f"{at}/attention/o", f"{there}.self_attn.o_proj"
+    rows += product(own, other, (c.heads, k, d), n, "attention" in c.biases, 2)
     for name, shape in (("gate", (d, c.mlp)), ("up", (d, c.mlp)), ("down", (c.mlp, d))):
-        rows.append(Row(f"{at}/mlp/{name}", f"{there}.mlp.{name}_proj.weight", shape, n, "matrix"))
+        own, other = f"{at}/mlp/{name}", f"{there}.mlp.{name}_proj"
+        rows += product(own, other, shape, n, "mlp" in c.biases)
     return rows
+
+
+def product(ours: str, theirs: str, shape, layers: int, bias: bool, into: int = 1) -> list[Row]:
+    """A matrix, and its bias if it has one."""
+    size = math.prod(shape[into:])
+    rows = [Row(ours, f"{theirs}.weight", tuple(shape), layers, "matrix", into)]
+    return rows + ([Row(f"{ours}_bias", f"{theirs}.bias", (size,), layers)] if bias else [])
 
 
 def hidden_states(c: DecoderConfig, params, x, mask) -> list:

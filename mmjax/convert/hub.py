@@ -2,13 +2,13 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
@@ -40,7 +40,11 @@ class Hub(NamedTuple):
             UserError: if its file is damaged.
         """
         try:
-            # The reader of the kind "np" does not know bfloat16.
+            with safe_open(self.files[name], framework="np") as file:
+                kind = file.get_slice(self.there[name]).get_dtype()
+                if kind != "BF16":
+                    return np.asarray(file.get_tensor(self.there[name]), np.float32)
+            # The reader of the kind "np" does not know bfloat16; the other holds it twice.
             with safe_open(self.files[name], framework="flax") as file:
                 return np.asarray(file.get_tensor(self.there[name]), np.float32)
         except (SafetensorError, OSError) as error:
@@ -73,6 +77,13 @@ class Hub(NamedTuple):
         return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in found}
 
 
+def token(given: Mapping, name: str) -> int:
+    """An id of a config.json; of several the first, of none -1."""
+    found = given.get(name)
+    found = found[0] if isinstance(found, list) and found else found
+    return found if isinstance(found, int) else -1
+
+
 def read_json(path: Path) -> dict:
     """A file's content.
 
@@ -80,11 +91,14 @@ def read_json(path: Path) -> dict:
         UserError: if it is absent or no JSON.
     """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a directory that has it") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; fetch it anew") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds a {type(found).__name__}; fetch it anew")
+    return found
 
 
 def read(path: str | Path) -> Hub:
@@ -95,12 +109,9 @@ def read(path: str | Path) -> Hub:
     """
     path = Path(path)
     config = read_json(path / CONFIG)
-    names = {WHOLE}
-    if (path / INDEX).is_file():
-        names = set(read_json(path / INDEX)["weight_map"].values())
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in sorted(names):
+    for name in sorted(weight_files(path)):
         file = path / name
         if not file.is_file():
             raise UserError(f"{file} does not exist; fetch it")
@@ -114,28 +125,63 @@ def read(path: str | Path) -> Hub:
     return Hub(path, config, files, shapes, {name: name for name in files})
 
 
+def weight_files(path: Path) -> set[str]:
+    """Names of the files that a directory's weights lie in: one, or those of its index.
+
+    Raises:
+        UserError: for a directory without safetensors, or an index that is none.
+    """
+    if (path / WHOLE).is_file():
+        return {WHOLE}
+    if (path / INDEX).is_file():
+        places = read_json(path / INDEX).get("weight_map")
+        if not places or not isinstance(places, dict):
+            raise UserError(f"{path / INDEX} has no weight_map; fetch it anew")
+        return set(places.values())
+    pickles = sorted(file.name for file in path.glob("*.bin"))
+    found = f" but has {', '.join(pickles[:3])}; save" if pickles else "; fetch"
+    raise UserError(
+        f"{path} has neither {WHOLE} nor {INDEX}{found} the model as safetensors, as "
+        f"`save_pretrained` writes them"
+    )
+
+
+def whole(path: Path, entries: Mapping[str, dict], body: Path) -> None:
+    """A file of safetensors: its header's size, its header, and its numbers, those of `body`."""
+    header = json.dumps({"__metadata__": {"format": "pt"}} | dict(entries)).encode()
+    header += b" " * (-len(header) % 8)  # as the format asks, so that numbers lie at multiples of 8
+    with path.open("wb") as file, body.open("rb") as numbers:
+        file.write(len(header).to_bytes(8, "little") + header)
+        shutil.copyfileobj(numbers, file, 2**24)
+
+
 def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Fills a directory, holding one file's tensors at a time."""
+    """Fills a directory, holding one tensor at a time."""
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
-    total = 0
+    places: dict[str, str] = {}
+    entries: dict[str, dict] = {}
+    body, size, total = path / "body", 0, 0
 
     def close() -> None:
-        save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
+        whole(path / f"{len(shards)}.part", entries, body)
+        shards.append(list(entries))
+        entries.clear()
+        body.unlink()
 
     for name, x in tensors:
-        if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
+        if entries and size + x.nbytes > SHARD:
             close()
-        held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
+        size = (size if entries else 0) + x.nbytes
+        entries[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [size - x.nbytes, size]}
         total += x.nbytes
+        with body.open("ab") as numbers:
+            numbers.write(np.ascontiguousarray(x, "<f4").data)
+        del x  # before the next one comes
     close()
     if len(shards) == 1:
         (path / "0.part").rename(path / WHOLE)
         return
-    places: dict[str, str] = {}
     for n, names in enumerate(shards):
         file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
         (path / f"{n}.part").rename(path / file)

@@ -56,11 +56,6 @@ def whole(given: Mapping) -> dict:
     found = llama.DEFAULTS | DEFAULTS | {k: v for k, v in given.items() if v is not None}
     vision = VISION | dict(found["vision_config"])
     vision["embed_dim"] = vision.get("hidden_size", vision["embed_dim"])
-    if found.get("tie_word_embeddings"):  # their embeddings of added ids would be tied too
-        raise UserError(
-            "config.json: tie_word_embeddings=True, which a flamingo does not have; save the model "
-            "with its lm_head apart"
-        )
     if found["alpha_type"] not in GATES:
         raise UserError(
             f"config.json has alpha_type={found['alpha_type']!r}; have: {', '.join(GATES)}"
@@ -177,7 +172,7 @@ def given(c: Config, v: Vocabulary) -> dict:
     cross |= {"norm": "rms", "eps": d.eps, "kind": "swiglu"}
     tower = {"pool": "token", "positions": "learned", "patch_bias": False, "pre_norm": True}
     for name, held, wanted in (
-        ("decoder.", d, {"kv_heads": d.heads}),
+        ("decoder.", d, {"kv_heads": d.heads, "head": 0, "biases": ()}),
         ("cross.", c.cross, cross),
         ("vision.", c.vision, tower),
         ("", c, {"select": "all", "place": place_of(c.added, v)}),

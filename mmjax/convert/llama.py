@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.batch import Vocabulary
+from mmjax.convert import hub
 from mmjax.convert.decoder import (
     decoder_config,
     decoder_rows,
@@ -31,12 +32,11 @@ DEFAULTS = {
 def vocabulary(given: Mapping) -> Vocabulary:
     """Their ids; what they have none for is -1, and padding is written nowhere, so 0 will do."""
     given = DEFAULTS | dict(given)
-    eos = given["eos_token_id"]
     return Vocabulary(
         given["vocab_size"],
         pad=given.get("pad_token_id") or 0,
-        bos=given["bos_token_id"],
-        eos=eos[0] if isinstance(eos, list) else eos,
+        bos=hub.token(given, "bos_token_id"),
+        eos=hub.token(given, "eos_token_id"),
         boi=-1,
         eoi=-1,
         sep=-1,

@@ -14,7 +14,8 @@ import numpy as np
 
 from mmjax.batch import Vocabulary
 from mmjax.convert import clip, llama
-from mmjax.convert.clip import affine, encoder_config, given_tower, vision_rows
+from mmjax.convert.clip import encoder_config, given_tower, vision_rows
+from mmjax.convert.decoder import product
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
 from mmjax.layers.vision import VisionConfig
@@ -56,7 +57,6 @@ def whole(given: Mapping) -> dict:
     for wrong, what in (
         (kind not in TOWERS, f"vision_config.model_type={kind!r}"),
         (text != "llama", f"text_config.model_type={text!r}"),
-        (not found["multimodal_projector_bias"], "multimodal_projector_bias=False"),
         (
             found["vision_feature_select_strategy"] not in SELECT,
             f"vision_feature_select_strategy={found['vision_feature_select_strategy']!r}",
@@ -98,7 +98,7 @@ def config(given: Mapping) -> Config:
             encoder=encoder_config(vision, "float32"),
             image=vision["image_size"],
             patch=vision["patch_size"],
-            pool=tower.pool,
+            pool=tower.pool if vision.get("vision_use_head", True) else "mean",  # it is not read
             positions=tower.positions,
             patch_bias=tower.patch_bias,
             pre_norm=tower.pre_norm,
@@ -110,6 +110,7 @@ def config(given: Mapping) -> Config:
         mean=model.mean,
         std=model.std,
         train=("projector", "embed", "decoder", "head"),
+        bias=given["multimodal_projector_bias"],
     )
 
 
@@ -125,7 +126,7 @@ def given(c: Config, v: Vocabulary) -> dict:
     own = clip.config({"model_type": kind}).vision
     for name in ("pool", "positions", "patch_bias", "pre_norm"):
         x, wanted = getattr(c.vision, name), getattr(own, name)
-        if x != wanted:
+        if x != wanted and (name, x) != ("pool", "mean"):
             raise UserError(f"model.vision.{name}={x!r} is not what a LLaVA of theirs has")
     act = {ours: name for name, ours in clip.ACTIVATIONS.items()}[c.activation]
     layers, chosen = list(c.layers), {s: n for n, s in SELECT.items()}[c.select]
@@ -138,11 +139,12 @@ def given(c: Config, v: Vocabulary) -> dict:
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
         "vision_feature_select_strategy": "full" if kind == "siglip" else chosen,
         "projector_hidden_act": act,
-        "multimodal_projector_bias": True,
+        "multimodal_projector_bias": c.bias,
         "tie_word_embeddings": False,
         "vision_config": given_tower(c.vision.encoder)
         | seen
-        | {"model_type": f"{kind}_vision_model"},
+        | {"model_type": f"{kind}_vision_model"}
+        | ({"vision_use_head": False} if c.vision.pool == "mean" else {}),
         "text_config": llama.given_language(c.decoder, v),
     }
 
@@ -155,8 +157,8 @@ def rows(c: Config, v: Vocabulary, source: Mapping | None = None) -> list[Row]:
     return [
         *llama.language_rows(c.decoder, v, "language_model."),
         *vision_rows(c.vision, "vision", "vision_tower.vision_model"),
-        *affine("projector/up", f"{at}.linear_1", (wide, d)),
-        *affine("projector/down", f"{at}.linear_2", (d, d)),
+        *product("projector/up", f"{at}.linear_1", (wide, d), 0, c.bias),
+        *product("projector/down", f"{at}.linear_2", (d, d), 0, c.bias),
     ]
 
 

@@ -143,3 +143,4 @@ def to_theirs(rows: Sequence[Row], get: Callable[[str], np.ndarray]):
             parts.setdefault(name, []).append(one)
             if len(parts[name]) == 3:  # q, k and v follow one another
                 yield name, np.concatenate(parts.pop(name))
+        del whole, one  # before the next is read

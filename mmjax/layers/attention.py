@@ -86,6 +86,7 @@ class Attention(Layer):
         head_dim: k.
         qk_norm: LayerNorm on queries and keys before RoPE. head_norms: with weights of each head.
         qkv_towers, norm_towers, o_towers: how many there are of q, k and v, their norms, and o.
+        bias: whether all four have one, where there is one tower.
     """
 
     heads: int
@@ -96,6 +97,7 @@ class Attention(Layer):
     qkv_towers: int
     norm_towers: int
     o_towers: int
+    bias: bool = False
 
     @nn.compact
     def __call__(
@@ -120,6 +122,8 @@ class Attention(Layer):
         sizes = {"q": self.heads, "k": self.kv_heads, "v": self.kv_heads}
         held = tuple(projection(*size) for size in sizes.items())
         q, k, v = through(self.rules, path, project, x, held)
+        if self.bias:
+            q, k, v = (self.with_bias(*one) for one in zip(sizes, (q, k, v), strict=True))
         if self.qk_norm:
             q = head_norm(self, "q_norm", q, self.head_norms, self.norm_towers, path)
             k = head_norm(self, "k_norm", k, self.head_norms, self.norm_towers, path)
@@ -130,4 +134,4 @@ class Attention(Layer):
         scale = fan_in_of(self.heads * self.head_dim)
         o = weights(self, self.o_towers, "o", shape, ("heads", None, "embed"), scale)
         y = through(self.rules, path, lambda product, y, held: product(y, *held, 2), y, (o,))
-        return y, new, peak
+        return self.with_bias("o", y) if self.bias else y, new, peak

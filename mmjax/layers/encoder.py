@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 

@@ -10,10 +10,14 @@ from mmjax.layers.weight import Layer
 
 
 class SwiGLU(Layer):
-    """down(silu(gate x) * up x), without biases (Llama); f = mlp, one a tower."""
+    """down(silu(gate x) * up x) (Llama); f = mlp, one a tower.
+
+    bias: whether all three have one, where there is one tower.
+    """
 
     mlp: int
     towers: int
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x, path: Route | None = None):
@@ -24,9 +28,13 @@ class SwiGLU(Layer):
         up = weights(self, self.towers, "up", (d, self.mlp), ("embed", "mlp"))
         down = weights(self, self.towers, "down", (self.mlp, d), ("mlp", "embed"))
 
+        def added(name, y):
+            return self.with_bias(name, y) if self.bias else y
+
         def network(product, x, held):
             gate, up, down = held
-            return product(jax.nn.silu(product(x, gate)) * product(x, up), down)
+            opened = jax.nn.silu(added("gate", product(x, gate)))
+            return added("down", product(opened * added("up", product(x, up)), down))
 
         return through(self.rules, path, network, x, (gate, up, down))
 

@@ -189,8 +189,9 @@ class TextConfig:
     Attributes:
         encoder: its blocks. length: most tokens of a text.
         causal: whether a token sees only those before it (CLIP) or all (SigLIP).
-        pool: what stands for the whole text: "end", its first EOS (CLIP), or "last", the last
-            position, padding or not (SigLIP).
+        pool: what stands for the whole text: "end", its first EOS (CLIP), "highest", its highest id
+            (the first CLIPs, whose EOS is that), or "last", the last position, padding or not
+            (SigLIP). Without an EOS, the first position stands for it.
     """
 
     encoder: EncoderConfig
@@ -200,8 +201,8 @@ class TextConfig:
 
     def __post_init__(self):
         """Checks the pool."""
-        if self.pool not in ("end", "last"):
-            raise UserError(f"text.pool={self.pool!r} is unknown; have: end, last")
+        if self.pool not in ("end", "highest", "last"):
+            raise UserError(f"text.pool={self.pool!r} is unknown; have: end, highest, last")
 
 
 class TextTower(Layer):
@@ -231,8 +232,9 @@ class TextTower(Layer):
         y, each = Encoder(self.rules, self.dtype, e, name="encoder")(x, mask)
         last = jnp.full((len(tokens),), length - 1)
         if c.pool == "end":
-            ends = tokens == self.eos
-            last = jnp.where(ends.any(1), ends.argmax(1), last)
+            last = (tokens == self.eos).argmax(1)
+        elif c.pool == "highest":
+            last = tokens.argmax(1)
         y = norm(self, "final_norm", y, e.eps)
         pooled = jnp.take_along_axis(y, last[:, None, None], axis=1)[:, 0]
         return pooled, jnp.concatenate([x[None], each])

@@ -1,5 +1,6 @@
 """Where weights come from: one base class that adds one method and overrides nothing."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -57,6 +58,15 @@ class Layer(nn.Module):
         boxed = nn.with_partitioning(init, tuple(self.rules.spec(*axes)))
         value: jax.Array = self.param(name, boxed, shape, PARAM_DTYPE)  # type: ignore[assignment]
         return value.astype(self.dtype)
+
+    def with_bias(self, name: str, x, lead: int = 2):
+        """What a matrix made, x, plus its bias, kept as one axis: it is no matrix to the optimizer.
+
+        lead: axes of x that are positions.
+        """
+        size = math.prod(x.shape[lead:])
+        bias = self.weight(f"{name}_bias", (size,), (None,), zeros)
+        return x + bias.reshape((1,) * lead + x.shape[lead:])
 
 
 def specs_of(boxed_init):

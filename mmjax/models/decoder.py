@@ -17,6 +17,7 @@ from mmjax.layers.position import rope_angles
 from mmjax.layers.tower import Route, route
 from mmjax.layers.weight import Layer
 
+BIASES = ("attention", "mlp")
 UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,6 +42,8 @@ class DecoderConfig:
             or multiply all by all towers' and select. The results are equal.
         eps: under the root of every RMSNorm. head_norms: QK-norm has weights of each head.
         rope_scaling: of the rotary frequencies, see `layers.position.scaled`.
+        head: width of one head; 0 is width / heads.
+        biases: which matrices have biases, any of BIASES; with one tower only.
     """
 
     width: int
@@ -62,6 +65,8 @@ class DecoderConfig:
     eps: float = 1e-5
     head_norms: bool = False
     rope_scaling: tuple[float, ...] = ()
+    head: int = 0
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Checks fields by themselves and against each other."""
@@ -73,11 +78,12 @@ class DecoderConfig:
         if self.dtype not in DTYPES:
             have = ", ".join(DTYPES)
             raise UserError(f"decoder.dtype={self.dtype!r} is unknown; have: {have}")
-        if self.width % self.heads or self.head_dim % 2:
+        if self.head_dim % 2 or self.head < 0 or (not self.head and self.width % self.heads):
             near = self.heads * max(self.head_dim // 2, 1) * 2
             raise UserError(
                 f"decoder.width={self.width} over decoder.heads={self.heads} must be an even "
-                f"number (the head dimension); try width={near}"
+                f"number (the head dimension), or decoder.head={self.head}, if that is not 0; try "
+                f"width={near}"
             )
         if self.heads % self.kv_heads:
             raise UserError(
@@ -89,6 +95,11 @@ class DecoderConfig:
             raise UserError(
                 f"decoder.rope_scaling={self.rope_scaling} must be (), (factor,) or (factor, low, "
                 f"high, length), all above 0"
+            )
+        if not set(self.biases) <= set(BIASES) or (self.biases and self.towers > 1):
+            raise UserError(
+                f"decoder.biases={self.biases} must be some of {', '.join(BIASES)}, and none with "
+                f"decoder.towers={self.towers} above 1"
             )
         self._check_towers()
 
@@ -133,7 +144,7 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         """Width of one head, k."""
-        return self.width // self.heads
+        return self.head or self.width // self.heads
 
 
 class Block(Layer):
@@ -161,9 +172,10 @@ class Block(Layer):
 
         attention = Attention(
             self.rules, self.dtype, c.heads, c.kv_heads, c.head_dim, c.qk_norm, c.head_norms,
-            c.count("qkv"), c.count("qk_norm"), c.count("o"), name="attention",
+            c.count("qkv"), c.count("qk_norm"), c.count("o"), "attention" in c.biases,
+            name="attention",
         )  # fmt: skip
-        mlp = SwiGLU(self.rules, self.dtype, c.mlp, c.count("ffn"), name="mlp")
+        mlp = SwiGLU(self.rules, self.dtype, c.mlp, c.count("ffn"), "mlp" in c.biases, name="mlp")
 
         def attend(y):
             y, new, peak = attention(y, mask, angles, cache, columns, path)

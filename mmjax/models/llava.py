@@ -17,6 +17,7 @@ from mmjax import flops
 from mmjax.batch import IMAGE, Batch, Vocabulary, causal_mask
 from mmjax.error import UserError
 from mmjax.layers.encoder import ACTIVATIONS, affine
+from mmjax.layers.linear import linear
 from mmjax.layers.patch import spread
 from mmjax.layers.vision import Vision, VisionConfig, standard
 from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
@@ -42,6 +43,7 @@ class Config:
         z_weight: coefficient of (log Z)^2.
         mean, std: of a colour channel in [0, 1], for standardised pictures.
         train: which of PARTS are trained; ("projector",) in the first stage.
+        bias: whether the projector's layers have biases.
     """
 
     decoder: DecoderConfig
@@ -53,6 +55,7 @@ class Config:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: tuple[str, ...]
+    bias: bool = True
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -88,14 +91,21 @@ class Projector(Layer):
 
     width: int
     activation: str
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         """[n, p, d of the tower] -> [n, p, d]."""
         d = self.width
-        x = affine(self, "up", x, (x.shape[-1], d), ("embed", "mlp"))
-        x = ACTIVATIONS[self.activation](x)
-        return affine(self, "down", x, (d, d), ("mlp", "embed"))
+
+        def layer(name, x, axes):
+            shape = x.shape[-1], d
+            if self.bias:
+                return affine(self, name, x, shape, axes)
+            return linear(x, self.weight(name, shape, axes))
+
+        x = ACTIVATIONS[self.activation](layer("up", x, ("embed", "mlp")))
+        return layer("down", x, ("mlp", "embed"))
 
 
 def features(c: Config, hidden):
@@ -129,7 +139,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     """The family's `Model` for one configuration, vocabulary and layout."""
     layers = language.modules(c.decoder, vocabulary, rules) | {
         "vision": Vision(rules, c.vision.encoder.dtype, c.vision),
-        "projector": Projector(rules, c.decoder.dtype, c.decoder.width, c.activation),
+        "projector": Projector(rules, c.decoder.dtype, c.decoder.width, c.activation, c.bias),
     }
     rows = rules.split("batch")
     wide = c.vision.encoder.width * len(c.layers)

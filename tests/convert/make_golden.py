@@ -31,6 +31,14 @@ def clip():
     return transformers.CLIPModel(c)
 
 
+def clip_first():
+    """As the first were saved: EOS is 2, which means a text's highest id, whichever that is."""
+    model = clip()
+    text = model.config.text_config
+    text.eos_token_id = model.text_model.eos_token_id = 2
+    return model
+
+
 def siglip():
     """A SigLIP, whose texts fill the row."""
     text = TEXT | {"hidden_size": 16, "num_attention_heads": 4, "projection_size": 16}
@@ -82,9 +90,14 @@ def llama_tied():
     return llama(tie_word_embeddings=True, rope_parameters=scaling, hidden_size=32)
 
 
-def llava(tower: str = "clip", **changes):
+def llama_biased():
+    """Biases everywhere, and heads wider than the width over their number."""
+    return llama(head_dim=6, attention_bias=True, mlp_bias=True)
+
+
+def llava(tower: str = "clip", head: bool = True, **changes):
     """A LLaVA: pictures of 8 pixels in four patches."""
-    sizes = VISION | {"image_size": 8}
+    sizes = VISION | {"image_size": 8} | ({} if head else {"vision_use_head": False})
     kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}
     values = dict(
         vision_config=kind[tower](**sizes), text_config=llama().config, image_token_index=47,
@@ -97,6 +110,14 @@ def llava(tower: str = "clip", **changes):
 def llava_siglip():
     """Features of two layers of a SigLIP, and no class token."""
     return llava("siglip", vision_feature_layer=[1, -1], vision_feature_select_strategy="full")
+
+
+def llava_bare():
+    """A SigLIP without its head, and a projector without biases."""
+    return llava(
+        "siglip", vision_feature_layer=-1, vision_feature_select_strategy="full",
+        multimodal_projector_bias=False, projector_hidden_act="silu", head=False,
+    )  # fmt: skip
 
 
 class Idefics(transformers.IdeficsForVisionText2Text):
@@ -249,7 +270,7 @@ def contrastive(model, seed: int) -> dict[str, np.ndarray]:
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 37, (3, 9), generator=rng)
     for row, end in zip(ids, (8, 5, 3), strict=True):
-        row[end], row[end + 1 :] = 39, 0
+        row[end], row[end + 1 :] = 37 if model.config.text_config.eos_token_id == 2 else 39, 0
     pixels = torch.randn(3, 3, 20, 20, generator=rng)
     out = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True, return_loss=True)
     found = {
@@ -276,7 +297,7 @@ def positions() -> None:
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
-NAMES += ("idefics", "idefics_plain", "llama_tied")
+NAMES += ("idefics", "idefics_plain", "llama_tied", "llama_biased", "clip_first", "llava_bare")
 RUNS = {"chameleon": writing, "llama": talking, "llava": talking, "idefics": looking}
 
 

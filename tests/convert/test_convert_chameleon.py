@@ -58,7 +58,6 @@ def test_the_released_sizes_follow_from_defaults():
     [
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor"),
-        ({"attention_bias": True}, "attention_bias=True"),
         ({"vq_config": {"base_channels": 24}}, "no multiples of 32"),
         ({"vq_config": {"double_latent": True}}, "double_latent=True"),
     ],

@@ -38,6 +38,17 @@ def given():
     return config_of("idefics")
 
 
+def test_tied_outputs_are_read_from_embeddings(given):
+    """Those of ids that were added too."""
+    given = given | {"tie_word_embeddings": True}
+    c, v = convert.config(given), convert.vocabulary(given)
+    rows, ignored = conversion.apart(convert.rows(c, v), given)
+    named = {row.ours: row.theirs for row in rows}
+    assert named["head/w"] == named["embed/table"] == "model.embed_tokens.weight"
+    assert named["added/w"] == named["added/table"]
+    assert ignored == ("lm_head.weight", "lm_head.additional_fc.weight")
+
+
 def test_words_that_follow_are_torchs(tmp_path):
     """Token by token through the engine, pictures given as bytes, one row without any."""
     source = theirs("idefics", tmp_path / "hub")
@@ -117,8 +128,7 @@ def test_the_released_sizes_follow_from_defaults():
     [
         ({"alpha_type": "matrix"}, "alpha_type='matrix'; have: float, vector"),
         ({"cross_layer_interval": 3}, "4 layers are no multiple of cross_layer_interval=3"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
-        ({"vision_config": {"hidden_act": "silu"}}, "hidden_act='silu' is unknown"),
+        ({"vision_config": {"hidden_act": "tanh"}}, "hidden_act='tanh' is unknown"),
     ],
 )
 def test_what_is_not_known_is_refused(given, changes, words):
@@ -135,6 +145,7 @@ def test_models_of_ours_that_they_lack_are_refused(given):
         ({"cross": replace(c.cross, every=3)}, "4 layers are no multiple"),
         ({"resampler": replace(c.resampler, mlp=40)}, "mlp=40.* one of theirs has 'relu', 48"),
         ({"decoder": replace(c.decoder, kv_heads=2)}, "model.decoder.kv_heads=2 is not"),
+        ({"decoder": replace(c.decoder, head=8)}, "model.decoder.head=8 is not"),
         ({"vision": replace(c.vision, pool="mean")}, "model.vision.pool='mean' is not"),
     ):
         with pytest.raises(UserError, match=words):

@@ -71,6 +71,14 @@ def test_a_second_table_beside_tied_ones_is_not_read(tied, tmp_path):
     assert conversion.verify(work, source) > 0.1
 
 
+def test_ids_that_there_are_none_of(tied):
+    given = hub.read(tied[0]).config
+    none = given | {"bos_token_id": None, "eos_token_id": [2, 5], "pad_token_id": None}
+    v = llama.vocabulary(none)
+    assert (v.bos, v.eos, v.pad) == (-1, 2, 0)
+    assert llama.vocabulary(none | {"eos_token_id": None}).eos == -1
+
+
 @pytest.mark.parametrize("scaling", [(), (2.0,), (8.0, 1.0, 4.0, 8192.0)])
 def test_scalings_go_there_and_back(tied, scaling):
     given = hub.read(tied[0]).config

@@ -177,14 +177,16 @@ def test_the_released_sizes_follow_from_defaults():
     assert count == 7_063_427_072
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_siglip"])
+@pytest.mark.parametrize("name", ["llava", "llava_siglip", "llava_bare"])
 def test_there_and_back(name):
     with np.load(GOLDEN / f"hf_{name}.npz") as file:
         given = json.loads(str(file["config"]))
     c, v = convert.config(given), convert.vocabulary(given)
     back = convert.given(c, v)
     assert convert.config(back) == c and convert.vocabulary(back) == v
-    assert c.layers == ((-2,) if name == "llava" else (1, -1))
+    assert c.layers == {"llava": (-2,), "llava_siglip": (1, -1), "llava_bare": (-1,)}[name]
+    bare = name == "llava_bare"
+    assert (c.bias, c.vision.pool == "mean") == (not bare, bare)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,6 @@ def test_there_and_back(name):
     [
         ({"vision_config": {"model_type": "dinov2"}}, "vision_config.model_type='dinov2'"),
         ({"text_config": {"model_type": "opt"}}, "text_config.model_type='opt'"),
-        ({"multimodal_projector_bias": False}, "multimodal_projector_bias=False"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy='cls'"),
         (
             {
@@ -201,8 +202,8 @@ def test_there_and_back(name):
             },
             "'default' with a SigLIP",
         ),
-        ({"projector_hidden_act": "silu"}, "projector_hidden_act='silu'"),
-        ({"text_config": {"attention_bias": True}}, "attention_bias=True"),
+        ({"projector_hidden_act": "tanh"}, "projector_hidden_act='tanh'"),
+        ({"text_config": {"hidden_act": "gelu"}}, "hidden_act='gelu'"),
     ],
 )
 def test_what_is_not_known_is_refused(given, changes, words):
@@ -214,7 +215,7 @@ def test_models_of_ours_that_they_lack_are_refused(given):
     c, v = convert.config(given), convert.vocabulary(given)
     for change, words in (
         (replace(c, decoder=replace(c.decoder, qk_norm=True)), "model.decoder.qk_norm=True"),
-        (replace(c, vision=replace(c.vision, pool="mean")), "model.vision.pool='mean'"),
+        (replace(c, vision=replace(c.vision, positions="sincos")), "positions=.sincos."),
     ):
         with pytest.raises(UserError, match=words):
             convert.given(change, v)

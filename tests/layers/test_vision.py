@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from mmjax.error import UserError
 from mmjax.layers.encoder import VARIANTS, EncoderConfig
+from mmjax.layers.norm import layer_norm
 from mmjax.layers.patch import patchify, unpatchify
 from mmjax.layers.vision import POOLS, TextConfig, TextTower, Vision, VisionConfig, resized, sincos
 from mmjax.mesh import Rules, make_mesh
@@ -99,6 +101,19 @@ def test_text_is_read_as_the_tower_says(causal, pool):
     assert (later[0].max() < 1e-6) == (pool == "end") and later[1].max() < 1e-6
     other, _ = layer.apply(params, tokens.at[0, 1].set(12))
     assert np.abs(other[0] - pooled[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("pool", "places"), [("end", (3, 0)), ("highest", (1, 4))])
+def test_a_text_is_the_place_of_its_end_or_of_its_highest_id(pool, places):
+    """Without an end, it is the first: what torch's argmax of no match gives."""
+    layer = TextTower(RULES, "float32", replace(TEXT, pool=pool), 20, eos=2)
+    tokens = jnp.array([[1, 9, 6, 2, 0, 2], [1, 7, 8, 9, 10, 0]])
+    params = jax.jit(layer.init)(jax.random.key(0), tokens)
+    pooled, hidden = layer.apply(params, tokens)
+    w = nn.meta.unbox(params)["params"]
+    normed = layer_norm(hidden[-1], w["final_norm_scale"], w["final_norm_bias"], ENCODER.eps)
+    for row, place in enumerate(places):
+        np.testing.assert_allclose(pooled[row], normed[row, place], atol=1e-6)
 
 
 def test_shapes_that_do_not_fit_are_named():
