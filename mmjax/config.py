@@ -243,7 +243,7 @@ class SampleConfig:
             (the dial); 1 is none.
         image_guidance: scale of the pictures in a prompt apart from its text (Chameleon's form with
             three streams); 0 does not tell them apart. contrast: alpha of contrastive decoding of
-            codes, instead of guidance; 0 is none.
+            codes, instead of guidance; 0 is none. contrast_k: its k, see `sample.choose.contrast`.
         text: most tokens of a text. words, codes: how text tokens and image codes are chosen.
     """
 
@@ -260,16 +260,12 @@ class SampleConfig:
     text: int
     words: Choice
     codes: Choice
+    contrast_k: int = 1
 
     def __post_init__(self):
         """Checks ranges."""
-        for name, least in (
-            ("steps", 1),
-            ("text", 1),
-            ("guidance", 0),
-            ("image_guidance", 0),
-            ("text_guidance", 0),
-        ):
+        from_zero = dict.fromkeys(("guidance", "image_guidance", "text_guidance"), 0)
+        for name, least in ({"steps": 1, "text": 1, "contrast_k": 1} | from_zero).items():
             if not least <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}, finite")
         for name in ("contrast", "guidance_start", "guidance_stop", "guidance_least"):

@@ -24,7 +24,7 @@ WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; t
 # Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
 # write from left to right have the names of Choice too.
 OPTIONS = {
-    "chameleon": ("image_guidance", "contrast"),
+    "chameleon": ("image_guidance", "contrast", "contrast_k"),
     "transfusion": (
         "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least", "kind",
     ),
@@ -158,12 +158,11 @@ class Trained:
             pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
             stream: called now and then with a prompt's number and its text so far, if it grew.
             options: `kind`, of the pictures to draw, by name; the others override the experiment's
-                `sample` group: text (most tokens), guidance;
-                temperature, top_k, top_p, min_p, repetition (of text); of families with image
-                codes the same five with `image_` before them, image_guidance and contrast; of those
-                that denoise solver, steps, shift, guidance_start, guidance_stop, guidance_least; of
-                OneFlow only text, steps, guidance and text_guidance; of the dial these and both
-                temperatures.
+                `sample` group: text (most tokens), guidance; temperature, top_k, top_p, min_p,
+                repetition (of text); of families with image codes the same five with `image_`
+                before them, image_guidance, contrast and contrast_k; of those that denoise solver,
+                steps, shift, guidance_start, guidance_stop, guidance_least; of OneFlow only text,
+                steps, guidance and text_guidance; of the dial these and both temperatures.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -235,7 +234,8 @@ class Trained:
         if self.only_writes:
             how = replace(how, guidance=1.0)
         elif self.writes_codes:
-            how = replace(how, image_guidance=c.image_guidance, contrast=c.contrast)
+            how = replace(how, image_guidance=c.image_guidance)
+            how = replace(how, contrast=c.contrast, contrast_k=c.contrast_k)
         else:
             limits = c.guidance_start, c.guidance_stop, c.guidance_least
             how = replace(

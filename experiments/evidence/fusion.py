@@ -5,13 +5,13 @@
 Questions about scenes of one object. Late, contrastive: two towers whose vectors meet (CLIP), which
 choose among the answers known. Late, by cross-attention: words look aside at what a resampler made
 of the tower's output (Flamingo). Medium: the tower's features stand among the words (LLaVA). Early:
-codes of pictures are words (Chameleon), or patches are (Transfusion, pictures clean). Beside them
-the decoder alone, which sees nothing. The towers of Flamingo and LLaVA are those of one CLIP,
-trained on captions, and frozen; neither its training nor the codec's is counted, and a frozen
-tower's steps are counted as if it were trained. CLIP has one vector for a text: it reads one
-question a picture, drawn anew each time, in rows as full of pictures as of words, for it pays for
-slots that are empty. Needs out/data/scenes16, out/small_codec and its
-codes, and out/small_clip (see experiments/small_*.py).
+codes of pictures are words (Chameleon), or patches are (Transfusion, whose pictures have no loss
+here and are therefore read as they are). Beside them the decoder alone, which sees nothing. The
+towers of Flamingo and LLaVA are those of one CLIP, trained on captions, and frozen; neither its
+training nor the codec's is counted, and a frozen tower's steps are counted as if it were trained.
+CLIP has one vector for a text: it reads one question a picture, drawn anew each time, in rows as
+full of pictures as of words, for it pays for slots that are empty. Needs out/data/scenes16,
+out/small_codec and its codes, and out/small_clip (see experiments/small_*.py).
 """
 
 import time
@@ -37,10 +37,7 @@ ARMS = (
     Arm("late (cross-attention)", "small_flamingo", DOCUMENTS, evals=EVALS),
     Arm("late (contrastive)", "small_clip", ASKS_ONE, evals=EVALS),
     Arm("early (codes)", "small_chameleon", ASKS | {"sample.text": 12}, evals=EVALS),
-    Arm(
-        "early (patches)", "small_transfusion",
-        ASKS | {"model.context": "clean", "sample.text": 12}, evals=EVALS,
-    ),
+    Arm("early (patches)", "small_transfusion", ASKS | {"sample.text": 12}, evals=EVALS),
     Arm("sees nothing", "small_language", DOCUMENTS, evals=EVALS),
 )  # fmt: skip
 BASELINES = ("answers_blind_concepts", "answers_majority_concepts")

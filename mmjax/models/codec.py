@@ -34,7 +34,8 @@ class Config:
     Attributes:
         codec: the codec.
         absolute, squared: weights of the mean absolute and mean squared error of pixels in [-1, 1].
-        perceptual: weight of the distance of features; 0 needs no feature network.
+        perceptual: weight of the distance of features; 0 needs no feature network. features: the
+            network, of `codecs.perceptual.NETWORKS`.
         adversarial: weight of the discriminator's say beside the adaptive one; 0 has none.
         adversarial_start: first step it counts. critic_width, critic_depth: of the discriminator.
     """
@@ -47,9 +48,13 @@ class Config:
     adversarial_start: int
     critic_width: int
     critic_depth: int
+    features: str = "efficientnet_lite0"
 
     def __post_init__(self):
-        """Checks that the discriminator has something to see."""
+        """Checks that the network is known, and that the discriminator has something to see."""
+        if self.features not in perceptual.NETWORKS:
+            have = ", ".join(perceptual.NETWORKS)
+            raise UserError(f"model.features={self.features!r} is unknown; have: {have}")
         least = discriminator.smallest(self.critic_depth)
         if self.adversarial and self.codec.image < least:
             raise UserError(
@@ -95,7 +100,8 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     def nll(y):
         value = c.absolute * measure.absolute(x, y) + c.squared * ((x - y) ** 2).mean((1, 2, 3))
         if c.perceptual:
-            value = value + c.perceptual * perceptual.distance(params["perceptual"], y, x)
+            network, held = perceptual.NETWORKS[c.features], params["perceptual"]
+            value = value + c.perceptual * perceptual.distance(network, held, y, x)
         return value
 
     terms = {"reconstruction": mean(nll(made))} | found.terms | found.stats
@@ -179,7 +185,7 @@ def boxed_init(key, c: Config, layers, critic: PatchGAN):
         x = jnp.zeros((1, c.image, c.image, 3))
         params |= {"critic": critic.init(second, x)["params"], "clock": jnp.zeros(())}
     if c.perceptual:
-        params["perceptual"] = jax.tree.map(jnp.asarray, perceptual.load())
+        params["perceptual"] = jax.tree.map(jnp.asarray, perceptual.NETWORKS[c.features].load())
     return params
 
 

@@ -64,7 +64,11 @@ NUMBERS = {
     "image_min_p": "of image codes",
     "image_repetition": "penalty of codes seen before",
 }
-COUNTS = {"top_k": "of text", "image_top_k": "of image codes"}
+COUNTS = {
+    "top_k": "of text",
+    "image_top_k": "of image codes",
+    "contrast_k": "of contrast: a code is plausible beside the k-th likeliest",
+}
 SCALES = {
     name: flags.DEFINE_float(name, None, f"{what}; default: the experiment's", lower_bound=0.0)
     for name, what in NUMBERS.items()

@@ -1,4 +1,6 @@
-"""EfficientNet-Lite0 feature distance: its definition, its gradient, and what it is good for."""
+"""Feature distance: its definition, its gradient, and what it is good for."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,14 @@ from mmjax.data.pixels import decode_image
 
 RNG = np.random.default_rng(0)
 A, B = RNG.uniform(-1, 1, (2, 4, 32, 32, 3)).astype(np.float32)
-distance = jax.jit(perceptual.distance)
-gradients = jax.jit(jax.grad(lambda p, a, b: perceptual.distance(p, a, b).sum(), argnums=(0, 1)))
+LITE0 = perceptual.NETWORKS["efficientnet_lite0"]
+distance = jax.jit(partial(perceptual.distance, LITE0))
+gradients = jax.jit(jax.grad(lambda p, a, b: distance(p, a, b).sum(), argnums=(0, 1)))
 
 
 @pytest.fixture(scope="module")
 def params():
-    return perceptual.load()
+    return LITE0.load()
 
 
 def test_distance_by_its_definition(params):
@@ -35,6 +38,18 @@ def test_distance_by_its_definition(params):
     assert found.dtype == jnp.float32
     assert abs(distance(params, A, B[::-1]) - want).min() > 1e-3
     np.testing.assert_allclose(distance(params, A, A), 0.0, atol=1e-6)
+
+
+def test_any_network_may_look():
+    """One of two stages: colours turned by a matrix, and the same of every second pixel."""
+    turn = RNG.normal(size=(3, 5)).astype(np.float32)
+    other = perceptual.Network(lambda: {"turn": turn}, lambda p, x: [x @ p["turn"], x[:, ::2, ::2]])
+    found = perceptual.distance(other, other.load(), A, B)
+    want = np.zeros(4)
+    for a, b in ((A @ turn, B @ turn), (A[:, ::2, ::2], B[:, ::2, ::2])):
+        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+        want += ((a - b) ** 2).sum(-1).mean((1, 2))
+    np.testing.assert_allclose(found, want, rtol=1e-3)
 
 
 def test_the_gradient_moves_pictures_and_no_weights(params):

@@ -223,6 +223,11 @@ def test_a_discriminator_larger_than_the_picture_is_refused():
         built(**GAN | {"critic_depth": 3})
 
 
+def test_a_network_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match=r"model\.features='vgg' is unknown; have: efficientnet"):
+        built(features="vgg")
+
+
 def test_averages_begin_at_the_first_codes():
     """Codes that nothing chose in the first step lie where they lay."""
     model = built(**quantiser(restart=0.0, codes=64, width=4))

@@ -434,6 +434,7 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
     [
         ({"contrast": 2.0}, "contrast=2.0 must lie between 0 and 1"),
         ({"contrast": -1.0}, "contrast=-1.0 must lie between 0 and 1"),
+        ({"contrast": 0.5, "contrast_k": 0}, "contrast_k=0 must be at least 1"),
         ({"text": 0}, "text=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
         ({"guidance": float("nan")}, "guidance=nan must be at least 0"),
@@ -442,6 +443,16 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
 )
 def test_a_scale_out_of_range_is_named(model, options, words):
     assert words in refusal(model, ["a", mmjax.IMAGE], **options)
+
+
+def test_contrast_chooses_among_what_is_as_likely_as_the_kth_code(model):
+    """At alpha 1 that is the likeliest alone for k = 1, as without contrast or guidance."""
+    asked = [["a", mmjax.IMAGE], ["b", mmjax.IMAGE]]
+    plain = model.generate(asked, guidance=1.0, image_temperature=0.0)
+    one, many = (
+        model.generate(asked, contrast=1.0, contrast_k=k, image_temperature=0.0) for k in (1, 6)
+    )
+    assert same(one, plain) and not same(many, plain)
 
 
 def test_half_a_character_is_refused(model):
