@@ -10,8 +10,9 @@ here and are therefore read as they are). Beside them the decoder alone, which s
 towers of Flamingo and LLaVA are those of one CLIP, trained on captions, and frozen; neither its
 training nor the codec's is counted, and a frozen tower's steps are counted as if it were trained.
 CLIP has one vector for a text: it reads one question a picture, drawn anew each time, in rows as
-full of pictures as of words, for it pays for slots that are empty. Needs out/data/scenes16,
-out/small_codec and its codes, and out/small_clip (see experiments/small_*.py).
+full of pictures as of words, for it pays for slots that are empty. "Captions first" learns to read
+and draw captioned pictures for half of its FLOPs. Needs out/data/scenes16, out/small_codec and its
+codes, and out/small_clip (see experiments/small_*.py).
 """
 
 import time
@@ -38,6 +39,10 @@ ARMS = (
     Arm("late (contrastive)", "small_clip", ASKS_ONE, evals=EVALS),
     Arm("early (codes)", "small_chameleon", ASKS | {"sample.text": 12}, evals=EVALS),
     Arm("early (patches)", "small_transfusion", ASKS | {"sample.text": 12}, evals=EVALS),
+    Arm(
+        "early (patches, captions first)", "small_answers", DOCUMENTS,
+        {"all": study.BASE._replace(evals="likelihood")}, evals=EVALS,
+    ),
     Arm("sees nothing", "small_language", DOCUMENTS, evals=EVALS),
 )  # fmt: skip
 BASELINES = ("answers_blind_concepts", "answers_majority_concepts")
@@ -60,6 +65,13 @@ def positions(arm: Arm) -> str:
     if c.family == "language":
         return "-"
     return str((c.data.image // c.data.patch) ** 2)
+
+
+def sized(arm: Arm, budget: float) -> Arm:
+    """The arm with the steps its FLOPs allow; what it begins as has half of them."""
+    mine = budget / 2 if arm.start else budget
+    start = {part: sized(other, mine) for part, other in arm.start.items()}
+    return arm._replace(steps=round(mine / study.flops_per_step(arm)), start=start)
 
 
 def answering(workdir):
@@ -92,18 +104,20 @@ def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("fusion")
     chosen = [a for a in ARMS if not given.arms or a.name in given.arms.split(",")]
-    cost = {arm.name: study.flops_per_step(arm) for arm in chosen}
-    budget = given.steps * (cost.get(ARMS[0].name) or study.flops_per_step(ARMS[0]))
-    steps = {name: round(budget / one) for name, one in cost.items()}
-    found = study.runs([arm._replace(steps=steps[arm.name]) for arm in chosen], given)
+    budget = given.steps * study.flops_per_step(ARMS[0])
+    arms = [sized(arm, budget) for arm in chosen]
+    found = study.runs(arms, given)
     took = clocked(found)
-    head = ["", "positions a picture", "GFLOPs a step", "steps", "training, s", "an answer, ms"]
-    lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 6 + "|"]
-    for arm in chosen:
-        name, count = arm.name, steps[arm.name]
-        spent = study.interval([count * one for one in study.seconds(found[name])])
-        cells = [name, positions(arm), f"{cost[name] / 1e9:.1f}", count, spent, f"{took[name]:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    head = ["", "positions a picture", "steps", "training, s", "an answer, ms"]
+    lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 5 + "|"]
+    for arm in arms:
+        steps = [*(other.steps for other in arm.start.values()), arm.steps]
+        spent = study.interval([arm.steps * one for one in study.seconds(found[arm.name])])
+        if arm.start:
+            spent += ", after captions"
+        cells = [arm.name, positions(arm), " + ".join(map(str, steps)), spent]
+        lines.append("| " + " | ".join([*cells, f"{took[arm.name]:.1f}"]) + " |")
+    lines += ["", f"{budget / 1e12:.3g} TFLOPs each; n = {given.seeds} seeds."]
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")
