@@ -33,6 +33,7 @@ from mmjax.checksum import checksum_of, checksums, named_leaves, spec
 from mmjax.error import UserError
 
 Directory = str | os.PathLike[str]
+WAITING = 2**26  # bytes of dropped arrays whose memory is then given back
 Warn = Callable[[str], object]
 _ORBAX = "/orbax/checkpoint/"
 
@@ -174,7 +175,7 @@ def write(directory: Directory, step: int, leaves: Iterable[tuple[str, Any]], me
         meta: anything JSON can hold.
     """
     _hush_orbax()
-    path, described = _path(directory, step), {}
+    path, described, waiting = _path(directory, step), {}, 0
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     with context:
@@ -182,19 +183,27 @@ def write(directory: Directory, step: int, leaves: Iterable[tuple[str, Any]], me
             described[name] = [spec(x), checksum_of(x)]
             if x.size:
                 ocp.partial.save(path, {name: x})
+            waiting += x.nbytes
             del x  # before the next one comes
-            give_back()
+            waiting = give_back(waiting)
         ocp.partial.finalize(path)
     about = json.loads(json.dumps({"meta": meta, "loss": None, "leaves": described}))
     (path / "about").mkdir()
     (path / "about" / "data.json").write_text(json.dumps(about | {"crc32": _crc32(about)}))
 
 
-def give_back() -> None:
-    """Memory that is free to the system: orbax leaves cycles, and glibc keeps what threads had."""
+def give_back(waiting: int) -> int:
+    """Returns freed memory to the system, if so many bytes are worth it; -> how many still wait.
+
+    Orbax leaves cycles, and glibc keeps what threads had. To look for cycles takes seconds in a
+    large process: not for every small array.
+    """
+    if waiting < WAITING:
+        return waiting
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+    return 0
 
 
 def wait(checkpoints: Checkpoints) -> None:

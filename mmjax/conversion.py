@@ -70,7 +70,6 @@ class Held:
     def read(self, *paths: str) -> dict[str, jax.Array]:
         """Weights by path."""
         like = {name: spec for name, spec in (self.like[path] for path in paths)}
-        checkpoint.give_back()
         found = checkpoint.restore(self.directory, like, self.step, part=True)
         assert found is not None  # the step is there
         return {path: found.state[self.like[path][0]] for path in paths}
@@ -254,6 +253,20 @@ def hold(workdir: str | Path) -> Held:
     return Held(e, vocabulary, given, model, directory(workdir), step, like)
 
 
+def one_by_one(held: Held) -> Callable[[str], np.ndarray]:
+    """path -> its weight, read when it is asked for; the memory of those before is given back."""
+    waiting = 0
+
+    def weight(path: str) -> np.ndarray:
+        nonlocal waiting
+        waiting = checkpoint.give_back(waiting)
+        found = np.asarray(held.read(path)[path])
+        waiting += found.nbytes
+        return found
+
+    return weight
+
+
 def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     """A workdir -> their directory."""
     family = read_config(src).family
@@ -267,7 +280,7 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     with making(dst, overwrite) as place:
         for old in place.iterdir():  # what a stopped command left is written anew
             old.unlink()
-        hub.write(place, given, to_theirs(rows, lambda path: np.asarray(held.read(path)[path])))
+        hub.write(place, given, to_theirs(rows, one_by_one(held)))
         for name in hub.BESIDE:
             if (src / name).is_file():
                 shutil.copyfile(src / name, place / name)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -340,9 +341,9 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
         if self._pool is not None:
-            if self._pool._broken:  # type: ignore[attr-defined]
-                # Before CPython 3.11.5 a pool that lost a worker may wait for ever for someone to
-                # take its work (CPython issue 94777): with no reader left, giving it up fails.
+            if self._pool._broken and sys.version_info < (3, 11, 5):  # type: ignore[attr-defined]
+                # A pool that lost a worker may wait for ever for someone to take its work (CPython
+                # issue 94777); with no reader left it cannot. Later ones close it themselves.
                 self._pool._call_queue._reader.close()  # type: ignore[attr-defined]
             self._pool.shutdown(cancel_futures=True)
         self._iterator, self._pool = None, None

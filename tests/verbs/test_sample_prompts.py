@@ -110,7 +110,7 @@ def test_a_model_that_only_writes_is_asked_for_words(verb, tmp_path, monkeypatch
 
     class Writer:
         only_writes = True
-        run = SimpleNamespace(experiment=SimpleNamespace(data=None))
+        run = SimpleNamespace(experiment=tiny())
 
         def generate(self, prompts, *given, **options):
             del given, options
@@ -237,6 +237,8 @@ def test_one_part_is_text_a_path_or_a_slot(verb):
 
 class Fake:
     """Answers as a model would, and notes what it was asked."""
+
+    only_writes = False
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), None
