@@ -33,10 +33,9 @@ class SourceConfig:
 
     Attributes:
         path: its directory. weight: its share of the documents.
-        template: "" takes documents as they are; "sep" makes prompts and answers of conversations;
-            "sep_one" asks one question a picture, drawn from all that are known of it; "vicuna" is
-            "sep" in the words of LLaVA's; "reconstruct" asks for a picture that is
-            given, "caption" for the words to one.
+        template: "" takes documents as they are; "sep" makes prompts and answers of conversations,
+            "vicuna" in the words of LLaVA's; "sep_one" asks one question a picture, drawn from all
+            that are known; "reconstruct" asks for a picture given, "caption" for the words to one.
         balance: gives text, captioned pictures, pictured answers and interleaved documents equal
             shares, however many there are of each.
     """
@@ -118,6 +117,9 @@ class DataConfig:
             raise UserError(
                 f"data.ends={self.ends} must be at least 1, and 1 where data.spans moves some"
             )
+        for name in ("text_first", "caption_dropout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"data.{name}={getattr(self, name)} is a share: give 0 to 1")
         if self.patch < 1 or self.image % self.patch:
             raise UserError(f"data.patch={self.patch} must divide data.image={self.image}")
         if self.length < self.patches + 5:

@@ -234,8 +234,12 @@ class Trained:
         if self.only_writes:
             how = replace(how, guidance=1.0)
         elif self.writes_codes:
-            how = replace(how, image_guidance=c.image_guidance)
-            how = replace(how, contrast=c.contrast, contrast_k=c.contrast_k)
+            how = replace(
+                how,
+                image_guidance=c.image_guidance,
+                contrast=c.contrast,
+                contrast_k=c.contrast_k,
+            )
         else:
             limits = c.guidance_start, c.guidance_stop, c.guidance_least
             how = replace(

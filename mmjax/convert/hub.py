@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
@@ -146,42 +146,28 @@ def weight_files(path: Path) -> set[str]:
     )
 
 
-def whole(path: Path, entries: Mapping[str, dict], body: Path) -> None:
-    """A file of safetensors: its header's size, its header, and its numbers, those of `body`."""
-    header = json.dumps({"__metadata__": {"format": "pt"}} | dict(entries)).encode()
-    header += b" " * (-len(header) % 8)  # as the format asks, so that numbers lie at multiples of 8
-    with path.open("wb") as file, body.open("rb") as numbers:
-        file.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(numbers, file, 2**24)
-
-
 def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Fills a directory, holding one tensor at a time."""
+    """Fills a directory, holding one file's tensors at a time."""
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shards: list[list[str]] = []
-    places: dict[str, str] = {}
-    entries: dict[str, dict] = {}
-    body, size, total = path / "body", 0, 0
+    held: dict[str, np.ndarray] = {}
+    total = 0
 
     def close() -> None:
-        whole(path / f"{len(shards)}.part", entries, body)
-        shards.append(list(entries))
-        entries.clear()
-        body.unlink()
+        save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
 
     for name, x in tensors:
-        if entries and size + x.nbytes > SHARD:
+        if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
             close()
-        size = (size if entries else 0) + x.nbytes
-        entries[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [size - x.nbytes, size]}
+        held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
         total += x.nbytes
-        with body.open("ab") as numbers:
-            numbers.write(np.ascontiguousarray(x, "<f4").data)
-        del x  # before the next one comes
     close()
     if len(shards) == 1:
         (path / "0.part").rename(path / WHOLE)
         return
+    places: dict[str, str] = {}
     for n, names in enumerate(shards):
         file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
         (path / f"{n}.part").rename(path / file)

@@ -45,18 +45,15 @@ BOTTLENECKS = ("none", "lowres", "registers")
 
 
 def check(c: DataConfig) -> None:
-    """Checks names that only the data engine knows, and shares.
+    """Checks names that only the data engine knows.
 
     Raises:
-        UserError: for an unknown way of resizing, template or bottleneck, a share that is none, or
-            a bottleneck that does not go with the rest.
+        UserError: for an unknown way of resizing, template or bottleneck, or a bottleneck that
+            does not go with the rest.
     """
     for name, known in (("resize", tuple(RESIZE)), ("bottleneck", BOTTLENECKS)):
         if (value := getattr(c, name)) not in known:
             raise UserError(f"data.{name}={value!r} is unknown; have: {', '.join(known)}")
-    for name in ("text_first", "caption_dropout"):
-        if not 0.0 <= getattr(c, name) <= 1.0:
-            raise UserError(f"data.{name}={getattr(c, name)} is a share: give 0 to 1")
     if c.bottleneck == "lowres" and c.coded:
         raise UserError(
             "data.bottleneck='lowres' shrinks pictures before they are coded; give data.coded=False"

@@ -396,7 +396,7 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         pipeline.check(dataclasses.replace(c, resize="cubic"))
     for share in ("text_first", "caption_dropout"):
         with pytest.raises(UserError, match=rf"data.{share}=10.0 is a share: give 0 to 1"):
-            pipeline.check(dataclasses.replace(c, **{share: 10.0}))
+            dataclasses.replace(c, **{share: 10.0})
 
 
 def test_a_mixture_restores_too(openmoji, exchanged):
