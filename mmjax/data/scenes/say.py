@@ -173,7 +173,11 @@ def _existence(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, 
         colour, shape = sorted(there)[int(rng.integers(len(there)))]
     else:  # a colour and a shape that are there, if possible, but not together
         apart = sorted({(a.colour, b.shape) for a in things for b in things} - there)
-        apart = apart or [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in there]
+        if not apart:  # else one of the two: neither colour nor shape alone gives the answer
+            mine, right = things[int(rng.integers(len(things)))], rng.random() < 0.5
+            colours = [mine.colour] if right else [c for c in COLOURS if c != mine.colour]
+            shapes = [s for s in SHAPES if s != mine.shape] if right else [mine.shape]
+            apart = [(c, s) for c in colours for s in shapes if (c, s) not in there]
         colour, shape = apart[int(rng.integers(len(apart)))]
     answer = "yes" if (colour, shape) in there else "no"
     return "existence", f"is there {_a(colour)} {colour} {shape}?", answer

@@ -149,6 +149,21 @@ def test_every_answer_is_true_and_no_answer_can_be_guessed():
     assert answer(wrong, "is there an orange star?") == "yes"
 
 
+def test_of_one_object_neither_colour_nor_shape_tells_alone_whether_it_is_there():
+    rng, right = np.random.default_rng(0), collections.Counter()
+    some = [scene for scene in scenes(3000) if len(scene.things) == 1]
+    for scene in some:
+        (thing,) = scene.things
+        (asked,) = [q for q in say.questions(scene, rng) if q["kind"] == "existence"]
+        *_, colour, shape = asked["question"].rstrip("?").split()
+        same = {"colour": thing.colour == colour, "shape": thing.shape == shape}
+        same["both"] = all(same.values())
+        right.update(name for name, told in same.items() if told == (asked["answer"] == "yes"))
+        assert same["colour"] or same["shape"]
+    assert len(some) > 300 and right["both"] == len(some)
+    assert max(abs(right[name] / len(some) - 0.75) for name in ("colour", "shape")) < 0.08
+
+
 def test_splits_hold_what_they_are_for():
     held = held_pairs(0)
     assert sorted(s for s, _ in held) == sorted(SHAPES)
