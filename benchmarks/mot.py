@@ -1,9 +1,9 @@
 """One training step with weights of one modality each, against the dense decoder.
 
-    python benchmarks/mot.py
+    python benchmarks/mot.py [--batch=8]
 
-Shape: width 256, 6 layers, 4 heads of 64, SwiGLU 688, rows of 256 tokens, vocabulary 2,048, batch
-8, f32, codes as pictures of 64; everything untied. "select" multiplies every token by the weights
+Shape: width 256, 6 layers, 4 heads of 64, SwiGLU 688, rows of 256 tokens, vocabulary 2,048, f32,
+codes as pictures of 64; everything untied. "select" multiplies every token by the weights
 of both towers, "grouped" by those of its own. Peers take turns, see turns.py.
 """
 
@@ -14,26 +14,26 @@ from functools import partial
 import numpy as np
 import turns
 
-D, DEPTH, HEADS, MLP, LENGTH, VOCAB, BATCH, PICTURE = 256, 6, 4, 688, 256, 2048, 8, 64
+D, DEPTH, HEADS, MLP, LENGTH, VOCAB, PICTURE = 256, 6, 4, 688, 256, 2048, 64
 UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
 
 
-def rows():
+def rows(count: int):
     """Rows of two pictures of 64 codes each, and words: half of the tokens each."""
     from mmjax.batch import Batch
 
-    flat = np.zeros((BATCH, LENGTH), np.int32)
+    flat = np.zeros((count, LENGTH), np.int32)
     place = flat + np.arange(LENGTH, dtype=np.int32)
     picture = ((place // PICTURE) % 2).astype(np.int32)
     slot = picture * (1 + place // (2 * PICTURE))
     tokens = np.random.default_rng(0).integers(9, VOCAB, flat.shape).astype(np.int32)
-    pixels = np.zeros((BATCH, 2, 0, 0, 3), np.uint8)
+    pixels = np.zeros((count, 2, 0, 0, 3), np.uint8)
     ones = np.ones(flat.shape, np.float32)
     return Batch(tokens, picture, flat + 1, place, slot, ones, pixels)
 
 
-def step(**decoder):
-    """A train step of Chameleon."""
+def step(count: int, **decoder):
+    """A train step of Chameleon on `count` rows."""
     import jax
 
     from mmjax import config, optim
@@ -58,7 +58,7 @@ def step(**decoder):
     update = jax.jit(
         partial(train_step, model, tx, optim.schedule(o, 1000), 0.0, 1, 0), donate_argnums=0
     )
-    batch = jax.device_put(rows())
+    batch = jax.device_put(rows(count))
 
     def run():
         nonlocal state
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8, help="rows")
     args = parser.parse_args()
     peers = {
         "dense": {},
@@ -80,9 +81,12 @@ def main() -> None:
         "grouped": dict(towers=2, untie=UNTIE, grouped=True),
     }
     if args.worker:
-        turns.worker(step(**peers[args.worker]))
+        turns.worker(step(args.batch, **peers[args.worker]))
         return
-    running = {name: turns.launch(__file__, name, sys.executable, "launcher") for name in peers}
+    more = (f"--batch={args.batch}",)
+    running = {
+        name: turns.launch(__file__, name, sys.executable, "launcher", more) for name in peers
+    }
     turns.table(turns.alternate(running, args.rounds), "dense")
 
 

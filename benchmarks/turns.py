@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,14 @@ def worker(run: Callable, warm: int = 3) -> None:
         print(1e3 * (time.perf_counter() - start), flush=True)
 
 
-def launch(script: str, name: str, python: str, allocator: str) -> subprocess.Popen:
+def launch(
+    script: str, name: str, python: str, allocator: str, more: Sequence[str] = ()
+) -> subprocess.Popen:
     """Starts `python script --worker=name` and waits until it is warm.
 
     Args:
         script, name, python: what to run. allocator: "launcher", as mmjax sets it for itself, or
-            "default".
+            "default". more: flags.
     """
     sys.path.insert(0, str(ROOT))
     from mmjax.__main__ import ALLOCATOR
@@ -36,7 +38,7 @@ def launch(script: str, name: str, python: str, allocator: str) -> subprocess.Po
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     chosen = ALLOCATOR if allocator == "launcher" else {}
     process = subprocess.Popen(
-        [python, script, f"--worker={name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [python, script, f"--worker={name}", *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, env=clean | chosen, bufsize=1,
     )  # fmt: skip
     assert process.stdout is not None

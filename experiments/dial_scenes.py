@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
         image_alpha=0.5,
         form="block",
         weight="elbo",
+        schedule="linear",
     )
     c.sample.steps = 10  # of each block
     return c

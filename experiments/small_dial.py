@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
         image_alpha=0.5,
         form="ramp",
         weight="elbo",
+        schedule="linear",
     )
     return c

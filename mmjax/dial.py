@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from mmjax.batch import Batch, causal, same_document
 
 FORMS = ("ramp", "block")
+SCHEDULES = ("linear", "cosine")
 
 
 class Spans(NamedTuple):
@@ -106,6 +107,15 @@ def active(s, window: Window):
     """
     y = s * window.scale
     return (window.begin <= y) & (y < window.end)
+
+
+def clean_chance(schedule: str, t):
+    """Probability that a discrete token is clean at its own time t; f32, shaped like t.
+
+    "linear" is t; "cosine" 1 - cos(pi t / 2), which keeps more masked for longer (MaskGIT,
+    arXiv 2202.04200, section 3.2). The bound of the likelihood is the same for both.
+    """
+    return t if schedule == "linear" else 1.0 - jnp.cos(0.5 * jnp.pi * t)
 
 
 class Moment(NamedTuple):

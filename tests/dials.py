@@ -21,12 +21,13 @@ CODE_MODEL = chameleon.build(CODES, CODED, RULES)
 CODE_PARAMS = jax.jit(CODE_MODEL.init)(jax.random.key(0)) | {"mask": PARAMS["mask"]}
 
 
-def patches(text, image, form="ramp", weight="elbo", **changes):
+def patches(text, image, form="ramp", weight="elbo", schedule="linear", **changes):
     """Transfusion behind the dial; `changes` are fields of its configuration."""
-    c = dial.Config(replace(PATCHES, **changes), None, text, image, form, weight)
+    c = dial.Config(replace(PATCHES, **changes), None, text, image, form, weight, schedule)
     return dial.build(c, VOCABULARY, RULES)
 
 
-def codes(text, image, form="ramp", weight="elbo"):
+def codes(text, image, form="ramp", weight="elbo", schedule="linear"):
     """Chameleon behind the dial."""
-    return dial.build(dial.Config(None, CODES, text, image, form, weight), CODED, RULES)
+    c = dial.Config(None, CODES, text, image, form, weight, schedule)
+    return dial.build(c, CODED, RULES)

@@ -108,14 +108,15 @@ def main() -> None:
     arms = [sized(arm, budget) for arm in chosen]
     found = study.runs(arms, given)
     took = clocked(found)
-    head = ["", "positions a picture", "steps", "training, s", "an answer, ms"]
-    lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 5 + "|"]
+    head = ["", "positions a picture", "steps", "pictures", "training, s", "an answer, ms"]
+    lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 6 + "|"]
     for arm in arms:
         steps = [*(other.steps for other in arm.start.values()), arm.steps]
         spent = study.interval([arm.steps * one for one in study.seconds(found[arm.name])])
         if arm.start:
             spent += ", after captions"
-        cells = [arm.name, positions(arm), " + ".join(map(str, steps)), spent]
+        pictures = f"{arm.steps * study.per_step(arm).pictures:,.0f}"
+        cells = [arm.name, positions(arm), " + ".join(map(str, steps)), pictures, spent]
         lines.append("| " + " | ".join([*cells, f"{took[arm.name]:.1f}"]) + " |")
     lines += ["", f"{budget / 1e12:.3g} TFLOPs each; n = {given.seeds} seeds."]
     text = "\n".join(lines)

@@ -159,8 +159,20 @@ def runs(arms: Sequence[Arm], given) -> dict[str, list[Run]]:
     return found
 
 
+class Cost(NamedTuple):
+    """Exact training FLOPs of one update, three forward passes, and the pictures it has."""
+
+    flops: float
+    pictures: float
+
+
 def flops_per_step(arm: Arm) -> float:
-    """Exact training FLOPs of one update, three forward passes, averaged over batches."""
+    """FLOPs of one update, see `per_step`."""
+    return per_step(arm).flops
+
+
+def per_step(arm: Arm) -> Cost:
+    """What one update of an arm takes, averaged over batches."""
     from mmjax import config
     from mmjax.data import pipeline
     from mmjax.run import families, prepare
@@ -170,9 +182,11 @@ def flops_per_step(arm: Arm) -> float:
     e = config.resolve(c, families())
     one = prepare(e)
     stream = pipeline.train_batches(e.data, one.tokenizer, e.batch, e.steps, e.seed)
-    total = sum(3 * one.model.flops(next(stream)) for _ in range(FLOPS_ROWS))
+    batches = [next(stream) for _ in range(FLOPS_ROWS)]
     stream.close()
-    return total / FLOPS_ROWS
+    flops = 3 * np.mean([one.model.flops(batch) for batch in batches])
+    pictures = np.mean([np.asarray(batch.image).max(axis=1).sum() for batch in batches])
+    return Cost(float(flops), float(pictures))
 
 
 def interval(values: Sequence[float]) -> str:

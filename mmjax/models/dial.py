@@ -13,7 +13,8 @@ EOI after a picture. Later parts see an earlier one as it stands at its own cloc
 patches) are trained at once, see `blocks`.
 
 Discrete tokens are clean with probability t_i, else [MASK], and the masked active ones count
-    L = E_s E_mask sum_i (1 / w) active_i masked_i / (1 - t_i) CE_i,
+    L = E_s E_mask sum_i (1 / w) active_i masked_i / (1 - t_i) CE_i
+(with other schedules k(t) of what is clean: k'(t_i) / (1 - k(t_i)) in place of 1 / (1 - t_i)),
 which bounds -log p(x) from above at every alpha: it averages over the orders in which independent
 reveal times, uniform in the windows, uncover the tokens. At alpha = 1 it is -log p(x) itself, and
 is taken in one causal pass, every token being given to those behind it. Patches count
@@ -68,8 +69,9 @@ class Config:
         transfusion, chameleon: the base's configuration; one of them, the other None.
         text_alpha, image_alpha: from 0, flow, to 1, autoregression.
         form: "ramp", windows that overlap; "block", blocks one after the other. See `mmjax.dial`.
-        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for 2 at every t, which is no
-            bound (MaskGIT, Show-o).
+        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for the same at every t, which
+            is no bound (MaskGIT, Show-o).
+        schedule: of masks, "linear" or "cosine"; see `mmjax.dial.clean_chance`.
     """
 
     transfusion: Transfusion | None
@@ -78,6 +80,7 @@ class Config:
     image_alpha: float
     form: str
     weight: str
+    schedule: str
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -90,7 +93,8 @@ class Config:
         for name in ("text_alpha", "image_alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"model.{name}={getattr(self, name)} must lie between 0 and 1")
-        for name, known in (("form", FORMS), ("weight", ("elbo", "none"))):
+        has = {"form": FORMS, "weight": ("elbo", "none"), "schedule": dial.SCHEDULES}
+        for name, known in has.items():
             if getattr(self, name) not in known:
                 raise UserError(
                     f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
@@ -214,7 +218,7 @@ def draw(c: Config, batch: Batch, vocabulary: Vocabulary, keys) -> Draw:
     now = look(c, batch, held, dial.clocks(fold(keys, CLOCK), held))
     length = held.number.shape[1]
     chance = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, MASKS))
-    return Draw(now, discrete, discrete & (chance >= now.time))
+    return Draw(now, discrete, discrete & (chance >= dial.clean_chance(c.schedule, now.time)))
 
 
 def look(c: Config, batch: Batch, held: dial.Spans, s) -> Moment:
@@ -225,11 +229,15 @@ def look(c: Config, batch: Batch, held: dial.Spans, s) -> Moment:
 
 def coefficient(c: Config, drawn: Draw):
     """[b, l] f32: what each token's cross-entropy counts; 1 outside spans, and 1 on average."""
-    share = drawn.now.rate * drawn.masked.astype(jnp.float32)
-    if c.weight == "elbo":
-        share /= jnp.maximum(1.0 - drawn.now.time, LEAST)
+    share, t = drawn.now.rate * drawn.masked.astype(jnp.float32), drawn.now.time
+    linear = c.schedule == "linear"
+    if c.weight == "none":  # the inverse of how many are masked, over all times
+        share *= 2.0 if linear else 0.5 * jnp.pi
+    elif linear:
+        share /= jnp.maximum(1.0 - t, LEAST)
     else:
-        share *= 2.0  # half of the tokens are masked, over all times
+        angle = 0.5 * jnp.pi * t
+        share *= 0.5 * jnp.pi * jnp.sin(angle) / jnp.maximum(jnp.cos(angle), LEAST)
     return jnp.where(drawn.discrete, share, 1.0)
 
 

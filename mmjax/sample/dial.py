@@ -3,8 +3,8 @@
 The clock s takes S = steps / w even steps, so that every token has about `steps` of its own: all n
 together at alpha = 0, one after the other at alpha = 1. In a step the tokens go whose windows it
 meets, from t_i(s) to t_i(s'): patches by Euler's rule, masked tokens by being revealed with
-probability (t_i(s') - t_i(s)) / (1 - t_i(s)). A token that starts within a step is active in all of
-it, at time 0.
+probability (k(t_i(s')) - k(t_i(s))) / (1 - k(t_i(s))), k(t) being the chance to be clean. A token
+that starts within a step is active in all of it, at time 0.
 Who is active is the same for all rows and known beforehand, so every step runs no more than the
 window, the tokens that it has just left clean, and the row before them, whose view of the window is
 not what later tokens are to see.
@@ -248,8 +248,7 @@ def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
     allowed = word_ids(v) | (ids == v.eos)
     if options.kind == "codes":
         allowed = (ids >= v.codes) & (ids < v.codes + v.code_count)
-    left = np.maximum(1.0 - chart.time[:-1], 1e-9)
-    chance = jnp.asarray((chart.time[1:] - chart.time[:-1]) / left, jnp.float32)
+    chance = revealed(parts.config.schedule, chart)
 
     def body(carry, scan):
         tokens, hidden, cache = carry
@@ -270,6 +269,14 @@ def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
     start = jnp.full((b, n), v.pad, jnp.int32), jnp.ones((b, n), bool), cache
     steps = scanned(chart, jnp.asarray(chart.time, jnp.float32))
     return jax.lax.scan(body, start, (steps, chance))[0][0]
+
+
+def revealed(schedule: str, chart: Plan):
+    """[S, n] f32: chance that a token which is masked before a step is clean behind it."""
+    with jax.ensure_compile_time_eval():
+        clean = np.asarray(dial.clean_chance(schedule, chart.time), np.float64)
+    left = np.maximum(1.0 - clean[:-1], 1e-9)
+    return jnp.asarray((clean[1:] - clean[:-1]) / left, jnp.float32)
 
 
 def pick(logits, keys, temperature: float):

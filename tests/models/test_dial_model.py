@@ -26,15 +26,15 @@ def keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), len(batch.tokens))
 
 
-def code_batch(seed):
-    """Documents of words and codes, some of it not trained on."""
+def code_batch(seed, trained=0.9):
+    """Documents of words and codes, a share of it trained on."""
     batch = random_batch(seed, length=64, slots=2, patches=CODES.tokens)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(CODED.codes, CODED.size, batch.tokens.shape)
     words = np.where(batch.tokens >= 7, batch.tokens + 2, batch.tokens)
     return batch._replace(
         tokens=np.where(batch.image > 0, drawn, words).astype(np.int32),
-        weight=batch.weight * (rng.random(batch.weight.shape) < 0.9),
+        weight=batch.weight * (rng.random(batch.weight.shape) < trained),
         pixels=np.zeros((len(batch.tokens), 2, 0, 0, 3), np.uint8),
     )
 
@@ -110,9 +110,9 @@ def drawn_at(alpha, s, masked):
     return family.Draw(now, MEMBER, masked)
 
 
-def sum_at(alpha, weight="elbo"):
+def sum_at(alpha, weight="elbo", schedule="linear"):
     """(s, masked [n]) -> the loss's sum over the document, under jit."""
-    model = patches(alpha, 0.0, weight=weight)
+    model = patches(alpha, 0.0, weight=weight, schedule=schedule)
     c, parts = model.parts.config, model.parts
 
     @jax.jit
@@ -124,16 +124,17 @@ def sum_at(alpha, weight="elbo"):
     return found
 
 
-def expected(alpha, points, shares):
+def expected(alpha, points, shares, schedule="linear"):
     """The loss, exactly over masks, by quadrature over s."""
     states = np.array(list(product([True, False], repeat=N)))
     s = np.repeat(points, len(states)).astype(np.float32)
     masked = np.tile(states, (len(points), 1))
     window = dial.windows("ramp", alpha, jnp.arange(N)[None], jnp.full((1, N), N))
     time = np.asarray(dial.local_time(s[:, None], window), np.float64)
-    chance = np.where(masked, 1 - time, time).prod(1)
+    clean = time if schedule == "linear" else 1 - np.cos(np.pi * time / 2)
+    chance = np.where(masked, 1 - clean, clean).prod(1)
     share = np.repeat(shares, len(states)) * chance
-    return (share * np.asarray(sum_at(alpha)(s, masked), np.float64)).sum()
+    return (share * np.asarray(sum_at(alpha, schedule=schedule)(s, masked), np.float64)).sum()
 
 
 @jax.jit
@@ -197,6 +198,10 @@ def test_discrete_alpha_zero_is_masked_diffusion_and_any_order():
     # In s the integrand is a polynomial of degree 3: Gauss' rule with 4 points is exact.
     x, w = np.polynomial.legendre.leggauss(4)
     np.testing.assert_allclose(expected(0.0, (x + 1) / 2, w / 2), orders, rtol=1e-5)
+    # Masks by another law, weighted by that law's rate, are the same bound.
+    x, w = np.polynomial.legendre.leggauss(24)
+    cosine = expected(0.0, (x + 1) / 2, w / 2, "cosine")
+    np.testing.assert_allclose(cosine, orders, rtol=1e-4)
     peeking = np.asarray(hide(jnp.ones_like(full), jnp.asarray(padded), TOKENS)[0])
     assert np.abs(peeking - nll)[:, 0].max() > 1e-3
 
@@ -207,6 +212,56 @@ def test_without_the_bounds_weight_every_masked_token_counts_two():
     masked = jnp.ones((2, N), bool)
     bound, plain = (np.asarray(sum_at(0.0, w)(s, masked)) for w in ("elbo", "none"))
     np.testing.assert_allclose(bound, plain / 2 / (1 - np.array([0.25, 0.75])), rtol=1e-5)
+
+
+def both_ways(batch):
+    """[b, l, l]: causal, pictures both ways, BOI seeing all of its codes but the first."""
+    allowed = np.zeros((*batch.tokens.shape, batch.tokens.shape[1]), bool)
+    for b, i, j in np.ndindex(*allowed.shape):
+        image, ahead = batch.image[b], batch.image[b][min(i + 1, len(batch.image[b]) - 1)]
+        inside = image[i] == image[j] > 0
+        anchor = image[i] != ahead and image[j] == ahead > 0 and j > i + 1
+        same = batch.segment[b, i] == batch.segment[b, j]
+        allowed[b, i, j] = same and (j <= i or inside or anchor)
+    return allowed
+
+
+def test_one_and_zero_over_codes_is_masked_pictures_behind_autoregressive_text():
+    """Show-o (arXiv 2408.12528): cosine masks, no weight of the bound; read out shifted here."""
+    batch, model = code_batch(5, trained=1.0), codes(1.0, 0.0, "ramp", "none", "cosine")
+    found = terms(model, CODE_PARAMS, batch, 2)
+    drawn = jax.jit(lambda k: family.draw(model.parts.config, batch, CODED, k))(keys(batch, 2))
+    masked = np.asarray(drawn.masked)
+    hidden = np.asarray(code_hidden(batch, drawn, both_ways(batch)), np.float32)
+    logits = hidden[:, :-1] @ np.asarray(CODE_PARAMS["head"]["w"], np.float32)
+    nll = -jax.nn.log_softmax(logits)
+    nll = np.take_along_axis(np.asarray(nll), batch.tokens[:, 1:, None], -1)[..., 0]
+    weight = np.asarray(batch.weight[:, 1:] * (batch.segment[:, 1:] == batch.segment[:, :-1]))
+    code = batch.image[:, 1:] > 0
+    pictures = 0.5 * np.pi * (nll * weight * code * masked[:, 1:]).sum()
+    words = (nll * weight * ~code).sum()
+    assert 0 < masked.sum() < code.sum() and not masked[:, 1:][~code].any()
+    np.testing.assert_allclose(found["image/nll"].sum, pictures, rtol=2e-5)
+    np.testing.assert_allclose(found["text/nll"].sum, words, rtol=2e-5)
+    linear = terms(codes(1.0, 0.0, "ramp", "none"), CODE_PARAMS, batch, 2)
+    assert abs(float(linear["image/nll"].sum) / pictures - 1) > 1e-3
+
+
+LAWS = {"linear": lambda t: 1 - t, "cosine": lambda t: np.cos(np.pi * t / 2)}
+
+
+@pytest.mark.parametrize("schedule", dial.SCHEDULES)
+def test_masks_follow_their_schedule(schedule):
+    many = jax.tree.map(lambda x: np.repeat(x, 4000, axis=0), WORDS)
+    c = patches(0.0, 0.0, weight="none", schedule=schedule).parts.config
+    drawn = jax.jit(lambda k: family.draw(c, many, VOCABULARY, k))(keys(many))
+    time, masked = np.asarray(drawn.now.time)[:, 1], np.asarray(drawn.masked)[:, 1:]
+    for low in (0.0, 0.25, 0.5, 0.75):
+        here = (time >= low) & (time < low + 0.25)
+        np.testing.assert_allclose(
+            masked[here].mean(), LAWS[schedule](time[here]).mean(), atol=0.03
+        )
+    np.testing.assert_allclose(np.asarray(family.coefficient(c, drawn))[:, 1:].mean(), 1, atol=0.03)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9])
@@ -485,12 +540,13 @@ def test_sentinels_around_pictures_and_prompts_are_given():
         ({"text_alpha": 1.5}, "text_alpha=1.5"),
         ({"form": "stairs"}, "ramp, block"),
         ({"weight": "x"}, "elbo, none"),
+        ({"schedule": "sine"}, "linear, cosine"),
         ({"transfusion": replace(PATCHES, picture_mask="causal")}, "picture_mask='causal'"),
         ({"transfusion": replace(PATCHES, unet=8)}, "unet=8"),
         ({"transfusion": replace(PATCHES, kinds={"a": {"height": 4, "width": 8}})}, "kinds has a"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, words):
-    good = family.Config(PATCHES, None, 0.5, 0.5, "ramp", "elbo")
+    good = family.Config(PATCHES, None, 0.5, 0.5, "ramp", "elbo", "linear")
     with pytest.raises(UserError, match=words):
         replace(good, **changes)

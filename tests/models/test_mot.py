@@ -223,7 +223,9 @@ def test_families_give_pictures_their_tower(family):
     c = transfusion_config(dict(towers=2, untie=UNTIE))
     model, params = make(c)
     if family == "dial":
-        model = dial.build(dial.Config(c, None, 0.5, 0.5, "ramp", "elbo"), VOCABULARY, ONE)
+        model = dial.build(
+            dial.Config(c, None, 0.5, 0.5, "ramp", "elbo", "linear"), VOCABULARY, ONE
+        )
         params = params | {"mask": jnp.ones(32)}
     elif family == "oneflow":
         model, params = oneflow_model(oneflow_config(decoder=ALL))

@@ -18,7 +18,7 @@ from mmjax.error import UserError
 from mmjax.models.decoder import UNTIE
 from mmjax.models.denoise import over, paced
 from mmjax.sample import flow
-from mmjax.sample.dial import Options, blank, make, plan
+from mmjax.sample.dial import Options, blank, make, plan, revealed
 
 LENGTHS = (3, 5)
 
@@ -262,16 +262,15 @@ def test_a_plan_brings_every_token_from_start_to_end(form, alpha, n):
                 assert chart.evaluations == n * count
 
 
-def test_masked_tokens_are_revealed_at_the_rate_of_the_clock():
-    """With steps enough, a token of alpha = 0 is revealed at a uniform time."""
+def test_masked_tokens_are_revealed_at_the_rate_of_their_schedule():
+    """A token of alpha = 0 is revealed at a uniform time, or by the cosine's rate: late."""
     chart = plan("ramp", 0.0, 12, 10, True)
-    left = np.ones(12)
-    shares = []
-    for k in range(10):
-        chance = (chart.time[k + 1] - chart.time[k]) / (1 - chart.time[k])
-        shares.append(left * chance)
-        left = left * (1 - chance)
-    np.testing.assert_allclose(shares, 0.1, atol=1e-12)
+    border = np.arange(11)[:, None] / 10 * np.ones(12)
+    for schedule, masked in (("linear", 1 - border), ("cosine", np.cos(np.pi * border / 2))):
+        chance = np.asarray(revealed(schedule, chart), np.float64)
+        assert (chance[-1] == 1).all()
+        left = np.cumprod(np.concatenate([np.ones((1, 12)), 1 - chance]), axis=0)
+        np.testing.assert_allclose(left, masked, atol=1e-6)
     model = codes(0.0, 0.0)
     o = options(size=6, steps=6, temperature=1.0)
     made, _ = sample(model, CODE_PARAMS, coded_prompts(False), o)
