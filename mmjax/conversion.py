@@ -254,14 +254,13 @@ def hold(workdir: str | Path) -> Held:
 
 
 def one_by_one(held: Held) -> Callable[[str], np.ndarray]:
-    """path -> its weight, read when it is asked for; the memory of those before is given back."""
+    """path -> its weight, read when it is asked for; what reading took besides is given back."""
     waiting = 0
 
     def weight(path: str) -> np.ndarray:
         nonlocal waiting
-        waiting = checkpoint.give_back(waiting)
         found = np.asarray(held.read(path)[path])
-        waiting += found.nbytes
+        waiting = checkpoint.give_back(waiting + found.nbytes)
         return found
 
     return weight

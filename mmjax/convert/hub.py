@@ -10,13 +10,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mmjax.checkpoint import give_back
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 
 CONFIG = "config.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = 2**30  # bytes of a file at most, unless one tensor is larger
+SHARD = 2**28  # bytes of a file at most, unless one tensor is larger
 
 
 class Hub(NamedTuple):
@@ -156,7 +157,9 @@ def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]
     def close() -> None:
         save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
         shards.append(list(held))
+        used = sum(y.nbytes for y in held.values())
         held.clear()
+        give_back(used)
 
     for name, x in tensors:
         if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
