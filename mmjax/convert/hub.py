@@ -10,7 +10,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mmjax.checkpoint import give_back
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 
@@ -157,9 +156,7 @@ def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]
     def close() -> None:
         save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
         shards.append(list(held))
-        used = sum(y.nbytes for y in held.values())
         held.clear()
-        give_back(used)
 
     for name, x in tensors:
         if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
