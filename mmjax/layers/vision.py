@@ -64,6 +64,10 @@ class VisionConfig:
         """Positions of a picture, its class token included."""
         return self.side**2 + (self.pool == "token")
 
+    def left_out(self, select: str) -> int:
+        """First positions that language models do not see: of "patches" the class token's."""
+        return int(select == "patches" and self.pool == "token")
+
     @property
     def flops(self) -> float:
         """Forward FLOPs a picture."""

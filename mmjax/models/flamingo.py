@@ -101,7 +101,7 @@ class Config:
     @property
     def seen(self) -> int:
         """Vectors of a picture that come from the tower."""
-        return self.vision.length if self.select == "all" else self.vision.side**2
+        return self.vision.length - self.vision.left_out(self.select)
 
     @property
     def length(self) -> int:
@@ -131,8 +131,7 @@ class Added(Layer):
 
 def features(c: Config, hidden):
     """The tower's hidden [1 + layers, n, l, d] -> [n, p, d], of its last layer."""
-    first = c.vision.pool == "token" and c.select == "patches"
-    return hidden[-1][:, int(first) :]
+    return hidden[-1][:, c.vision.left_out(c.select) :]
 
 
 def looks_of(batch: Batch):

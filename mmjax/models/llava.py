@@ -83,7 +83,7 @@ class Config:
     @property
     def tokens(self) -> int:
         """Positions a picture takes."""
-        return self.vision.length if self.select == "all" else self.vision.side**2
+        return self.vision.length - self.vision.left_out(self.select)
 
 
 class Projector(Layer):
@@ -110,9 +110,8 @@ class Projector(Layer):
 
 def features(c: Config, hidden):
     """The tower's hidden [1 + layers, n, l, d] -> [n, p, d], what the projector reads."""
-    chosen = jnp.concatenate([hidden[n] for n in c.layers], axis=-1)
-    first = c.vision.pool == "token" and c.select == "patches"
-    return chosen[:, int(first) :]
+    found = jnp.concatenate([hidden[n] for n in c.layers], axis=-1)
+    return found[:, c.vision.left_out(c.select) :]
 
 
 def clean(parts: Parts, params, batch: Batch):
