@@ -122,6 +122,24 @@ def test_padding_is_not_compared_and_all_else_is(tmp_path):
         assert off < worst if worst < 1 else off == pytest.approx(worst, rel=1e-3)
 
 
+def test_features_may_be_a_vector_a_picture(tmp_path):
+    """As later versions of theirs give an IDEFICS's: the tower's pooled output."""
+    source = theirs("idefics", tmp_path / "hub")
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    known = hub.read(source)
+    w, bias = (known.tensor(f"model.vision_model.post_layernorm.{n}") for n in ("weight", "bias"))
+    with np.load(source / "outputs.npz") as file:
+        held = dict(file)
+    x = held["vision_hidden_3"][:, 0].astype(np.float64)
+    x -= x.mean(-1, keepdims=True)
+    eps = known.config["vision_config"].get("layer_norm_eps", 1e-5)
+    pooled = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w + bias
+    for given, off in ((pooled, 0.0), (pooled + 1.0, 1.0)):
+        np.savez(source / "outputs.npz", **held | {"image_features": given})
+        found = conversion.verify(work, source, said=lambda _: None)
+        assert found == pytest.approx(off, abs=1e-4)
+
+
 def test_there_and_back(each, tmp_path, monkeypatch):
     """The same tensors under the same names, in one file and in several."""
     source, work = each

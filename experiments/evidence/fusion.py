@@ -111,13 +111,14 @@ def main() -> None:
     head = ["", "positions a picture", "steps", "pictures", "training, s", "an answer, ms"]
     lines = [study.table(COLUMNS, found), "", "| " + " | ".join(head) + " |", "|---" * 6 + "|"]
     for arm in arms:
-        steps = [*(other.steps for other in arm.start.values()), arm.steps]
+        each = [*arm.start.values(), arm]
         spent = study.interval([arm.steps * one for one in study.seconds(found[arm.name])])
         if arm.start:
             spent += ", after captions"
-        pictures = f"{arm.steps * study.per_step(arm).pictures:,.0f}"
-        cells = [arm.name, positions(arm), " + ".join(map(str, steps)), pictures, spent]
-        lines.append("| " + " | ".join([*cells, f"{took[arm.name]:.1f}"]) + " |")
+        pictures = f"{sum(one.steps * study.per_step(one).pictures for one in each):,.0f}"
+        cells = [arm.name, positions(arm), " + ".join(str(one.steps) for one in each)]
+        cells += [pictures, spent, f"{took[arm.name]:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{budget / 1e12:.3g} TFLOPs each; n = {given.seeds} seeds."]
     text = "\n".join(lines)
     print(text)

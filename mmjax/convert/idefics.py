@@ -329,7 +329,7 @@ def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapp
     pixels = jnp.asarray(inputs["pixel_values"], jnp.float32)
     assert parts.vision is not None and parts.project is not None
     signal = jnp.moveaxis(pixels.reshape(-1, *pixels.shape[2:]), 1, -1)
-    _, hidden = jax.jit(parts.vision)(params, signal)
+    pooled, hidden = jax.jit(parts.vision)(params, signal)
     media = parts.project(params, features(parts.config, hidden))
     media = media.reshape(*pixels.shape[:2], *media.shape[1:])
     looks = jnp.asarray(inputs["image_attention_mask"]) > 0
@@ -343,6 +343,7 @@ def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapp
     each = hidden_states(parts, params, read, mask, position)
     found = {f"hidden_{n}": x for n, x in enumerate(each)}
     found |= {f"vision_hidden_{n}": x for n, x in enumerate(hidden)} | {"image_features": media}
+    found["image_features/pooled"] = pooled  # what transformers 5.24 calls image_hidden_states
     last, _ = jax.jit(parts.run)(params, read, mask, position)
     found["logits"] = last @ parts.head(params)
     if "labels" in inputs:
