@@ -17,6 +17,7 @@ but not its own token's [MASK], so that alpha = 1 is next-token prediction to th
 A token that has not begun is seen by no other of its span.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from mmjax.batch import Batch, causal, same_document
 
 FORMS = ("ramp", "block")
-SCHEDULES = ("linear", "cosine")
+SCHEDULES = {"linear": 0.5, "cosine": 2 / math.pi}  # -> share that is masked, over all times
 
 
 class Spans(NamedTuple):
@@ -116,6 +117,17 @@ def clean_chance(schedule: str, t):
     arXiv 2202.04200, section 3.2). The bound of the likelihood is the same for both.
     """
     return t if schedule == "linear" else 1.0 - jnp.cos(0.5 * jnp.pi * t)
+
+
+def reveal_rate(schedule: str, t, least: float):
+    """Rate k' / (1 - k) at which masked tokens become clean, k being `clean_chance`; f32, like t.
+
+    least: what is divided by is at least that.
+    """
+    if schedule == "linear":
+        return 1.0 / jnp.maximum(1.0 - t, least)
+    angle = 0.5 * jnp.pi * t
+    return 0.5 * jnp.pi * jnp.sin(angle) / jnp.maximum(jnp.cos(angle), least)
 
 
 class Moment(NamedTuple):

@@ -229,15 +229,11 @@ def look(c: Config, batch: Batch, held: dial.Spans, s) -> Moment:
 
 def coefficient(c: Config, drawn: Draw):
     """[b, l] f32: what each token's cross-entropy counts; 1 outside spans, and 1 on average."""
-    share, t = drawn.now.rate * drawn.masked.astype(jnp.float32), drawn.now.time
-    linear = c.schedule == "linear"
-    if c.weight == "none":  # the inverse of how many are masked, over all times
-        share *= 2.0 if linear else 0.5 * jnp.pi
-    elif linear:
-        share /= jnp.maximum(1.0 - t, LEAST)
+    share = drawn.now.rate * drawn.masked.astype(jnp.float32)
+    if c.weight == "elbo":
+        share *= dial.reveal_rate(c.schedule, drawn.now.time, LEAST)
     else:
-        angle = 0.5 * jnp.pi * t
-        share *= 0.5 * jnp.pi * jnp.sin(angle) / jnp.maximum(jnp.cos(angle), LEAST)
+        share /= dial.SCHEDULES[c.schedule]
     return jnp.where(drawn.discrete, share, 1.0)
 
 
