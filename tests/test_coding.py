@@ -403,8 +403,8 @@ def test_one_damaged_picture_costs_one_document(home, codec, tmp_path, monkeypat
     monkeypatch.setattr(coding, "decode_image", one_is_damaged)
     (made,) = coding.tokenize(chameleon(tmp_path / "scenes").data, codec)
     assert store.info(made)["rejected"] == 1
-    assert store.left_out(made).startswith("\ndamaged and left out: 1, named in ")
-    assert store.left_out(home / "scenes") == ""
+    assert store.left_out(made, store.info(made)).startswith("\ndamaged and left out: 1, named in ")
+    assert store.left_out(home / "scenes", store.info(home / "scenes")) == ""
     (line,) = (made / store.REJECTS).read_text().splitlines()
     assert "cannot be decoded" in json.loads(line)["reason"]
     assert (

@@ -125,6 +125,12 @@ def test_train_without_a_config(mmjax):
     assert "--config=experiments/NAME.py" in refused(mmjax("train", "--workdir=run"))
 
 
+def test_the_first_command_builds_and_describes_its_data(mmjax, openmoji):
+    code, out, lines = mmjax("data", "build", "--src=openmoji", f"--dst={openmoji}")
+    assert (code, lines) == (0, [])
+    assert out.startswith(f"data set in {openmoji}\n") and "compositional" in out
+
+
 def test_missing_data_names_the_command_that_makes_it(mmjax):
     line = refused(mmjax("train", QUICKSTART, "--workdir=run"))
     assert "no data set in out/data/openmoji" in line

@@ -7,10 +7,11 @@ DIR/tokenizer.json
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import grain
 
@@ -41,9 +42,13 @@ def info(path: str | Path) -> dict:
         raise UserError(f"{file} is damaged ({error}); remove {path}, build it again") from error
 
 
-def left_out(path: str | Path) -> str:
-    """A line on the documents that were damaged, behind what is said before it, or nothing."""
-    count = info(path).get("rejected")
+def left_out(path: str | Path, found: Mapping[str, Any]) -> str:
+    """A line on the documents that were damaged, behind what is said before it, or nothing.
+
+    Args:
+        found: what `info` tells of the set, or nothing for one that TFDS wrote.
+    """
+    count = found.get("rejected")
     return f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}" if count else ""
 
 

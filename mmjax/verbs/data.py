@@ -70,8 +70,8 @@ def build_one(src: str, dst: str) -> None:
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise UserError(f"--validation and --test are {shares}; they must leave some for training")
     options = {flag.name: flag.value for flag in (*OPTIONS, COUNT) if flag.value is not None}
-    build.build(src, dst, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options)
-    print(f"data set in {dst}{store.left_out(dst)}")
+    found = build.build(src, dst, FORMAT.value, VOCABULARY.value, TOKENIZER.value, shares, options)
+    print(f"data set in {dst}{store.left_out(dst, found)}")
     table(build.describe(dst))
 
 

@@ -31,5 +31,5 @@ def main(rest: list[str]) -> int:
         raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     data = config.resolve(CONFIG.value, families()).data
     for path in tokenize(data, load(WORKDIR.value)):
-        print(f"{path}: ready; train with data.coded=True{store.left_out(path)}")
+        print(f"{path}: ready; train with data.coded=True{store.left_out(path, store.info(path))}")
     return 0
