@@ -40,9 +40,22 @@ def checksums(tree: Any) -> dict[str, str]:
         tree: a pytree of jax arrays with elements of 1, 2 or 4 bytes, or typed PRNG keys.
     """
     leaves = named_leaves(tree)
-    mesh = next((x.sharding.mesh for x in leaves.values() if hasattr(x.sharding, "mesh")), None)
-    sums = jax.device_get(_checksums_on(mesh)(list(leaves.values()))).tolist()
-    return {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(leaves, sums, strict=True)}
+    large = {name: checksum_of(np.asarray(x)) for name, x in leaves.items() if _is_large(x)}
+    rest = {name: x for name, x in leaves.items() if name not in large}
+    if not rest:
+        return large
+    mesh = next((x.sharding.mesh for x in rest.values() if hasattr(x.sharding, "mesh")), None)
+    sums = jax.device_get(_checksums_on(mesh)(list(rest.values()))).tolist()
+    found = {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(rest, sums, strict=True)}
+    return {name: large.get(name) or found[name] for name in leaves}
+
+
+def _is_large(x: jax.Array) -> bool:
+    """Whether x lies in a CPU's memory and is summed by pieces: whole, XLA would hold it twice."""
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    devices: list[Any] = list(x.sharding.device_set)
+    ours = x.is_fully_addressable and [one.platform for one in devices] == ["cpu"]
+    return x.size > PIECE and ours and not key
 
 
 def checksum_of(x: np.ndarray) -> str:

@@ -63,6 +63,19 @@ def test_checksum_is_the_same_on_every_mesh():
         assert not checksums(turned).items() & expected_sums.items()
 
 
+def test_large_arrays_of_a_cpu_are_summed_by_pieces(monkeypatch):
+    tree = {"large": jnp.arange(100.0), "small": jnp.ones(3), "bool": jnp.arange(90) > 7}
+    whole = checksums(tree)
+    monkeypatch.setattr(checksum, "PIECE", 40)
+    monkeypatch.setattr(checksum, "_checksums_on", lambda mesh: pytest.fail("all are large"))
+    assert checksums({name: tree[name] for name in ("large", "bool")}) == {
+        name: whole[name] for name in ("large", "bool")
+    }
+    monkeypatch.undo()
+    monkeypatch.setattr(checksum, "PIECE", 40)
+    assert list(checksums(tree).items()) == list(whole.items())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint32", "int8"])
 def test_every_single_bit_shows_in_both_halves(dtype):
     x = np.random.default_rng(1).normal(scale=50, size=(3, 5)).astype(jnp.dtype(dtype))

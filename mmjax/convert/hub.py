@@ -16,7 +16,7 @@ from mmjax.error import UserError
 CONFIG = "config.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = 2**28  # bytes of a file at most, unless one tensor is larger
+SHARD = 2**27  # bytes of a file at most, unless one tensor is larger
 
 
 class Hub(NamedTuple):
@@ -163,6 +163,7 @@ def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]
             close()
         held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
         total += x.nbytes
+        del x  # it may be part of a stack, which then lives on while the next is read
     close()
     if len(shards) == 1:
         (path / "0.part").rename(path / WHOLE)
