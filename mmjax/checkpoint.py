@@ -178,7 +178,7 @@ def write(directory: Directory, step: int, leaves: Iterable[tuple[str, Any]], me
     path, described, waiting = _path(directory, step), {}, 0
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
-    context.array.saving.use_compression = False  # random bits: a twelfth smaller, and held twice
+    context.array.saving.use_compression = False  # saves a twelfth, and is held twice
     with context:
         for name, x in leaves:
             described[name] = [spec(x), checksum_of(x)]
