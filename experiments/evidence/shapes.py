@@ -99,18 +99,17 @@ def main() -> None:
     """Prints and writes both tables."""
     given = study.arguments("shapes")
     (runs,) = study.runs(ARMS[:1], given).values()
-    tables: list[dict] = []
-    for seed, one in enumerate(runs):
-        trained = mmjax.load(one.workdir)
-        shares = {name: yes / of for name, (yes, of) in said(trained, seed).items()}
-        tables.append(read(trained, seed) | shares)
+    models = [mmjax.load(one.workdir) for one in runs]
+    tables = [read(trained, seed) for seed, trained in enumerate(models)]
+    counts = [said(trained, seed) for seed, trained in enumerate(models)]
     lines = ["| a linear classifier on | colour | shape |", "|---|---|---|"]
-    for name in dict.fromkeys(key[0] for key in tables[0] if isinstance(key, tuple)):
+    for name in dict.fromkeys(name for name, _ in tables[0]):
         cells = [study.interval([table[name, kind] for table in tables]) for kind in KINDS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| right in the question | LLaVA says yes |", "|---|---|"]
-    for name in (key for key in tables[0] if isinstance(key, str)):
-        lines.append(f"| {name} | {study.interval([table[name] for table in tables])} |")
+    for name in counts[0]:
+        shares = [yes / of for yes, of in (count[name] for count in counts)]
+        lines.append(f"| {name} | {study.interval(shares)} |")
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")
