@@ -30,7 +30,8 @@ class CodecConfig:
     Attributes:
         image: side of the pictures in pixels.
         channels: of the first level. multipliers: of them, a level; each level halves the side but
-            the last. blocks: residual blocks a level. attend: sides at which places attend.
+            the last. blocks: residual blocks a level. attend: sides at which places attend, of
+            pictures of side `image`; of others the levels that such pictures have there.
         latent: z, channels between encoder and bottleneck.
         quantiser: the quantiser.
         dtype: precision of activations.
@@ -87,7 +88,7 @@ class Encoder(Layer):
         for level, multiplier in enumerate(c.multipliers):
             for block in range(c.blocks):
                 x = Residual(*at, c.channels * multiplier, name=f"level{level}_{block}")(x)
-                if x.shape[1] in c.attend:
+                if c.image >> level in c.attend:
                     x = PlaceAttention(*at, name=f"attend{level}_{block}")(x)
             if level < len(c.multipliers) - 1:
                 x = Conv(*at, x.shape[-1], stride=2, name=f"down{level}")(x)
@@ -113,7 +114,7 @@ class Decoder(Layer):
             for block in range(c.blocks + 1):
                 width = c.channels * c.multipliers[level]
                 x = Residual(*at, width, name=f"level{level}_{block}")(x)
-                if x.shape[1] in c.attend:
+                if c.image >> level in c.attend:
                     x = PlaceAttention(*at, name=f"attend{level}_{block}")(x)
             if level:
                 x = Conv(*at, x.shape[-1], name=f"up{level}")(double(x))

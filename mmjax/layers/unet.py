@@ -85,9 +85,10 @@ class Up(Layer):
         return linear(x, w, 1, "float32")
 
 
-def flops(channels: int, patch: int, width: int, out: int, side: int) -> float:
-    """Forward FLOPs of both halves on one picture of `side` x `side`: convolutions, products."""
-    places = [(side >> level) ** 2 for level in range(levels(patch) + 1)]
+def flops(channels: int, patch: int, width: int, shape: tuple[int, int, int]) -> float:
+    """Forward FLOPs of both halves on one signal of shape (h, w, c): convolutions, products."""
+    h, w, out = shape
+    places = [(h >> level) * (w >> level) for level in range(levels(patch) + 1)]
     block = 2 * channels**2 * (9 + 9)
     down = sum(p * (block + 2 * channels**2) for p in places)
     down += sum(p * 2 * 9 * channels**2 for p in places[1:]) + places[0] * 2 * 9 * out * channels

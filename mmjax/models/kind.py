@@ -6,7 +6,7 @@ view of the family's `Parts` for each kind, the default first, in which `config`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 
 from mmjax import diffusion
 from mmjax.batch import Batch, precedes_text, slot_columns, slot_weight, target_weight
+from mmjax.codecs.autoencoder import Codec, CodecConfig
 from mmjax.error import UserError
-from mmjax.layers.patch import collect, to_pixels, to_signal
+from mmjax.layers import unet
+from mmjax.layers.patch import collect
 from mmjax.layers.weight import Layer
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
+from mmjax.models import signal
 from mmjax.models.denoise import beside, check_numbers, inputs, noise_level, pick, wide
 from mmjax.models.patches import PatchIn, PatchOut
 from mmjax.models.tokens import token_terms
@@ -35,12 +38,15 @@ class Kind:
 
     Attributes:
         height, width: in pixels. like: "image" if it shares the default's weights, "" if not.
+        codec: the model's, for the default and what is like it; a modality of its own is pixels.
     """
 
     height: int
     width: int
     patch: int
     like: str
+    codec: CodecConfig | None
+    unet: int
     path: str
     prediction: str
     target: str
@@ -57,12 +63,13 @@ class Kind:
     @property
     def cells(self) -> int:
         """Side of a patch in numbers of the signal."""
-        return self.patch
+        return self.patch // (self.codec.factor if self.codec else 1)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the signal."""
-        return (self.height, self.width, 3)
+        factor, c = (self.codec.factor, self.codec.quantiser.width) if self.codec else (1, 3)
+        return (self.height // factor, self.width // factor, c)
 
     @property
     def tokens(self) -> int:
@@ -80,8 +87,11 @@ def resolve(c) -> tuple[Kind, ...]:
     base = own | {"height": c.image, "width": c.image, "like": ""}
     found = [Kind(**base)]
     for name, said in c.kinds.items():
-        k = build(Kind, base | {"like": "image"} | dict(said), f"config.model.kinds.{name}")
+        plain = base | {"like": "image", "codec": None} | dict(said)
+        k = build(Kind, plain, f"config.model.kinds.{name}")
         check(c, name, k, said)
+        k = replace(k, codec=c.codec if k.like else None)
+        check_unet(k, f"model.kinds.{name}")
         found.append(k)
     return tuple(found)
 
@@ -106,7 +116,7 @@ def check(c, name: str, k: Kind, said) -> None:
         raise UserError(f"{at}.patch={k.patch} must divide height={k.height} and width={k.width}")
     if k.image_weight < 0:
         raise UserError(f"{at}.image_weight={k.image_weight} must be at least 0")
-    for field in ("context", "context_time", "picture_mask"):
+    for field in ("context", "context_time", "picture_mask", "codec"):
         if field in said:
             raise UserError(f"{at}.{field}={said[field]!r} is one for all kinds; set model.{field}")
     if k.like and (
@@ -116,10 +126,25 @@ def check(c, name: str, k: Kind, said) -> None:
             f"{at}.{wrong[0]}={said[wrong[0]]!r} needs weights of its own; give like='' or leave "
             f"it out"
         )
-    if c.codec is not None or c.unet:
+    if c.codec and not k.like and not {"signal_mean", "signal_std"} <= set(said):
         raise UserError(
-            "model.kinds go with pixels and patches by one matrix; give codec=None, unet=0, or no "
-            "kinds"
+            f"{at} is pixels, but model.signal_mean and model.signal_std are of latents; give it "
+            f"its own"
+        )
+
+
+def check_unet(k, at: str) -> None:
+    """Checks the U-Net of a configuration or kind, which lies at `at`.
+
+    Raises:
+        UserError: naming field, value and remedy.
+    """
+    if k.unet < 0:
+        raise UserError(f"{at}.unet={k.unet} must be at least 0, which is no U-Net")
+    if k.unet and (k.cells & (k.cells - 1) or k.cells < 2):
+        raise UserError(
+            f"{at}.unet={k.unet} needs patches of 2, 4, 8, ... places a side, not {k.cells}; "
+            f"change {at}.patch or give {at}.unet=0"
         )
 
 
@@ -138,26 +163,20 @@ def chosen(number, made):
     return out
 
 
-def signal_of(k: Kind, params, batch: Batch):
+def signal_of(k: Kind, codec: Codec | None, params, batch: Batch):
     """A batch's pictures as if all were of one kind, standardised; [b, i, h, w, c] f32.
 
     Those of other kinds are cut or hold what is beside them: their numbers are never used.
     """
-    x = to_signal(batch.pixels[:, :, : k.height, : k.width])
-    return (x.astype(jnp.float32) - k.signal_mean) / k.signal_std
-
-
-def picture_of(k: Kind, params, signal):
-    """Standardised signals [n, h, w, c] -> uint8 pixels [n, h, w, 3]."""
-    return to_pixels(signal * k.signal_std + k.signal_mean)
+    return signal.of_pixels(k, codec, params, batch.pixels[:, :, : k.height, : k.width])
 
 
 def modules(c, at: tuple[Rules, str]) -> dict[str, Layer]:
     """Both ends of each kind but the default, by name; `at`: (rules, dtype)."""
     found: dict[str, Layer] = {}
     for name, k in others(c):
-        found[f"patch_in_{name}"] = PatchIn(*at, 0, k.cells, k.tokens, c.decoder.width)
-        found[f"patch_out_{name}"] = PatchOut(*at, 0, k.cells, k.shape)
+        found[f"patch_in_{name}"] = PatchIn(*at, k.unet, k.cells, k.tokens, c.decoder.width)
+        found[f"patch_out_{name}"] = PatchOut(*at, k.unet, k.cells, k.shape)
     return found
 
 
@@ -179,7 +198,9 @@ def views(c, parts, piece: Callable):
         ends = {}
         if name:
             ends = {n: own(piece(f"{n}_{name}"), n, name, k) for n in ("patch_in", "patch_out")}
-        about = {"signal": partial(signal_of, k), "picture": partial(picture_of, k)}
+        codec = parts.codec if k.codec else None
+        about = {"signal": partial(signal_of, k, codec), "codec": codec}
+        about["picture"] = partial(signal.to_picture, k, codec)
         return parts._replace(config=k, **ends, **about)
 
     def own(run, end: str, name: str, k: Kind):
@@ -204,21 +225,22 @@ def with_views(c, parts, piece: Callable):
 
 
 def embedded(parts, params, batch: Batch, signals, t):
-    """Each kind's signals [b, i, h, w, c] at times t [b, i] -> patches [b, i, max p, d]."""
+    """Each kind's signals [b, i, h, w, c] at times t [b, i].
+
+    Returns:
+        (each slot's patches by its own kind [b, i, max p, d], what each kind's patch_out needs).
+    """
     most = max(view.config.tokens for view in parts.kinds)
-
-    def one(view, x):
-        patches, _ = view.patch_in(params, x, t)
-        return jnp.pad(patches, ((0, 0), (0, 0), (0, most - patches.shape[2]), (0, 0)))
-
-    return chosen(numbers(batch), [one(*pair) for pair in zip(parts.kinds, signals, strict=True)])
+    made = [v.patch_in(params, x, t) for v, x in zip(parts.kinds, signals, strict=True)]
+    patches = [jnp.pad(x, ((0, 0), (0, 0), (0, most - x.shape[2]), (0, 0))) for x, _ in made]
+    return chosen(numbers(batch), patches), [kept for _, kept in made]
 
 
 def clean_inputs(parts, params, batch: Batch):
     """Decoder inputs with every picture given as it is, at t = 1."""
     signals = [view.signal(params, batch) for view in parts.kinds]
     ones = jnp.ones(batch.pixels.shape[:2])
-    return inputs(parts, params, batch, embedded(parts, params, batch, signals, ones))
+    return inputs(parts, params, batch, embedded(parts, params, batch, signals, ones)[0])
 
 
 def times(parts, batch: Batch, keys):
@@ -233,15 +255,15 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
 
     Noise is drawn for the whole canvas and cut, so that a picture's is that of its place.
     """
-    canvas = (*batch.pixels.shape[1:4], 3)
-    noise = jax.vmap(lambda key: jax.random.normal(key, canvas))(noise)
     kinds = [view.config for view in parts.kinds]
+    canvas = (*batch.pixels.shape[1:4], max(k.shape[2] for k in kinds))
+    noise = jax.vmap(lambda key: jax.random.normal(key, canvas))(noise)
     clean = [view.signal(params, batch) for view in parts.kinds]
-    noises = [noise[:, :, : k.height, : k.width] for k in kinds]
+    noises = [noise[..., : k.shape[0], : k.shape[1], : k.shape[2]] for k in kinds]
     noisy = [
         diffusion.mix(k.path, x, e, wide(t)) for k, x, e in zip(kinds, clean, noises, strict=True)
     ]
-    patches = embedded(parts, params, batch, noisy, t)
+    patches, kept = embedded(parts, params, batch, noisy, t)
     drop = drop if c.decoder.dropout > 0 else None
     if c.context == "clean":
         x = clean_inputs(parts, params, batch)
@@ -255,7 +277,7 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
     head = parts.head(params)
     terms = token_terms("text", ("text",), hidden, head, batch, weight, c.z_weight)
     for n, (name, k) in enumerate(zip(("", *c.kinds), kinds, strict=True)):
-        output = parts.kinds[n].patch_out(params, found[:, :, : k.tokens], ())
+        output = parts.kinds[n].patch_out(params, found[:, :, : k.tokens], kept[n])
         made = diffusion.estimate(k.path, k.prediction, output, noisy[n], wide(t))
         true = diffusion.truth(k.path, clean[n], noises[n], wide(t))
         mine = jnp.where(numbers(batch) == n, slot_weight(batch), 0.0)
@@ -266,8 +288,14 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
 
 
 def patch_flops(c, batch: Batch) -> float:
-    """FLOPs of both ends for the pictures of a host batch, each with its kind's own patches."""
+    """FLOPs of both ends for the pictures of a host batch, each with its kind's own."""
     used = np.asarray(slot_columns(jnp.asarray(batch.image), batch.pixels.shape[1])[1])
     counts = [(used & (np.asarray(numbers(batch)) == n)).sum() for n in range(len(c.kinds) + 1)]
-    kinds = zip(counts, c.resolved, strict=True)
-    return float(sum(n * 4.0 * k.tokens * k.cells**2 * 3 * c.decoder.width for n, k in kinds))
+    return float(sum(n * ends_flops(c, k) for n, k in zip(counts, c.resolved, strict=True)))
+
+
+def ends_flops(c, k: Kind) -> float:
+    """FLOPs of both ends for one picture."""
+    if k.unet:
+        return unet.flops(k.unet, k.cells, c.decoder.width, k.shape)
+    return 4.0 * k.tokens * k.cells**2 * k.shape[-1] * c.decoder.width

@@ -30,15 +30,13 @@ from mmjax.batch import (
     target_weight,
 )
 from mmjax.codecs import autoencoder
-from mmjax.codecs.autoencoder import Codec, CodecConfig
+from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.error import UserError
-from mmjax.layers import unet
-from mmjax.layers.patch import to_pixels, to_signal
 from mmjax.layers.tower import dense_name
 from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
 from mmjax.losses import Terms, flow_loss
 from mmjax.mesh import Rules
-from mmjax.models import kind
+from mmjax.models import kind, signal
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.denoise import (
     Parts,
@@ -118,13 +116,7 @@ class Config:
             raise UserError(f"model.patch={self.patch} must divide model.image={self.image}")
         if self.codec is not None:
             self._check_codec(self.codec)
-        if self.unet < 0:
-            raise UserError(f"model.unet={self.unet} must be at least 0, which is no U-Net")
-        if self.unet and (self.cells & (self.cells - 1) or self.cells < 2):
-            raise UserError(
-                f"model.unet={self.unet} needs patches of 2, 4, 8, ... places a side, not "
-                f"{self.cells}; change model.patch or give model.unet=0"
-            )
+        kind.check_unet(self, "model")
         if self.kinds:
             kind.resolve(self)  # complains now
 
@@ -215,27 +207,6 @@ def text_weights(params) -> list[str]:
     return [k for k in flat if any(lies_in(k, part) for part in mine) and dense_name(k) == k]
 
 
-def to_signal_of(c: Config, codec: Codec | None, params, batch: Batch):
-    """A batch's pictures as they are denoised, standardised; [b, i, h, w, c] f32.
-
-    With a codec they are its latents: made here from pixels, or read where the data hold them.
-    """
-    x = batch.pixels
-    if codec is None:
-        x = to_signal(x)
-    elif x.dtype == jnp.uint8:
-        flat = x.reshape(-1, *x.shape[2:])
-        made = autoencoder.encode_latents(codec, params["codec"], flat)
-        x = made.reshape(*x.shape[:2], *made.shape[1:])
-    return (x.astype(jnp.float32) - c.signal_mean) / c.signal_std
-
-
-def to_picture(c: Config, codec: Codec | None, params, signal):
-    """Standardised signals [n, h, w, c] -> uint8 pixels [n, h, w, 3]."""
-    x = signal * c.signal_std + c.signal_mean
-    return to_pixels(x) if codec is None else autoencoder.decode_latents(codec, params["codec"], x)
-
-
 def mask_of(c: Config, registers: tuple[int, ...], batch: Batch):
     """[b, l, l] bool: Transfusion's mask, or its ablation that is causal in pictures too."""
     return (mixed_mask if c.picture_mask == "both" else causal_mask)(batch, registers)
@@ -291,11 +262,7 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
     pictures = flops.pictures(batch)
     words = float((np.asarray(target_weight(batch)) > 0).sum())
     time = 2 * pictures * (TIME_FEATURES * d.width + d.width**2)
-    numbers = c.cells**2 * c.shape[-1]
-    patches = 4.0 * c.tokens * numbers * d.width
-    if c.unet:
-        patches = unet.flops(c.unet, c.cells, d.width, c.shape[-1], c.shape[0])
-    drawn = kind.patch_flops(c, batch) if c.kinds else pictures * patches
+    drawn = kind.patch_flops(c, batch)
     if c.context == "clean":
         copies, seen = flops.patch_counts(batch, both)
         tokens, pairs, time, drawn = tokens + copies, pairs + seen, 2 * time, 1.5 * drawn
@@ -319,8 +286,8 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         decoder=c.decoder,
         codec=codec,
         embed=lambda params, tokens: embed(params, tokens),
-        signal=partial(to_signal_of, c, codec),
-        picture=partial(to_picture, c, codec),
+        signal=lambda params, batch: signal.of_pixels(c, codec, params, batch.pixels),
+        picture=partial(signal.to_picture, c, codec),
         patch_in=piece("patch_in"),
         patch_out=piece("patch_out"),
         run=piece("decoder"),

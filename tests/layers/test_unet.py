@@ -61,13 +61,13 @@ def test_the_second_half_sees_what_the_first_saw():
 
 def test_levels_and_flops():
     assert [unet.levels(p) for p in (1, 2, 4, 8)] == [0, 1, 2, 3]
-    small, large = (unet.flops(c, 2, 16, 3, 8) for c in (4, 8))
+    small, large = (unet.flops(c, 2, 16, (8, 8, 3)) for c in (4, 8))
     assert 2 < large / small < 4  # most of it is quadratic in the channels
-    assert unet.flops(4, 2, 16, 3, 16) == 4 * unet.flops(4, 2, 16, 3, 8)
+    assert unet.flops(4, 2, 16, (16, 16, 3)) == 4 * unet.flops(4, 2, 16, (8, 8, 3))
 
 
 def test_flops_are_those_of_the_compiled_products():
     x, time, run, _ = halves(2, side=32, channels=16, width=16)
     counted = jax.jit(run).lower(x, time).compile().cost_analysis()["flops"] / 2
     # The compiler counts norms too, and not what lies beyond the edges.
-    assert 0.9 < unet.flops(16, 2, 16, 3, 32) / counted < 1.1
+    assert 0.9 < unet.flops(16, 2, 16, (32, 32, 3)) / counted < 1.1

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from random_batch import VOCABULARY
 from small import make, transfusion_config
+from tiny import tiny_codec
 
 from mmjax import diffusion, flops
 from mmjax.batch import IMAGE, TEXT, Batch
+from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.error import UserError
 from mmjax.layers.patch import collect
 from mmjax.models import denoise, kind, transfusion
 from mmjax.sample.decode import prefill
 from mmjax.sample.flow import Solver
 from mmjax.sample.paint import Stand, looker
+from mmjax.values import build
 
 KINDS = {
     "wide": {"height": 2, "width": 8},
@@ -24,22 +27,46 @@ KINDS = {
         "signal_mean": 0.0,
     },
 }  # fmt: skip
+# A U-Net around the default and what is like it, and another around the rest; latents and pixels.
+UNET = {"unet": 8, "kinds": KINDS | {"depth": KINDS["depth"] | {"unet": 4}}}
+CODEC = build(CodecConfig, tiny_codec(4, kind="kl", codes=0) | {"attend": (4,)})
+LATENT = {"codec": CODEC, "kinds": KINDS | {"depth": KINDS["depth"] | {"signal_std": 0.5}}}
+
+
+def trained(**changes):
+    """(model, params) with the kind's own output layer, which starts at zero, off it."""
+    model, params = make(transfusion_config(**{"kinds": KINDS} | changes))
+    out = params["patch_out_depth"]
+    out, name = (out, "patch") if "patch" in out else (out["up"], "out")
+    out[name] += 0.1
+    return model, params
+
+
 CONFIG = transfusion_config(kinds=KINDS)
-MODEL, PARAMS = make(CONFIG)
-PARAMS["patch_out_depth"]["patch"] += 0.1
-CLEAN, _ = make(transfusion_config(kinds=KINDS, context="clean"))
+MODEL, PARAMS = trained()
+CLEAN, _ = trained(context="clean")
+MADE = {
+    "noisy": (MODEL, PARAMS), "clean": (CLEAN, PARAMS), "unet": trained(**UNET),
+    "latent": trained(**LATENT),
+}  # fmt: skip
 
 
 def loss_of(model):
-    return jax.jit(jax.value_and_grad(lambda p, b, k: sum_of(model.loss(p, b, k)), has_aux=True))
+    """Jitted (params, batch, keys) -> ((sum, terms), gradients of what is not frozen)."""
+
+    def run(p, b, k):
+        free = {name: x for name, x in p.items() if name not in model.frozen}
+        return jax.value_and_grad(lambda f: sum_of(model.loss(p | f, b, k)), has_aux=True)(free)
+
+    return jax.jit(run)
 
 
 def sum_of(terms):
     return sum(terms[n].sum for n in MODEL.weights), terms
 
 
-LOSS = loss_of(MODEL)
-CONTEXTS = {"noisy": LOSS, "clean": loss_of(CLEAN)}
+LOSSES = {name: loss_of(model) for name, (model, _) in MADE.items()}
+LOSS = LOSSES["noisy"]
 
 
 def keys(rows: int):
@@ -68,18 +95,20 @@ def row(b: Batch, r: int) -> Batch:
 
 
 def close(a, b, atol=2e-5):
-    return all(
-        jax.tree.leaves(
-            jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4 if atol else 0, atol=atol), a, b)
-        )
-    )
+    """Whether trees agree: to atol, times a leaf's largest number where that is above one."""
+
+    def leaf(x, y):
+        scale = max(1.0, float(np.abs(x).max()))
+        return np.allclose(x, y, rtol=1e-4 if atol else 0, atol=atol * scale)
+
+    return all(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_kinds_in_one_batch_give_what_each_gives_alone(context):
-    b, loss = batch([0, 1, 2, 3]), CONTEXTS[context]
-    (_, terms), grads = loss(PARAMS, b, keys(4))
-    alone = [loss(PARAMS, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
+@pytest.mark.parametrize("which", MADE)
+def test_kinds_in_one_batch_give_what_each_gives_alone(which):
+    b, loss, params = batch([0, 1, 2, 3]), LOSSES[which], MADE[which][1]
+    (_, terms), grads = loss(params, b, keys(4))
+    alone = [loss(params, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
     for n, name in enumerate(["image", "image_wide", "image_tall", "image_depth"]):
         assert terms[name].count == 1
         np.testing.assert_allclose(terms[name].sum, alone[n][0][1][name].sum, rtol=1e-5)
@@ -97,17 +126,17 @@ def test_shapes_of_equal_length_are_told_apart():
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_nothing_beside_a_picture_matters(kind):
-    b = batch([kind])
+@pytest.mark.parametrize("which", ["noisy", "unet", "latent"])
+def test_nothing_beside_a_picture_matters(kind, which):
+    b, loss, params = batch([kind]), LOSSES[which], MADE[which][1]
     h, w, _ = CONFIG.resolved[kind].shape
     beside, inside = b.pixels.copy(), b.pixels.copy()
     beside[:, :, h:], beside[:, :, :, w:] = 77, 78
     inside[:, :, h - 1, w - 1] ^= 255
     assert (beside != b.pixels).any()
-    here = LOSS(PARAMS, b, keys(1))
-    same = LOSS(PARAMS, b._replace(pixels=beside), keys(1))
-    assert close(here, same, 0)
-    assert not close(here, LOSS(PARAMS, b._replace(pixels=inside), keys(1)), 1e-4)
+    here = loss(params, b, keys(1))
+    assert close(here, loss(params, b._replace(pixels=beside), keys(1)), 0)
+    assert not close(here, loss(params, b._replace(pixels=inside), keys(1)), 1e-4)
 
 
 def test_a_modality_has_ends_of_its_own_and_a_shape_only_places():
@@ -154,7 +183,13 @@ def test_flops_count_true_patches():
             {"kinds": {"a": {"height": 4, "width": 4, "like": "", "time_shift": 0.0}}},
             "a.time_shift",
         ),
-        ({"kinds": {"a": {"height": 4, "width": 4}}, "unet": 8}, "unet=0"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "unet": 8}}}, "like=''"),
+        (
+            {"kinds": {"a": {"height": 3, "width": 3, "patch": 3, "like": "", "unet": 8}}},
+            "model.kinds.a.unet=8 needs patches of 2, 4",
+        ),
+        ({"kinds": KINDS, "codec": CODEC}, "model.kinds.depth is pixels"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "codec": None}}}, "set model.codec"),
     ],
 )
 def test_what_does_not_go_is_refused_in_one_line(changes, word):
@@ -201,35 +236,54 @@ def test_with_clean_pictures_both_contexts_agree(t):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_drawing_a_kind_is_one_pass_over_the_whole_row(number):
+@pytest.mark.parametrize("which", ["noisy", "unet", "latent"])
+def test_drawing_a_kind_is_one_pass_over_the_whole_row(number, which):
     """The look behind a prompt, with the kind's own ends, against the row in one piece."""
-    b, view, count = batch([number]), MODEL.parts.kinds[number], CONFIG.resolved[number].tokens
+    model, params = MADE[which]
+    parts = model.parts
+    b, view, count = batch([number]), parts.kinds[number], CONFIG.resolved[number].tokens
     x = jax.random.normal(jax.random.key(1), (1, *view.config.shape))
     before = b._replace(**{f: getattr(b, f)[:, :4] for f in Batch._fields[:6]})
-    filled = prefill(view, PARAMS, before, count)
+    filled = prefill(view, params, before, count)
     stand = Stand(filled.cache, filled.length[None], filled.position[None] + 1, filled.sees)
     solver = Solver("euler", 4, 1.0, 1.0, 0.0, 1.0, 1.0)
-    look = looker(view, PARAMS, stand, solver, shared=False)
+    look = looker(view, params, stand, solver, shared=False)
     found, _ = look(x, jnp.array([0.3]), stand.cache, jnp.array([True]))
 
-    def whole(which: int):
+    def whole(other: int):
         """Velocity where the row's picture is x, of one kind or, wrongly, of another."""
-        t, k = jnp.full((1, 1), 0.3), MODEL.parts.kinds[which].config
-        signals = [jnp.resize(x, (1, 1, *v.config.shape)) for v in MODEL.parts.kinds]
-        told = b._replace(kind=np.full_like(b.kind, which))
-        patches = kind.embedded(MODEL.parts, PARAMS, told, signals, t)
-        inputs = denoise.inputs(MODEL.parts, PARAMS, told, patches)
-        hidden, _ = MODEL.parts.run(PARAMS, inputs, MODEL.parts.mask(told), told.position)
+        t, k = jnp.full((1, 1), 0.3), parts.kinds[other].config
+        signals = [jnp.resize(x, (1, 1, *v.config.shape)) for v in parts.kinds]
+        told = b._replace(kind=np.full_like(b.kind, other))
+        patches, kept = kind.embedded(parts, params, told, signals, t)
+        inputs = denoise.inputs(parts, params, told, patches)
+        hidden, _ = parts.run(params, inputs, parts.mask(told), told.position)
         out = collect(hidden, told.image, 1, k.tokens)
-        out = MODEL.parts.kinds[which].patch_out(PARAMS, out, ())
+        out = parts.kinds[other].patch_out(params, out, kept[other])
         return diffusion.estimate(
-            k.path, k.prediction, out, signals[which], t[..., None, None, None]
+            k.path, k.prediction, out, signals[other], t[..., None, None, None]
         ).velocity[0]
 
     np.testing.assert_allclose(found, whole(number), atol=1e-4)
-    same = [n for n, v in enumerate(MODEL.parts.kinds) if v.config.shape == view.config.shape]
+    same = [n for n, v in enumerate(parts.kinds) if v.config.shape == view.config.shape]
     for other in set(same) - {number}:
         assert np.abs(np.asarray(found - whole(other))).max() > 1e-2
+
+
+@pytest.mark.parametrize("which", ["unet", "latent"])
+def test_a_shape_like_the_default_shares_its_ends_whatever_they_are(which):
+    model, params = MADE[which]
+    assert list(params["patch_in_wide"]) == ["place"] and "patch_out_wide" not in params
+    wide, depth = model.parts.kinds[1], model.parts.kinds[3]
+    assert (wide.codec is None, depth.codec) == (which == "unet", None)
+    factor = 2 if which == "latent" else 1
+    assert wide.config.shape[:2] == (2 // factor, 8 // factor) and depth.config.shape == (4, 4, 3)
+    _, grads = LOSSES[which](params, batch([1]), keys(1))
+    for end in ("patch_in", "patch_out"):
+        moved = [abs(g).max() > 0 for g in jax.tree.leaves(grads[end])]
+        assert any(moved) and not any(abs(g).max() for g in jax.tree.leaves(grads[f"{end}_depth"]))
+    signal = jax.random.normal(jax.random.key(0), (1, *wide.config.shape))
+    assert wide.picture(params, signal).shape == (1, 2, 8, 3)
 
 
 def test_text_is_of_no_kind():
