@@ -8,6 +8,7 @@ stays in --out; those that are there already are not run again. Needs out/data/o
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -34,19 +35,24 @@ WAYS = {
 SHOWN = ("psnr", "ssim", "absolute", "codes_used", "perplexity")
 
 
-def run(name: str, number: int, seed: int, steps: int, out: Path) -> dict:
-    """One run's summary."""
-    workdir = out / f"{number}_{seed}"
+def run(name: str, seed: int, steps: int, out: Path) -> dict:
+    """One run's summary; its directory's name tells it from runs of other settings or lengths."""
+    how = BASE | WAYS[name]
+    mark = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
+    workdir = out / f"{how['kind']}_{mark}_{steps}_{seed}"
     if not (workdir / "summary.json").exists():
         code = (
             "import runpy; from mmjax import config; from mmjax.run import families;"
             "from mmjax.train import train; from mmjax.evaluate import evaluate;"
             "c = runpy.run_path('experiments/codec_openmoji.py')['get_config']();"
             f"c.seed = {seed}; c.steps = c.save_every = {steps}; c.model.codec.channels = 16;"
-            f"c.optim.peak = 2e-3; c.model.codec.quantiser = {BASE | WAYS[name]!r};"
+            f"c.optim.peak = 2e-3; c.model.codec.quantiser = {how!r};"
             f"train(config.resolve(c, families()), {str(workdir)!r}); evaluate({str(workdir)!r})"
         )
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
     return json.loads((workdir / "summary.json").read_text())
 
 
@@ -59,10 +65,9 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     print("| quantiser | PSNR, dB | SSIM | mean abs. error | codes used | perplexity |")
     print("|---|---|---|---|---|---|")
-    for number, name in enumerate(WAYS):
-        found = [
-            run(name, number, seed, given.steps, given.out.resolve()) for seed in range(given.seeds)
-        ]
+    for name in WAYS:
+        out = given.out.resolve()
+        found = [run(name, seed, given.steps, out) for seed in range(given.seeds)]
         cells = []
         for entry in SHOWN:
             values = [one[entry]["value"] for one in found]

@@ -30,7 +30,7 @@ TAIL = 10  # logged steps whose mean is a run's last loss
 
 def run(kit: str, rate: float, seed: int, steps: int, out: Path) -> list[dict]:
     """One run's metrics; a run that stopped at a loss that is no number has fewer."""
-    workdir = out / f"{kit.replace(',', '_')}_{rate:g}_{seed}"
+    workdir = out / f"{kit.replace(',', '_')}_{rate:g}_{steps}_{seed}"
     log = workdir.parent / f"{workdir.name}.log"  # the rate's point is no suffix
     if not log.exists():
         code = (

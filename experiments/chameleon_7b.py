@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     c.data.images = 4
     c.data.image = 512
     c.data.patch = 16
+    c.data.resize = "pil_lanczos"
     c.data.tokenizer = "out/data/tokenizer.json"
     c.data.workers = 8
     c.steps = round(TOKENS / (c.batch * c.data.length))

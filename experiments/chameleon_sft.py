@@ -1,6 +1,7 @@
-"""Instruction tuning of the small Chameleon on questions about scenes.
+"""Instruction tuning of the small Chameleon on questions about scenes, and on requests to draw.
 
-Chameleon, section 3: the loss is on answers alone (template "sep"), kinds of tasks are balanced,
+Chameleon, section 3: the loss is on answers alone (template "sep"), modalities that are written are
+balanced (as many documents ask for a picture as for words; without them it would forget to draw),
 the rate decays from 1e-5 by a cosine, dropout is 0.05 and z-loss stays. Here the rate is a hundred
 times that, as the model is a thousandth of the size.
 
@@ -19,8 +20,10 @@ def get_config() -> ConfigDict:
     c = load(str(Path(__file__).parent / "chameleon_scenes.py"))
     c.steps = 600
     c.start = dict(all="out/chameleon_scenes")
-    c.data.sources.scenes.template = "sep"
-    c.data.sources.scenes.balance = True
+    scenes = c.data.sources.scenes.to_dict()
+    c.data.sources = dict(
+        scenes=scenes | dict(template="sep"), scenes_drawn=scenes | dict(template="sep_draw")
+    )
     c.model.decoder.dropout = 0.05
     c.optim.kind = "adamw"
     c.optim.peak = 1e-3

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     )
     c.data.image = 512
     c.data.patch = 512
+    c.data.resize = "pil_lanczos"
     c.data.length = 20
     c.data.images = 4
     c.data.workers = 8
@@ -49,5 +50,5 @@ def get_config() -> ConfigDict:
     c.optim.peak = 1e-4
     c.optim.warmup = 1000
     c.optim.decay = "constant"
-    c.optim.b1 = 0.5
+    c.optim.b1, c.optim.b2 = 0.5, 0.9
     return c

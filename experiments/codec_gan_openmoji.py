@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     c.model.perceptual = 1.0
     c.model.adversarial = 0.8
     c.model.adversarial_start = 600
-    c.optim.b1 = 0.5
+    c.optim.b1, c.optim.b2 = 0.5, 0.9
     return c

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     c.steps = 1_000_000
     c.data.image = 256
     c.data.patch = 256
+    c.data.resize = "pil_box"
     codec = c.model.codec
     codec.image, codec.multipliers, codec.latent = 256, (1, 2, 4, 4), 512
     q = codec.quantiser

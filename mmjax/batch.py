@@ -71,6 +71,7 @@ class Vocabulary:
         sep: between prompt and answer. eoss: end of a moved span. masks: where spans stood (CM3).
         registers: see `unparted`; () if there are none.
         codes: id of the first image code. code_count: how many there are.
+        barred: ids that are never written, such as those a tokenizer keeps in reserve.
     """
 
     size: int
@@ -85,6 +86,7 @@ class Vocabulary:
     codes: int = 0
     code_count: int = 0
     registers: tuple[int, ...] = ()
+    barred: tuple[int, ...] = ()
 
     @property
     def sentinels(self) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class Block:
         return found
 
     def _encode(self) -> list[Record | UserError]:
-        size = self._trained.run.experiment.model.image
+        size = self._trained.run.experiment.model.codec.image
         read: list[tuple[Record, list[np.ndarray]] | UserError] = []
         for n in self._numbers:
             try:
@@ -110,6 +110,22 @@ def items(trained: Trained, path: Path, resize: str) -> Iterator[Item]:
                 yield Item(f"{split} {n}", partial(block.read, n), split)
 
 
+def whole(path: Path) -> int:
+    """Opens all of a data set's files -> how many records they hold.
+
+    Raises:
+        UserError: if one, or the tokenizer, is missing or cut. Read record by record, all that
+            lies in it would be taken for damaged.
+    """
+    if not (path / store.TOKENIZER).is_file():
+        raise UserError(f"{path / store.TOKENIZER} is missing; remove {path}, make it again")
+    splits = [pipeline.open_split(path, split) for split in pipeline.splits(path)]
+    for one in splits:
+        if isinstance(one, store.Source):
+            one.open()
+    return sum(map(len, splits))
+
+
 def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
     """Writes the codes or latents of every source of a configuration.
 
@@ -117,27 +133,30 @@ def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
         The directories, one a source.
 
     Raises:
-        UserError: if the codec is none, or for pictures of another size; see also `data.write`.
+        UserError: if there is no codec, for pictures of another size, or a source whose files are
+            not whole; see also `data.write`.
     """
     e = trained.run.experiment
-    if e.family != "codec":
-        raise UserError(f"--workdir holds a {e.family}; give that of a codec's training")
-    if c.image != e.model.image:
+    codec = getattr(e.model, "codec", None)
+    if codec is None:
         raise UserError(
-            f"config.data.image={c.image}, but the codec was trained at {e.model.image}; give both "
+            f"--workdir holds a {e.family} without a codec; give that of a codec's training, or of "
+            f"a model that has one"
+        )
+    if c.image != codec.image:
+        raise UserError(
+            f"config.data.image={c.image}, but the codec was trained at {codec.image}; give both "
             f"one size"
         )
     about = {"codec": start.digest(trained.params["codec"]), "image": c.image, "resize": c.resize}
-    codec = trained.run.model.parts.codec.config
     if codec.codes:
         about |= {"dtype": "int32", "shape": [codec.tokens]}
     else:
         about |= {"dtype": "float16", "shape": [codec.side, codec.side, codec.quantiser.width]}
     made = []
     for source in c.sources.values():
-        src, dst = Path(source.path), Path(source.path + store.CODED)
-        known = pipeline.digest(src)
-        total = sum(len(pipeline.open_split(src, s)) for s in pipeline.splits(src))
+        src = Path(source.path)
+        dst, known, total = store.coded(src), pipeline.digest(src), whole(src)
         origin = {"coded": about, "of": known}
         if not (dst / store.INFO).is_file():
             write(items(trained, src, c.resize), dst, origin, {}, total)

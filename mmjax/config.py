@@ -35,9 +35,10 @@ class SourceConfig:
         path: its directory. weight: its share of the documents.
         template: "" takes documents as they are; "sep" makes prompts and answers of conversations,
             "vicuna" in the words of LLaVA's; "sep_one" asks one question a picture, drawn from all
-            that are known; "reconstruct" asks for a picture given, "caption" for the words to one.
-        balance: gives text, captioned pictures, pictured answers and interleaved documents equal
-            shares, however many there are of each.
+            that are known, "sep_draw" for the picture of a text; "reconstruct" asks for a picture
+            given, "caption" for the words to one.
+        balance: gives documents that teach to write text, captions, answers about pictures,
+            pictures and what is interleaved equal shares, however many there are of each.
     """
 
     path: str

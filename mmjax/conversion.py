@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,9 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     except (TypeError, AttributeError, KeyError) as error:  # a word for a number, or none at all
         raise UserError(f"{source.path / CONFIG} is damaged: {error!r}; fetch it anew") from error
     rows = kind.rows(c, vocabulary, source.config)
-    rows += kind.more(c, source.shapes) if hasattr(kind, "more") else []
+    if hasattr(kind, "more"):
+        beside = kind.more(c, source.shapes)
+        rows, c = rows + beside, replace(c, draws=bool(beside))
     rows, ignored = apart(rows, source.config)
     check(rows, source.shapes, (*kind.IGNORED, *ignored))
     with making(dst, overwrite) as place:

@@ -44,7 +44,7 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     if values:
         table(values, trained.step, workdir)
     elif names:
-        Console().print("nothing evaluated: no split holds ten held-out pictures with a text")
+        Console().print("nothing evaluated: no split holds ten held-out pictures as asked for")
     return values
 
 

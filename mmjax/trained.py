@@ -1,5 +1,6 @@
 """A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`, `embed`."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -124,10 +125,15 @@ class Trained:
         plain = {f.name for f in fields(SampleConfig)} - {"words", "codes"}
         named = {n: options[n] for n in plain if n in options}
         hints = {f.name: f.type for f in fields(SampleConfig)}
-        named = {n: float(x) if hints[n] is float else x for n, x in named.items()}
-        if broken := [n for n, x in named.items() if hints[n] is int and not isinstance(x, int)]:
-            raise UserError(f"{broken[0]}={named[broken[0]]} must be a whole number")
         choices = [f.name for f in fields(Choice)]
+        numeric = {n for n in options if n not in ("solver", "kind")}
+        if broken := [n for n in numeric if not isinstance(options[n], numbers.Real)]:
+            raise UserError(f"{broken[0]}={options[broken[0]]!r} must be a number")
+        named = {n: float(x) if hints[n] is float else x for n, x in named.items()}
+        whole = [n for n in named if hints[n] is int]
+        if broken := [n for n in whole if not isinstance(named[n], numbers.Integral)]:
+            raise UserError(f"{broken[0]}={named[broken[0]]} must be a whole number")
+        named |= {n: int(named[n]) for n in whole}
 
         def chosen(base: Choice, prefix: str) -> Choice:
             known = {n: options[prefix + n] for n in choices if prefix + n in options}
@@ -175,10 +181,12 @@ class Trained:
         asked = request.parse_all(prompts)
         if not isinstance(pictures, int) or pictures < 0:
             raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
-        if self.only_writes and (pictures or any(r.draw for r in asked)):
+        draws = getattr(self.run.model.parts.config, "draws", not self.only_writes)
+        if not draws and (pictures or any(r.draw for r in asked)):
+            what = "" if self.only_writes else " whose codec was imported without a decoder"
             raise UserError(
-                f"a {self.run.experiment.family} draws no pictures; ask for text, or load a model "
-                f"that does"
+                f"a {self.run.experiment.family}{what} draws no pictures; ask for text, or load a "
+                f"model that does"
             )
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))

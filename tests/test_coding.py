@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import ROOT, changed, tiny_chameleon_config, tiny_codec, tiny_codec_config
+from tiny import ROOT, changed, tiny_chameleon_config, tiny_codec, tiny_codec_config, tiny_config
 
 import mmjax
 from mmjax import coding, config, run, start
@@ -307,9 +307,41 @@ def test_codes_of_another_size_are_refused(home, coded, codec, tmp_path):
         coding.tokenize(e.data, codec)
 
 
-def test_only_a_codec_tokenizes(home, talker):
-    with pytest.raises(UserError, match=r"holds a chameleon; give that of a codec's training"):
-        coding.tokenize(chameleon(home / "scenes").data, mmjax.load(talker, devices=ONE))
+def test_a_model_with_the_codec_tokenizes_as_it_does(home, coded, talker, tmp_path):
+    """The directory's name may end in a slash, as shells write it."""
+    shutil.copytree(home / "scenes", tmp_path / "scenes")
+    e = chameleon(f"{tmp_path / 'scenes'}/")
+    (made,) = coding.tokenize(e.data, mmjax.load(talker, devices=ONE))
+    assert made == tmp_path / "scenes.coded" == pipeline.path_of(e.data, "openmoji")
+    assert store.info(made) == store.info(coded)
+    plain = untrained(experiment(tiny_config(home / "scenes")))
+    with pytest.raises(UserError, match=r"holds a transfusion without a codec; give that of a"):
+        coding.tokenize(e.data, plain)
+
+
+def test_files_that_are_not_whole_stop_it_before_anything_is_written(home, codec, tmp_path):
+    """Record by record, all of a split would be damaged, and nothing but a count would say so."""
+    src = tmp_path / "scenes"
+    shutil.copytree(home / "scenes", src)
+    data = chameleon(src).data
+    (shard,) = src.glob("train-*")
+    kept = shard.read_bytes()
+    shard.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(UserError, match=r"train: a file is damaged .*make it again$"):
+        coding.tokenize(data, codec)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-\S+ is missing; remove .*make it again"):
+        coding.tokenize(data, codec)
+    shard.write_bytes(kept)
+    (src / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer.json is missing; remove .*make it again"):
+        coding.tokenize(data, codec)
+    (tmp_path / "tokenizer.json").rename(src / "tokenizer.json")
+    assert not (tmp_path / "scenes.coded").exists()
+    (made,) = coding.tokenize(data, codec)
+    assert {s: len(r) for s, r in records(made).items()} == {
+        s: len(r) for s, r in records(src).items()
+    }
 
 
 def test_data_that_were_not_coded_name_the_command(home, tmp_path):

@@ -19,7 +19,7 @@ from mmjax.codecs.quantise import QuantiserConfig
 from mmjax.error import UserError
 from mmjax.layers.conv import Conv, PlaceAttention, Residual, double, group_norm
 from mmjax.layers.patch import to_pixels, to_signal
-from mmjax.layers.weight import Layer, ones, pieces, zeros
+from mmjax.layers.weight import Layer, check_dtype, ones, pieces, zeros
 from mmjax.mesh import Rules
 
 
@@ -47,12 +47,20 @@ class CodecConfig:
     dtype: str
 
     def __post_init__(self):
-        """Checks that the picture divides."""
-        if not self.multipliers or self.image % self.factor:
+        """Checks fields against each other."""
+        sizes = {k: getattr(self, k) for k in ("image", "channels", "blocks", "latent")}
+        for name, value in sizes.items():
+            if value < 1:
+                raise UserError(f"codec.{name}={value} must be at least 1")
+        check_dtype(self.dtype, "codec")
+        if not self.multipliers or min(self.multipliers) < 1 or self.image % self.factor:
             raise UserError(
                 f"codec.image={self.image} must be divisible by {self.factor}, 2 to the number of "
-                f"codec.multipliers less one"
+                f"codec.multipliers less one, which are at least 1"
             )
+        sides = [self.image >> level for level in range(len(self.multipliers))]
+        if wrong := [side for side in self.attend if side not in sides]:
+            raise UserError(f"codec.attend={self.attend} has {wrong[0]}; levels have sides {sides}")
 
     @property
     def factor(self) -> int:
@@ -159,7 +167,7 @@ class Codec(NamedTuple):
         encode: (params, signal [n, h, w, 3]) -> [n, h', w', c], what the bottleneck reads.
         bottleneck: (params, z, weight [n], keys [n]) -> Quantised.
         features: (params, values [n, h', w', c]) -> [n, h, w, channels].
-        last: (params, features) -> signal [n, h, w, 3], not clipped.
+        last: (params, features) -> signal [n, h, w, 3] f32, not clipped.
     """
 
     config: CodecConfig
@@ -204,7 +212,10 @@ def build(c: CodecConfig, rules: Rules) -> Codec:
     def bottleneck(params, z, weight, keys):
         return quantise.quantise(c.quantiser, params.get("book", {}), z, weight, keys)
 
-    return Codec(c, piece("encoder"), bottleneck, piece("decoder"), piece("last"))
+    def last(params, features):
+        return piece("last")(params, features).astype(jnp.float32)  # whatever the precision inside
+
+    return Codec(c, piece("encoder"), bottleneck, piece("decoder"), last)
 
 
 def to_ids(c: CodecConfig, codes):

@@ -27,6 +27,7 @@ SAMPLE = 1024  # vectors whose joint code distribution LFQ's entropy term forms 
 LOG_VARIANCE = (-30.0, 20.0)  # bounds of the Gaussian bottleneck's
 KINDS = ("vq", "rvq", "fsq", "lfq", "kl")
 GRADIENTS = ("straight", "rotation")
+WIDEST = 24  # signs of an LFQ; there is a count for each of 2 ** width codes
 
 Book = Mapping[str, Any]  # "codes" [D, K, c], "counts" [D, K], "sums" [D, K, c]
 
@@ -77,13 +78,19 @@ class QuantiserConfig:
             )
         if self.kind == "fsq" and min(self.levels) < 3:
             raise UserError(f"quantiser.levels={self.levels} must be at least 3; lfq has two")
-        want = {"fsq": (prod(self.levels), len(self.levels)), "lfq": (2**self.width, self.width)}
-        want["kl"] = (0, self.width)
-        if self.booked and min(self.codes, self.width, self.depth) < 1:
+        if min(self.width, self.depth, self.codes if self.booked else 1) < 1:
             raise UserError(
                 f"quantiser.codes={self.codes}, width={self.width} and depth={self.depth} must be "
                 f"at least 1"
             )
+        if self.kind == "lfq" and self.width > WIDEST:
+            raise UserError(f"quantiser.width={self.width} of an lfq must be at most {WIDEST}")
+        if min(self.commit, self.entropy) < 0:
+            raise UserError(
+                f"quantiser.commit={self.commit} and entropy={self.entropy} must be at least 0"
+            )
+        want = {"fsq": (prod(self.levels), len(self.levels)), "lfq": (2**self.width, self.width)}
+        want["kl"] = (0, self.width)
         codes, width = want.get(self.kind, (self.codes, self.width))
         if (codes, width) != (self.codes, self.width):
             raise UserError(
@@ -92,6 +99,11 @@ class QuantiserConfig:
             )
         if self.unit and (self.depth > 1 or not self.booked):
             raise UserError("quantiser.unit=True is for kind='vq' alone; give it unit=False")
+        if self.legacy_beta and (not self.booked or self.decay):
+            raise UserError(
+                "quantiser.legacy_beta=True puts beta on the codebook's gradient, which only vq "
+                "and rvq with decay=0.0 have; give it legacy_beta=False"
+            )
         if not 0 <= self.decay < 1 or self.restart < 0:
             raise UserError(
                 f"quantiser.decay={self.decay} must lie in [0, 1), restart={self.restart} not "

@@ -15,7 +15,6 @@ DATA = {
     "text_first": 0.5,
     "caption_dropout": 0.0,
     "shared_position": False,
-    "resize": "pil_bicubic_aa",
     "spans": 0.0,
     "bottleneck": "none",
     "shrink": 2,
@@ -34,6 +33,7 @@ def experiment(
     patch: int,
     length: int,
     extra: int = 0,
+    resize: str = "pil_bicubic_aa",
 ) -> Experiment:
     """An experiment of one step that was never taken; its only source is a place to put data.
 
@@ -41,6 +41,7 @@ def experiment(
         family, model: what the weights are of. families: name -> its configuration.
         image, patch: sides in pixels of a picture and of what one position of it shows.
         length: positions a row. extra: positions a picture takes beside its patches.
+        resize: how the model was shown pictures, by a name of `data.resize`.
     """
     return resolve(
         {
@@ -49,7 +50,9 @@ def experiment(
             "batch": 8,
             "accumulate": 1,
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-            "data": DATA | {"length": length, "image": image, "patch": patch, "extra": extra},
+            "data": DATA | {
+                "length": length, "image": image, "patch": patch, "extra": extra, "resize": resize,
+            },
             "family": family,
             "model": values.to_dict(model),
             "start": {},

@@ -6,6 +6,7 @@ stand for codes in any order there; here codes stand in the order of the ids, so
 sorted.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,9 @@ def vocabulary(given: Mapping) -> Vocabulary:
     named: dict[str, Any] = {ours: int(names.get(name, -1)) for ours, name in SENTINELS.items()}
     first = min(ids.values())
     size = whole(given)["vocab_size"]
-    return Vocabulary(size, eoss=-1, codes=first, code_count=len(ids), **named)
+    kept = {i for name, i in names.items() if name == PLACE or re.fullmatch(r"<reserved\d+>", name)}
+    barred = tuple(sorted(kept - set(named.values())))
+    return Vocabulary(size, eoss=-1, codes=first, code_count=len(ids), barred=barred, **named)
 
 
 def config(given: Mapping) -> Config:
@@ -107,6 +110,7 @@ def config(given: Mapping) -> Config:
     """
     given = whole(given)
     vq = given["vq_config"]
+    sides = [vq["resolution"] >> level for level in range(len(vq["channel_multiplier"]))]
     return Config(
         decoder=decoder_config(
             given, EPS, qk_norm=True, head_norms=True, norm="post" if given["swin_norm"] else "pre"
@@ -116,7 +120,7 @@ def config(given: Mapping) -> Config:
             channels=vq["base_channels"],
             multipliers=tuple(vq["channel_multiplier"]),
             blocks=vq["num_res_blocks"],
-            attend=tuple(vq["attn_resolutions"] or ()),
+            attend=tuple(s for s in vq["attn_resolutions"] or () if s in sides),
             latent=vq["latent_channels"],
             quantiser=QuantiserConfig(
                 kind="vq",
@@ -158,8 +162,10 @@ def given(c: Config, v: Vocabulary) -> dict:
     letters = str.maketrans("0123456789", "ABCDEFGHIJ")
     names = {f"{PREFIX}{str(n).translate(letters)}Z": v.codes + n for n in range(v.code_count)}
     names |= {name: getattr(v, ours) for ours, name in SENTINELS.items() if getattr(v, ours) >= 0}
-    taken = set(names.values())
-    names[PLACE] = next(n for n in range(v.size) if n not in taken)
+    taken = {-1, *names.values()}
+    spare = (n for n in (*v.barred, v.eoss, *v.masks, *range(v.size)) if n not in taken)
+    names[PLACE] = next(spare)  # no word, if anything else is left
+    names |= {f"<reserved{n:05d}>": n for n in v.barred if n != names[PLACE]}
     return given_decoder(c.decoder) | {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
@@ -299,10 +305,11 @@ def extra(c: Config) -> dict[str, Any]:
     return {f"codec/{n}": x for n, x in flat.items() if not n.startswith(known)}
 
 
-def place(c: Config) -> dict[str, int]:
-    """Sizes of the rows that such a model reads: a picture and as many words."""
+def place(c: Config) -> dict[str, Any]:
+    """Sizes of the rows that such a model reads, three pictures with words, and its resizing."""
     return {
-        "image": c.codec.image, "patch": c.codec.factor, "length": min(2 * c.tokens + 64, 4096),
+        "image": c.codec.image, "patch": c.codec.factor, "length": min(4 * c.tokens + 64, 4096),
+        "resize": "pil_lanczos",
     }  # fmt: skip
 
 

@@ -195,9 +195,13 @@ def given(c: Config, v: Vocabulary) -> dict:
     } | (size if clip else {})
 
 
-def place(c: Config) -> dict[str, int]:
-    """Sizes of the rows that such a model reads: one picture at one position, and its words."""
-    return {"image": c.image, "patch": c.image, "length": c.text.length + 8}
+def place(c: Config) -> dict[str, Any]:
+    """Sizes of the rows that such a model reads: one picture at one position, and its words.
+
+    SigLIP sees all of a picture, whatever its aspect; CLIP the middle.
+    """
+    how = {} if c.objective == "softmax" else {"resize": "pil_bicubic_stretch"}
+    return {"image": c.image, "patch": c.image, "length": c.text.length + 8} | how
 
 
 def extra(c: Config) -> dict[str, np.ndarray]:

@@ -278,9 +278,9 @@ def extra(c: Config) -> dict[str, Any]:
     return {}
 
 
-def place(c: Config) -> dict[str, int]:
-    """Sizes of the rows that such a model reads: a picture takes one position."""
-    return {"image": c.image, "patch": c.patch, "length": 1024}
+def place(c: Config) -> dict[str, Any]:
+    """Sizes of the rows that such a model reads: a picture takes one position, and is not cut."""
+    return {"image": c.image, "patch": c.patch, "length": 1024, "resize": "pil_bicubic_stretch"}
 
 
 def hidden_states(parts: Parts, params, read: Read, mask, position) -> list:

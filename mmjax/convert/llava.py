@@ -168,10 +168,11 @@ def extra(c: Config) -> dict[str, Any]:
     return {}
 
 
-def place(c: Config) -> dict[str, int]:
-    """Sizes of the rows that such a model reads: pictures and words."""
+def place(c: Config) -> dict[str, Any]:
+    """Sizes of the rows that such a model reads, pictures and words, and its tower's resizing."""
     more = c.tokens - c.vision.side**2
-    return {"image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512, "extra": more}
+    how = {} if c.vision.pool == "token" else {"resize": "pil_bicubic_stretch"}
+    return {"image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512, "extra": more} | how
 
 
 def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapping) -> dict:

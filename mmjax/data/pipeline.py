@@ -27,20 +27,11 @@ from mmjax.data.record import Record, Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
 from mmjax.data.spans import move_spans
-from mmjax.data.transform import (
-    captioning,
-    conversation,
-    drop_caption,
-    kind,
-    one_question,
-    order,
-    reconstruction,
-)
+from mmjax.data.transform import TEMPLATES, kind, templated, to_document
 from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
-TEMPLATES = ("sep", "sep_one", "vicuna", "reconstruct", "caption")
 BOTTLENECKS = ("none", "lowres", "registers")
 
 
@@ -85,8 +76,8 @@ def tokenizer_of(c: DataConfig) -> Tokenizer:
 
 def path_of(c: DataConfig, name: str) -> Path:
     """Where a source lies: with `coded`, beside its pictures, where `mmjax tokenize` put it."""
-    path = c.sources[name].path
-    return Path(path + store.CODED) if c.coded else Path(path)
+    path = Path(c.sources[name].path)
+    return store.coded(path) if c.coded else path
 
 
 def records(c: DataConfig, name: str, split: str) -> Records:
@@ -147,19 +138,6 @@ def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "packages": {p: importlib.metadata.version(p) for p in ("grain", "numpy", "tokenizers")},
     }
-
-
-def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Generator) -> Document:
-    """Record -> document: by its source's template, or caption and picture in drawn order."""
-    if template == "reconstruct":
-        return reconstruction(record, rng, c.bottleneck, c.shrink)
-    if template == "caption":
-        return captioning(record)
-    if template == "sep_one":
-        return conversation(one_question(record, rng), "sep")
-    if template:
-        return conversation(record, template)
-    return drop_caption(order(record.document, rng, c.text_first), rng, c.caption_dropout)
 
 
 def to_pieces(
@@ -254,7 +232,7 @@ def stream(source: SourceConfig, known: Records, seed: int, name: str = ""):
         return endless(known)
     kinds: dict[str, list[int]] = {}
     for number in range(len(known)):
-        kinds.setdefault(kind(known[number].document), []).append(number)
+        kinds.setdefault(kind(templated(source.template, known[number])), []).append(number)
     return mix([endless(Subset(known, kinds[k])) for k in sorted(kinds)], [1.0] * len(kinds))
 
 

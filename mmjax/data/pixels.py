@@ -16,6 +16,8 @@ import PIL.ImageOps
 from mmjax.data.resize import RESIZE, Size, pil_bilinear_aa, pil_box
 from mmjax.error import UserError
 
+UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+
 
 class Shrunk(NamedTuple):
     """An encoded picture that is read as if its side had `factor` times fewer pixels."""
@@ -31,6 +33,14 @@ class Shaped(NamedTuple):
     size: tuple[int, int]
 
 
+def unreadable(data: bytes, error: Exception) -> UserError:
+    """What to raise where Pillow does not read some bytes."""
+    why = str(error)
+    if isinstance(error, PIL.UnidentifiedImageError):  # it would name an object in memory
+        why = "it is no PNG, JPEG or other format that Pillow reads; convert it"
+    return UserError(f"a picture of {len(data)} bytes cannot be decoded: {why}")
+
+
 def size_of(data: bytes) -> tuple[int, int]:
     """(Height, width) of an encoded picture the right way up; only its header is read.
 
@@ -41,8 +51,8 @@ def size_of(data: bytes) -> tuple[int, int]:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             width, height = opened.size
             turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(data, error) from error
     return (width, height) if turned else (height, width)
 
 
@@ -59,8 +69,8 @@ def decode_image(data: bytes, size: Size, resize: str, shrink: int = 1) -> np.nd
     try:
         with PIL.Image.open(io.BytesIO(data)) as opened:
             picture = flatten(opened)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"a picture of {len(data)} bytes cannot be decoded: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(data, error) from error
     pixels = RESIZE[resize](np.asarray(picture, np.uint8), size)
     if shrink == 1:
         return pixels

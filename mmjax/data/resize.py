@@ -1,10 +1,10 @@
 """Resizing by named modes: the same picture, shrunk by two libraries, is not the same picture.
 
-All modes but `pil_bicubic_pad` keep the largest box of the wanted shape at the centre and bring it
-to `size`, a side or (height, width); for a side the box is the central square. Where a kernel
-reaches over the square's border it sees the pixels there, as if the whole picture had been resized
-and its centre cut out. Only Pillow rounds and clips between rows and columns, the cheaper of which
-it takes first, so there the two ways may differ.
+All modes but `pil_bicubic_pad` and `pil_bicubic_stretch` keep the largest box of the wanted shape
+at the centre and bring it to `size`, a side or (height, width); for a side the box is the central
+square. Where a kernel reaches over the square's border it sees the pixels there, as if the whole
+picture had been resized and its centre cut out. Only Pillow rounds and clips between rows and
+columns, the cheaper of which it takes first, so there the two ways may differ.
 
 `pil_*` and `nearest` are Pillow's own. The others are matrices in NumPy, for these functions run in
 processes that must leave the accelerator alone. Compared with the originals on two photographs,
@@ -58,6 +58,12 @@ def pil_bicubic_pad(pixels: np.ndarray, size: Size) -> np.ndarray:
     top, left = (h - height) // 2, (w - width) // 2
     canvas[top : top + height, left : left + width] = pixels
     return pil_bicubic_aa(canvas, size)
+
+
+def pil_bicubic_stretch(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: the whole picture, whatever its aspect (SigLIP)."""
+    high, wide = (size, size) if isinstance(size, int) else size
+    return np.asarray(PIL.Image.fromarray(pixels).resize((wide, high), Resampling.BICUBIC))
 
 
 def nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -115,6 +121,7 @@ RESIZE: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "pil_bilinear_aa": pil_bilinear_aa,
     "pil_bicubic_aa": pil_bicubic_aa,
     "pil_bicubic_pad": pil_bicubic_pad,
+    "pil_bicubic_stretch": pil_bicubic_stretch,
     "pil_lanczos": pil_lanczos,
     "torch_bicubic": torch_bicubic,
     "tf1_bilinear": tf1_bilinear,

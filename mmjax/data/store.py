@@ -39,7 +39,12 @@ def info(path: str | Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"{path} holds no data set; `mmjax data build` makes one") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}); remove {path}, build it again") from error
+        raise UserError(f"{file} is damaged ({error}); remove {path}, make it again") from error
+
+
+def coded(path: Path) -> Path:
+    """Where the codes or latents of a data set's pictures lie, beside it."""
+    return path.with_name(path.name + CODED)
 
 
 def left_out(path: str | Path, found: Mapping[str, Any]) -> str:
@@ -49,7 +54,10 @@ def left_out(path: str | Path, found: Mapping[str, Any]) -> str:
         found: what `info` tells of the set, or nothing for one that TFDS wrote.
     """
     count = found.get("rejected")
-    return f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}" if count else ""
+    if not count:
+        return ""
+    again = "; mend the source, remove the set and make it again to have them"
+    return f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}{again}"
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,26 @@ class Source:
     def __len__(self) -> int:
         return self.length
 
+    def open(self) -> None:
+        """Opens the files now.
+
+        Raises:
+            UserError: if one is missing or cut; else reading any record would.
+        """
+        self._raw  # noqa: B018
+
     @cached_property
     def _raw(self) -> Sequence[bytes]:
         names = [str(self.path / name) for name in self.files]
         for name in names:
             if not Path(name).is_file():
-                raise UserError(f"{name} is missing; remove {self.path}, build it again")
+                raise UserError(f"{name} is missing; remove {self.path}, make it again")
         try:
             return grain.sources.ArrayRecordDataSource(names)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{self.path}, {self.split}: a file is damaged ({error}); build it again"
+                f"{self.path}, {self.split}: a file is damaged ({error}); remove the set, make it "
+                f"again"
             ) from error
 
     def __getitem__(self, index) -> Record:
@@ -86,7 +103,7 @@ class Source:
             return unpack(self._raw[index])
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.path}, {self.split}, record {index} is damaged; remove the set, build it "
+                f"{self.path}, {self.split}, record {index} is damaged; remove the set, make it "
                 f"again: {error}"
             ) from error
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from mmjax.batch import Document, Image, Text
+from mmjax.config import DataConfig
 from mmjax.data.record import Record
 from mmjax.data.tokenizer import END, REGISTER, SEPARATOR
 from mmjax.error import UserError
 
+TEMPLATES = ("sep", "sep_one", "sep_draw", "vicuna", "reconstruct", "caption")
 Parts = list[Text | Image]
 
 # How Vicuna, and LLaVA after it, begin a conversation.
@@ -62,6 +64,36 @@ RECONSTRUCT = (
     "Another print of this, please.",
     "Duplicate the image.",
 )
+
+
+def to_document(c: DataConfig, template: str, record: Record, rng: np.random.Generator) -> Document:
+    """Record -> document: by its source's template, or caption and picture in drawn order.
+
+    Raises:
+        UserError: if the record lacks what the template needs.
+    """
+    if template == "reconstruct":
+        return reconstruction(record, rng, c.bottleneck, c.shrink)
+    if template == "sep_one":
+        record = one_question(record, rng)
+    if template:
+        return templated(template, record)
+    return drop_caption(order(record.document, rng, c.text_first), rng, c.caption_dropout)
+
+
+def templated(template: str, record: Record) -> Document:
+    """A record as a template has it but for what is drawn at random.
+
+    Raises:
+        UserError: if the record lacks what the template needs.
+    """
+    if template in ("", "reconstruct"):
+        return record.document
+    if template == "caption":
+        return captioning(record)
+    if template == "sep_draw":
+        return conversation(drawing(record), "sep")
+    return conversation(record, "sep" if template == "sep_one" else template)
 
 
 def order(document: Document, rng: np.random.Generator, text_first: float) -> Document:
@@ -137,6 +169,18 @@ def one_question(record: Record, rng: np.random.Generator) -> Record:
         return record
     drawn = known[int(rng.integers(len(known)))]
     return replace(record, facts={**record.facts, "questions": [drawn]})
+
+
+def drawing(record: Record) -> Record:
+    """The record as a conversation: its texts ask for its pictures.
+
+    Raises:
+        UserError: if it has no picture.
+    """
+    pictures = _pictures(record, "sep_draw")
+    texts = [part for part in record.document if isinstance(part, Text)]
+    roles = ["human"] * len(texts) + ["gpt"] * len(pictures)
+    return replace(record, document=(*texts, *pictures), facts={**record.facts, "roles": roles})
 
 
 def reconstruction(

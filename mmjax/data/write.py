@@ -102,8 +102,8 @@ def write(
                 bar.update(task, completed=part.items, description=_title(dst, part))
     except OSError as error:
         raise UserError(
-            f"cannot write {dst}: {error.strerror or error}; make room or choose another --dst, "
-            f"then the same command goes on"
+            f"cannot write {dst}: {error.strerror or error}; make room there, and the same command "
+            f"goes on; or choose another place"
         ) from error
     if not draft.shards:
         first = (dst / REJECTS).read_text().split("\n")[0] if draft.rejected else "no items"
@@ -127,11 +127,14 @@ def _begin(dst: Path, source: dict) -> Draft:
     file = dst / DRAFT
     names = set(os.listdir(dst))
     if file.is_file():
-        found = Draft(**json.loads(file.read_text()))
+        try:
+            found = Draft(**json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}); remove {dst}, begin again") from error
         if found.source == source:
             draft = found
     elif names - {REJECTS}:
-        raise UserError(f"{dst} holds something else; name a new or an empty directory")
+        raise UserError(f"{dst} holds something else; remove it, or name another place")
     kept = {name for shards in draft.shards.values() for name, _ in shards}
     for name in names:
         if name.split(".", 1)[-1].startswith("array_record") and name not in kept:

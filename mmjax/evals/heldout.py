@@ -11,7 +11,7 @@ from mmjax.batch import Image, Text
 from mmjax.data import pipeline
 from mmjax.data.kinds import with_kinds
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import encode
+from mmjax.data.tokenizer import SEPARATOR, encode
 from mmjax.trained import Trained
 
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
@@ -32,20 +32,22 @@ class Pair(NamedTuple):
 
 
 def source(trained: Trained) -> str:
-    """The source that is evaluated: by name the first to have a picture with a text, or the first.
+    """The source that is evaluated: by name the first to have what is asked about, or the first.
 
-    It has one if it has one among its first LOOKED training records.
+    It has some if there is one among its first LOOKED training records.
     """
     data = replace(trained.run.experiment.data, coded=False)
     for name in data.sources:
         records = pipeline.records(data, name, "train")
-        if any(is_pair(records[i]) for i in range(min(len(records), LOOKED))):
+        if any(is_asked(trained, records[i]) for i in range(min(len(records), LOOKED))):
             return name
     return next(iter(data.sources))
 
 
-def is_pair(record: Record) -> bool:
-    """Whether a record is one picture with a text."""
+def is_asked(trained: Trained, record: Record) -> bool:
+    """Whether a record is one picture with a text; for a codec, which reads none, has a picture."""
+    if trained.run.experiment.family == "codec":
+        return bool(record.images)
     return len(record.images) == 1 and bool(record.caption)
 
 
@@ -61,16 +63,19 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
     """Up to `count` pairs of a split of the source, in an order the seed fixes.
 
     Passed over are records that are not one picture with a text, too long for a row, or whose
-    picture is of another kind than the default.
+    picture is of another kind than the default. For a codec any first picture of a record will do.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
     name = source(trained)
     held = pipeline.records(data, name, split)
     room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
+    reads = trained.run.experiment.family != "codec"
     pairs: list[Pair] = []
     for i in np.random.default_rng(seed).permutation(len(held)):
         record = held[int(i)]
-        fits = is_pair(record) and len(encode(trained.run.tokenizer, record.caption)) <= room
+        fits = is_asked(trained, record)
+        if fits and reads:
+            fits = len(encode(trained.run.tokenizer, record.caption)) <= room
         if fits and not any(getattr(p, "kind", 0) for p in with_kinds(data, record.document, name)):
             pairs.append(Pair(record.caption, record.images[0], record.facts))
         if len(pairs) == count:
@@ -86,8 +91,16 @@ def drawings(trained: Trained, split: str, count: int, seed: int) -> tuple[list[
     at = (split, count, seed)
     if at not in trained.drawn:
         records = draw(trained, split, count, seed)
-        trained.drawn[at] = records, trained.draw([[Text(r.caption)] for r in records], seed)
+        asked = [request(trained, r.caption) for r in records]
+        trained.drawn[at] = records, trained.draw(asked, seed)
     return trained.drawn[at]
+
+
+def request(trained: Trained, caption: str) -> list[Text]:
+    """What asks for a picture of a caption, in the form that the model was trained on."""
+    templates = {s.template for s in trained.run.experiment.data.sources.values()}
+    ends = [Text(SEPARATOR, loss=False)] if "sep_draw" in templates else []
+    return [Text(caption), *ends]
 
 
 def captioned(records: Sequence[Pair], text_first: bool = False) -> list:

@@ -29,7 +29,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """
     e = trained.run.experiment
     known = heldout.draw(trained, "train", max(e.evals.documents, 2000), seed)
-    if not known:  # no pictures with a text of their own
+    if not known:  # no pictures
         return {}
     train = pictures(trained, known)
     values = usage(trained, train, seed)

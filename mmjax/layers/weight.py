@@ -8,11 +8,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.error import UserError
 from mmjax.mesh import Rules
 
 # What is kept in which precision: parameters f32; activations in the configured dtype (bf16 on
 # TPU and GPU, f32 on CPU); softmax, norms, losses and logits f32.
 PARAM_DTYPE = jnp.float32
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_dtype(dtype: str, at: str) -> None:
+    """Checks the precision of activations that the configuration at `at` names.
+
+    Raises:
+        UserError: if it is unknown.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"{at}.dtype={dtype!r} is unknown; have: {', '.join(DTYPES)}")
 
 
 def normal(key, shape, dtype, scale: float):

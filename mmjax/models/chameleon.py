@@ -38,6 +38,7 @@ class Config:
         codec: as it was trained; `config.start` names the run its weights come from.
         z_weight: coefficient of (log Z)^2 over the whole vocabulary (section 2.3: 1e-5).
         text_weight, image_weight: what a token counts, by modality; 1 and 1 in the paper.
+        draws: False where the codec's weights were imported without its decoder.
     """
 
     decoder: DecoderConfig
@@ -45,6 +46,7 @@ class Config:
     z_weight: float
     text_weight: float
     image_weight: float
+    draws: bool = True
 
     def __post_init__(self):
         """Checks that the codec has codes."""

@@ -15,11 +15,10 @@ from mmjax.layers.mlp import SwiGLU
 from mmjax.layers.norm import rms
 from mmjax.layers.position import rope_angles
 from mmjax.layers.tower import Route, route
-from mmjax.layers.weight import Layer
+from mmjax.layers.weight import Layer, check_dtype
 
 BIASES = ("attention", "mlp")
 UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ class DecoderConfig:
                 raise UserError(f"decoder.{name}={getattr(self, name)} must be at least 1")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"decoder.dropout={self.dropout} must be at least 0 and below 1")
-        if self.dtype not in DTYPES:
-            have = ", ".join(DTYPES)
-            raise UserError(f"decoder.dtype={self.dtype!r} is unknown; have: {have}")
+        check_dtype(self.dtype, "decoder")
         if self.head_dim % 2 or self.head < 0 or (not self.head and self.width % self.heads):
             near = self.heads * max(self.head_dim // 2, 1) * 2
             raise UserError(

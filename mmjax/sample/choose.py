@@ -32,10 +32,10 @@ def contrast(conditional, unconditional, alpha: float, k: int):
 
     Args:
         conditional, unconditional: [b, v] finite logits.
-        alpha: above 0, up to 1. k: 1 to v.
+        alpha: above 0, up to 1. k: at least 1; beyond v it is v.
     """
     c, u = (jax.nn.log_softmax(x, axis=-1) for x in (conditional, unconditional))
-    least = jax.lax.top_k(c, k)[0][..., -1:] + jnp.log(alpha)
+    least = jax.lax.top_k(c, min(k, c.shape[-1]))[0][..., -1:] + jnp.log(alpha)
     return allow(c - u, c >= least)
 
 

@@ -221,11 +221,11 @@ def draw(parts, params, state: State, keys, solver: Solver, options: Options) ->
 
 
 def word_ids(vocabulary: Vocabulary):
-    """[v] bool: ids of words, neither sentinels nor codes."""
+    """[v] bool: ids of words, neither sentinels nor codes nor barred."""
     v = vocabulary
     index = jnp.arange(v.size)
     code = (index >= v.codes) & (index < v.codes + v.code_count)
-    return ~code & ~jnp.isin(index, jnp.array(v.sentinels))
+    return ~code & ~jnp.isin(index, jnp.array(v.sentinels + v.barred))
 
 
 def pick(parts: Reader, params, state: State, plan: Plan, keys, options: Options):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmjax.batch import Document, Image, Text
+from mmjax.data.pixels import size_of
 from mmjax.data.tokenizer import MASK, SEPARATOR
 from mmjax.error import UserError
 
@@ -107,12 +108,17 @@ def read(path: Path) -> bytes:
     """A picture's file.
 
     Raises:
-        UserError: if it is not there, or cannot be read.
+        UserError: if it is not there, cannot be read, or is no picture.
     """
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"picture {path} does not exist") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"picture {path} cannot be read: {why}") from error
+    try:
+        size_of(data)
+    except UserError as error:
+        raise UserError(f"picture {path}: {error}") from error
+    return data

@@ -59,11 +59,12 @@ def plan(
 ) -> Plan:
     """What is asked of each row; size: `engine.turns` of a picture."""
     v, codes = parts.vocabulary, parts.vocabulary.code_count > 0
-    free = [wish.text if r.draw is False else 0 for r in requests]
+    left = length + 1 - (np.asarray(rows.segment) > 0).sum(1)
+    free = np.minimum([0 if r.draw else wish.text for r in requests], left)
     made = [size + 1 if r.draw else wish.pictures * (size + 2) for r in requests]
     limit = np.add(free, made)
     if codes:  # every turn takes a position
-        limit = np.minimum(limit, length + 1 - (np.asarray(rows.segment) > 0).sum(1))
+        limit = np.minimum(limit, left)
     ends = [[v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos] for r in requests]
     columns = (
         [size + 1 if r.draw else 0 for r in requests],
@@ -78,11 +79,14 @@ def plan(
     return Plan(*(jnp.asarray(column, jnp.int32) for column in columns))
 
 
-def room(requests: Sequence[Request], wish: Wish, parts: Reader) -> tuple[int, int]:
-    """(most new positions, most new pictures) of a row."""
+def room(
+    requests: Sequence[Request], rows: Batch, wish: Wish, length: int, parts: Reader
+) -> tuple[int, int]:
+    """(most new positions, most new pictures) of a row, which never grows beyond `length`."""
     pictures = max(1 if r.draw else wish.pictures for r in requests)
     text = max(0 if r.draw else wish.text for r in requests)
-    return text + pictures * (parts.config.tokens + 2), pictures
+    columns = text + pictures * (parts.config.tokens + 2)
+    return min(columns, max(length + 1 - rows.tokens.shape[1], 1)), pictures
 
 
 def talk(
@@ -125,7 +129,7 @@ def _advance(
     """A batch of requests, carried out."""
     c, parts = run.experiment.data, run.model.parts
     asked = plan(requests, rows, wish, c.length, engine.turns(parts, options), parts)
-    columns, pictures = room(requests, wish, parts)
+    columns, pictures = room(requests, rows, wish, c.length, parts)
     chosen = replace(options, count=int(asked.limit.max()), room=columns, pictures=pictures)
     multiple = run.rules.split("batch")
     index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)

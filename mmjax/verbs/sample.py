@@ -1,16 +1,16 @@
 """Draws pictures from text, writes text from pictures, or both in turn, with a trained model.
 
     mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/made
-    mmjax sample --workdir=out/chameleon --prompt=prompts.jsonl --pictures=2 --stream
+    mmjax sample --workdir=out/chameleon --prompt="a large blue ring" --pictures=2 --stream
 
 A prompt is text (a picture is drawn from it; models that draw none write on), the path of a picture
 (a caption is written for it), or a JSONL file with one {"text": ...}, {"image": "path"} or
-{"parts": [...]} a line. Parts are {"text": ...}, {"image": "path"}, and one {"make": "image"} or
-{"make": "text"} where something is to be made: at the end, or, with models trained on CM3's
-objective, anywhere. A picture whose kind its aspect does not tell is {"image": "path", "kind":
-"depth"}. With --pictures=N, parts that ask for no picture are answered with text and up to N
-pictures in any order. Prompts run in one compiled batch. Leaves pictures, samples.jsonl and
-sheet.png of all in --out.
+{"parts": [...]} a line, paths relative to the file. Parts are {"text": ...}, {"image": "path"}, and
+one {"make": "image"} or {"make": "text"} where something is to be made: at the end, or, with models
+trained on CM3's objective, anywhere. A picture whose kind its aspect does not tell is {"image":
+"path", "kind": "depth"}. With --pictures=N, what asks for no picture, a text alone too, is answered
+with text and up to N pictures in any order. Prompts run in one compiled batch. Leaves pictures,
+samples.jsonl and sheet.png of all in --out.
 """
 
 import json
@@ -124,24 +124,24 @@ def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
             raise UserError(f"{path}:{number} is not JSON: {error}") from error
         where = f"{path}:{number}"
         if isinstance(row, dict) and isinstance(row.get("parts"), list):
-            prompts.append([one_part(part, where) for part in row["parts"]])
+            prompts.append([one_part(part, where, path.parent) for part in row["parts"]])
         else:
-            part = one_part(row, where)
+            part = one_part(row, where, path.parent)
             prompts.append([part, IMAGE] if draws and isinstance(part, str) else [part])
     if not prompts:
         raise UserError(f"prompt file {path} holds no prompt")
     return prompts
 
 
-def one_part(row, where: str) -> str | Path | Image | Slot:
-    """A part of a prompt, as JSON has it.
+def one_part(row, where: str, home: Path) -> str | Path | Image | Slot:
+    """A part of a prompt, as JSON has it; paths are relative to `home`.
 
     Raises:
         UserError: if it has none of the forms, or names a kind of a picture that is not there.
     """
     if isinstance(row, dict) and set(row) == {"image", "kind"}:
-        return Image(read(Path(str(row["image"]))), of=str(row["kind"]))
-    known: dict[str, Callable] = {"text": str, "image": Path, "make": MAKE.get}
+        return Image(read(home / str(row["image"])), of=str(row["kind"]))
+    known: dict[str, Callable] = {"text": str, "image": home.joinpath, "make": MAKE.get}
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()
         found = known[name](value) if name in known and isinstance(value, str) else None
@@ -157,7 +157,8 @@ def main(rest: list[str]) -> int:
     """Runs the prompts."""
     if WORKDIR.value is None or not PROMPT.value or rest:
         raise UserError("give --workdir=DIR and at least one --prompt")
-    prompts = read_prompts(PROMPT.value)  # complains before anything is loaded
+    free = INTERLEAVED.value > 0
+    prompts = read_prompts(PROMPT.value, not free)  # complains before anything is loaded
     out = Path(OUT.value)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; name a directory")

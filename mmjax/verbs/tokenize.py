@@ -19,7 +19,7 @@ from mmjax.run import families
 from mmjax.trained import load
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the codec's `mmjax train`")
+WORKDIR = flags.DEFINE_string("workdir", None, "directory of a codec's training, or a model's")
 
 
 def main(rest: list[str]) -> int:

@@ -226,6 +226,33 @@ def test_a_codec_of_no_levels_is_refused():
         replace(tiny(), multipliers=())
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"channels": 0}, r"codec\.channels=0 must be at least 1"),
+        ({"latent": 0}, r"codec\.latent=0"),
+        ({"blocks": 0}, r"codec\.blocks=0"),
+        ({"multipliers": (1, 0)}, r"codec\.multipliers"),
+        ({"dtype": "float33"}, r"codec\.dtype='float33' is unknown; have: float32, bfloat16"),
+        ({"attend": (12,)}, r"codec\.attend=\(12,\) has 12; levels have sides \["),
+    ],
+)
+def test_what_no_codec_has_is_refused(change, word):
+    with pytest.raises(UserError, match=word):
+        replace(tiny(), **change)
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (16, 4), (8, 8)])
+def test_a_codec_goes_over_pictures_of_any_shape(shape):
+    """Its attention sits at levels, wherever their sides come out."""
+    c = replace(tiny(kind="kl", codes=0), attend=(8,))
+    codec, params = weights(c)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape, 3)).astype(np.uint8)
+    made = autoencoder.encode_latents(codec, params, pixels)
+    assert made.shape == (2, shape[0] // c.factor, shape[1] // c.factor, c.quantiser.width)
+    assert autoencoder.decode_latents(codec, params, made).shape == pixels.shape
+
+
 def test_a_picture_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"^codec\.image=10 must be divisible by 4"):
         replace(tiny(), image=10, multipliers=(1, 1, 1))

@@ -277,6 +277,11 @@ def test_perplexity_counts_codes_in_equal_use():
         (dict(decay=1.0), "decay"),
         (dict(codes=0), "codes=0.* must be at least 1"),
         (dict(kind="rvq", depth=0), "depth=0 must be at least 1"),
+        (dict(kind="kl", codes=0, width=0), "width=0"),
+        (dict(kind="lfq", width=40, codes=2**40), "width=40 of an lfq must be at most 24"),
+        (dict(commit=-1.0), "commit=-1.0"),
+        (dict(legacy_beta=True), "legacy_beta"),
+        (dict(kind="kl", codes=0, decay=0.0, legacy_beta=True), "legacy_beta"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, word):

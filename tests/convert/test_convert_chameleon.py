@@ -30,6 +30,24 @@ def test_ids_are_read_from_their_names(given):
     assert ids[16] == number  # B is 1, G is 6
 
 
+def test_ids_in_reserve_are_never_words(given):
+    """`<image>` stands for pictures in their prompts; the rest of the reserve for nothing yet."""
+    v = convert.vocabulary(given)
+    assert v.barred == (given["vocabulary_map"]["<image>"],)
+    names = given["vocabulary_map"] | {"<reserved00007>": 52, "<reserved08706>": 53, "reserved": 54}
+    v = convert.vocabulary(given | {"vocabulary_map": names})
+    assert v.barred == tuple(sorted((names["<image>"], 52))) and v.sep == 53
+    c = convert.config(given)
+    back = convert.vocabulary(convert.given(c, v))
+    assert back.barred == v.barred and back.sep == v.sep
+
+
+def test_rows_have_room_for_three_pictures_resized_as_theirs(given):
+    c = convert.config(given)
+    place = convert.place(c)
+    assert place["resize"] == "pil_lanczos" and place["length"] > 3 * (c.tokens + 2)
+
+
 def test_there_and_back(given):
     c, v = convert.config(given), convert.vocabulary(given)
     back = convert.given(c, v)

@@ -21,7 +21,7 @@ from tiny import tiny, tiny_config
 
 from mmjax import config, run
 from mmjax.batch import IMAGE, TEXT, Image, Text
-from mmjax.data import pipeline
+from mmjax.data import pipeline, transform
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pipeline import train_batches
 from mmjax.data.pixels import decode_image
@@ -275,7 +275,7 @@ def test_a_document_has_its_caption_and_its_picture(openmoji):
         (0.5, 1.0, [image]),
     ):
         c = settings(openmoji, **{"data.text_first": first, "data.caption_dropout": dropout})
-        assert list(pipeline.to_document(c, "", record, rng)) == want
+        assert list(transform.to_document(c, "", record, rng)) == want
 
 
 def two(openmoji, exchanged, weights):
@@ -325,6 +325,19 @@ def test_kinds_of_documents_take_turns(openmoji):
     assert len({part.data for d in first for part in d if isinstance(part, Image)}) == 10
 
 
+def test_kinds_are_those_of_what_a_template_makes_of_records():
+    """Ninety ask about a picture and ten for one; as they lie there, all are interleaved."""
+    roles = {"roles": ["human", "human", "gpt"]}
+    seen = (Text("what is it?"), Image(b"x"), Text("a cat"))
+    wanted = (Image(b"x"), Text("and in black?"), Image(b"y"))
+    records = [Record(str(i), seen if i < 90 else wanted, roles) for i in range(100)]
+    assert {transform.kind(record.document) for record in records} == {"interleaved"}
+    source = config.SourceConfig("unused", 1.0, "sep", True)
+    for balance, want in ((True, 100), (False, 20)):
+        drawn = pipeline.stream(dataclasses.replace(source, balance=balance), records, 0)
+        assert sum(int(drawn[n][1].id) >= 90 for n in range(200)) == want
+
+
 def test_the_mixture_changes_with_its_stage_and_goes_on_from_anywhere(openmoji, exchanged):
     c = two(openmoji, exchanged, (1.0, 1.0))
     only = [{"mine": 1.0, "yours": 0.0}, {"mine": 0.0, "yours": 1.0}]
@@ -372,21 +385,27 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         {"question": "how many?", "answer": "one"},
     ]
     record = Record("x", (Text("a cat"), Image(b"")), {"questions": asked})
-    document = pipeline.to_document(c, "sep", record, np.random.default_rng(0))
+    document = transform.to_document(c, "sep", record, np.random.default_rng(0))
     said = [(part.text, part.loss) for part in document if isinstance(part, Text)]
     assert said == [
         ("what is it?", False), ("<sep>", False), ("a cat", True), ("<sep>", True),
         ("how many?", False), ("<sep>", False), ("one", True),
     ]  # fmt: skip
-    told = pipeline.to_document(c, "vicuna", record, np.random.default_rng(0))
+    told = transform.to_document(c, "vicuna", record, np.random.default_rng(0))
     said = [(part.text, part.loss) for part in told if isinstance(part, Text)]
     assert said[1:4] == [("what is it?", False), ("ASSISTANT:", False), ("a cat", True)]
     for seed in range(4):
-        drawn = pipeline.to_document(c, "sep_one", record, np.random.default_rng(seed))
+        drawn = transform.to_document(c, "sep_one", record, np.random.default_rng(seed))
         assert [p.text for p in drawn if isinstance(p, Text)] in (
             ["what is it?", "<sep>", "a cat"], ["how many?", "<sep>", "one"],
         )  # fmt: skip
-    for known in ("", *pipeline.TEMPLATES):
+    drawn = transform.to_document(c, "sep_draw", record, np.random.default_rng(0))
+    assert [(type(p), p.loss) for p in drawn] == [(Text, False), (Text, False), (Image, True)]
+    assert [p.text for p in drawn[:2]] == ["a cat", "<sep>"]
+    assert transform.kind(drawn) == "text_to_image" != transform.kind(document)
+    with pytest.raises(UserError, match="record y has no picture, which the template 'sep_draw'"):
+        transform.to_document(c, "sep_draw", Record("y", (Text("a cat"),)), None)
+    for known in ("", *transform.TEMPLATES):
         source = config.SourceConfig("unused", 1.0, known, False)
         pipeline.check(dataclasses.replace(c, sources={"mine": source}))
     wrong = config.SourceConfig("unused", 1.0, "chat", False)

@@ -19,7 +19,8 @@ from mmjax.data.resize import MEAN_COLOUR
 from mmjax.data.resize import RESIZE as ALL
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "resize"
-RESIZE = {mode: function for mode, function in ALL.items() if mode != "pil_bicubic_pad"}
+WHOLE = ("pil_bicubic_pad", "pil_bicubic_stretch")  # which cut nothing off
+RESIZE = {mode: function for mode, function in ALL.items() if mode not in WHOLE}
 NAMES, SIZES = ("china", "flower"), (16, 48)
 # Pillow computes in integers; elsewhere a tie of rounding may fall on either side.
 TOLERANCE = {mode: 0 if mode.startswith("pil") or mode == "nearest" else 1 for mode in RESIZE}
@@ -169,3 +170,16 @@ def test_padding_keeps_all_of_a_picture_in_the_middle():
     np.testing.assert_array_equal(found, ALL["pil_bicubic_aa"](square, 20))
     assert gap(found, ALL["pil_bicubic_aa"](picture, 20)) > 10
     np.testing.assert_array_equal(ALL["pil_bicubic_pad"](picture, (tall, wide)), picture)
+
+
+@pytest.mark.parametrize("size", [16, (16, 8)])
+def test_stretched_is_the_whole_picture(size):
+    high, wide = (size, size) if isinstance(size, int) else size
+    for name in NAMES:
+        picture = PIL.Image.fromarray(PICTURES[name]).resize((wide, high), Resampling.BICUBIC)
+        found = ALL["pil_bicubic_stretch"](PICTURES[name], size)
+        np.testing.assert_array_equal(found, np.asarray(picture))
+        assert gap(found, ALL["pil_bicubic_aa"](PICTURES[name], size)) > 10
+    square = PICTURES["china"][:, :40]
+    same = (ALL[mode](square, 16) for mode in ("pil_bicubic_stretch", "pil_bicubic_aa"))
+    np.testing.assert_array_equal(*same)

@@ -165,6 +165,22 @@ def test_another_source_starts_over_and_foreign_files_are_left_alone(tmp_path, m
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
+def test_damaged_notes_of_progress_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "ITEMS", 10)
+
+    def broken():
+        yield from items(25)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write.write(broken(), tmp_path / "set", {"name": "a"}, {})
+    file = tmp_path / "set" / write.DRAFT
+    for text in (file.read_text()[:-5], "{}", '{"source": {}, "much": 1}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"progress.json is damaged .*; remove .*, begin again"):
+            write.write(items(5), tmp_path / "set", {"name": "a"}, {})
+
+
 def test_nothing_readable(tmp_path):
     bad = [item(3), item(13)]
     with pytest.raises(UserError, match=r"no record could be read \(.*number 3 is damaged"):
@@ -201,7 +217,7 @@ def test_damage_on_disk_is_one_line(whole, tmp_path):
     middle = len(raw) // 2
     raw[middle : middle + 4096] = b"\xff" * 4096
     file.write_bytes(raw)
-    with pytest.raises(UserError, match=r"damaged.*build it again"):
+    with pytest.raises(UserError, match=r"damaged.*make it again"):
         list(store.read(tmp_path / "set", "train"))
     file.unlink()
     with pytest.raises(UserError, match="is missing"):

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from tiny import tiny_codec_config
+from tiny import tiny_codec, tiny_codec_config
 
 from mmjax import config, run
+from mmjax.batch import Image, Text
 from mmjax.codecs import efficientnet
-from mmjax.data import build
+from mmjax.data import build, pipeline
 from mmjax.evals import frechet, heldout, reconstruction
 from mmjax.trained import Trained
 
@@ -18,15 +19,24 @@ ONE = jax.devices()[:1]
 COUNT = 14
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory) -> Trained:
-    """A codec that was never trained, on scenes."""
-    home = tmp_path_factory.mktemp("reconstruction") / "scenes"
-    build.build("scenes", home, options={"count": 150, "size": 16, "level": 3})
-    c = tiny_codec_config(home)
+def codec(data, **changes) -> Trained:
+    """A codec that was never trained."""
+    c = tiny_codec_config(data, **changes)
     c.evals.documents = COUNT
     parts = run.prepare(config.resolve(c, run.families()), ONE)
     return Trained(parts, parts.init().params, 0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reconstruction") / "scenes"
+    build.build("scenes", path, options={"count": 150, "size": 16, "level": 3})
+    return path
+
+
+@pytest.fixture(scope="module")
+def untrained(scenes) -> Trained:
+    return codec(scenes)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +85,16 @@ def test_codes_are_counted_over_all_pictures(untrained, true):
     assert one["perplexity"].value < found["perplexity"].value
 
 
+def test_codes_of_several_books_are_counted_book_by_book(scenes, monkeypatch):
+    """Two books of six: of the first one code is used, of the second all."""
+    two = codec(scenes, model__codec=tiny_codec(kind="rvq", depth=2, codes=6))
+    ids = np.stack([np.full(60, 3), 6 + np.arange(60) % 6], axis=-1)
+    monkeypatch.setattr(reconstruction, "in_parts", lambda *_: ids.reshape(5, 24))
+    found = reconstruction.usage(two, np.zeros((5, 8, 8, 3), np.uint8), 0)
+    np.testing.assert_allclose(found["perplexity"].value, (1 + 6) / 2, rtol=1e-5)
+    np.testing.assert_allclose(found["codes_used"].value, 7 / 12, rtol=1e-6)
+
+
 @pytest.mark.skipif(not efficientnet.installed(), reason="needs the extra `perceptual`")
 def test_reconstructions_are_compared_as_a_distribution(untrained, true, tmp_path, monkeypatch):
     names = {f"frechet_lite0{t}{s}" for t in ("", "_true") for s in ("", "_concepts")}
@@ -91,6 +111,24 @@ def test_without_the_feature_network_nothing_is_compared(untrained, tmp_path, mo
     assert frechet.reconstructed(untrained, 0, tmp_path) == {}
 
 
-def test_pictures_without_texts_are_no_trouble(untrained, tmp_path, monkeypatch):
+def test_pictures_are_measured_whatever_stands_beside_them(untrained, scenes):
+    """A codec reads no text: there may be none, or one longer than a row of its training."""
+    patches = untrained.run.experiment.data.patches
+    short = codec(scenes, data__length=patches + 5)
+    for split in ("train", *heldout.splits(untrained)):
+        there = len(pipeline.records(short.run.experiment.data, "openmoji", split))
+        assert len(heldout.draw(short, split, COUNT, 0)) == min(COUNT, there) > 9
+    record = pipeline.records(short.run.experiment.data, "openmoji", "train")[0]
+    bare = replace(record, document=tuple(p for p in record.document if isinstance(p, Image)))
+    blank = replace(record, document=tuple(p for p in record.document if isinstance(p, Text)))
+    assert heldout.is_asked(short, record) and heldout.is_asked(short, bare)
+    assert not heldout.is_asked(short, blank)
+    e = replace(short.run.experiment, family="transfusion")
+    reader = replace(short, run=replace(short.run, experiment=e))
+    assert heldout.is_asked(reader, record) and not heldout.is_asked(reader, bare)
+    assert heldout.draw(reader, "train", COUNT, 0) == []
+
+
+def test_without_pictures_there_is_nothing_to_measure(untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(heldout, "draw", lambda *_: [])
-    assert reconstruction.evaluate(replace(untrained), 0, tmp_path) == {}
+    assert reconstruction.evaluate(untrained, 0, tmp_path) == {}

@@ -15,7 +15,7 @@ from tiny import tiny, tiny_chameleon_config
 import mmjax
 from mmjax import config, losses, run, start
 from mmjax.batch import IMAGE, TEXT, Image, Text, causal_mask, mixed_mask
-from mmjax.data import build, pipeline
+from mmjax.data import build, pipeline, transform
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import Shape
 from mmjax.data.pixels import decode_image
@@ -290,7 +290,7 @@ def test_documents_are_the_same_however_often_they_are_read():
     record = Record("1", (Text("red"), Image(png(picture(0, 8)))))
     c = tiny(data__bottleneck="registers").data
     made = [
-        [pipeline.to_document(c, name, record, np.random.default_rng(1)) for _ in range(2)]
+        [transform.to_document(c, name, record, np.random.default_rng(1)) for _ in range(2)]
         for name in ("reconstruct", "caption")
     ]
     assert all(a == b for a, b in made) and made[0] != made[1]

@@ -175,6 +175,11 @@ def test_contrast_scores_what_is_plausible_by_the_ratio(alpha, k):
             np.testing.assert_allclose(row, want, atol=1e-5)
 
 
+def test_contrast_with_more_than_all_takes_all():
+    x, y = np.random.default_rng(0).normal(size=(2, B, V)).astype(np.float32)
+    np.testing.assert_array_equal(CONTRAST(x, y, 0.3, V + 5), CONTRAST(x, y, 0.3, V))
+
+
 def test_contrast_prefers_what_only_the_condition_makes_likely():
     conditional, unconditional = np.log(np.float32([[[0.5, 0.4, 0.1]], [[0.6, 0.1, 0.3]]]))
     score = np.asarray(CONTRAST(conditional, unconditional, 0.5, 1))

@@ -15,7 +15,17 @@ from mmjax.config import Choice
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import chameleon
 from mmjax.sample.decode import logits_of
-from mmjax.sample.engine import Options, Plan, advance, begin, compress, pick, stream_of
+from mmjax.sample.engine import (
+    Options,
+    Plan,
+    advance,
+    begin,
+    code_logits,
+    compress,
+    pick,
+    stream_of,
+    word_ids,
+)
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = config.resolve(tiny_chameleon_config(), run.families()).model
@@ -71,12 +81,6 @@ whole = whole_of(PARTS, PARAMS)
 
 def keys(count: int, seed: int = 0):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(np.arange(count))
-
-
-def eager(parts):
-    """The same weights, but BOI more likely than any word: so pictures do begin."""
-    head = PARAMS["head"]["w"]
-    return parts | {"head": {"w": head.at[:, V.boi].set(2.0 * head[:, V.boi])}}
 
 
 def written(state) -> list[list[int]]:
@@ -259,15 +263,42 @@ def test_rows_stop_at_their_limit_their_end_or_their_last_picture():
 
 
 def test_a_picture_is_not_begun_without_room():
-    asked = plan(2, pictures=5, limit=[SIZE + 1, SIZE + 30])
-    params = eager(PARAMS)
+    """Neither row has words left: the one without room can only end, the other only draw."""
+    asked = plan(2, pictures=5, words=0, limit=[SIZE + 1, SIZE + 30])
+    asked = asked._replace(ends=np.array([[V.eos] * 2, [-1] * 2], np.int32))
     options = Options(COUNT, COUNT, 2, WARM, WARM)
-    state = begin(PARTS, params, rows([V.bos], [V.bos]), asked, options)
-    for seed in range(3):
-        done = jax.jit(advance, static_argnums=(0, 6))(
-            PARTS, params, state, asked, keys(2, seed), jnp.int32(COUNT), options
+    state = begin(PARTS, PARAMS, rows([V.bos], [V.bos]), asked, options)
+    done = jax.jit(advance, static_argnums=(0, 6))(
+        PARTS, PARAMS, state, asked, keys(2), jnp.int32(COUNT), options
+    )
+    short, long = written(done)
+    assert short == [V.eos] and runs_of_codes(long) == [(V.boi, SIZE, V.eoi)] * 2
+
+
+def test_guidance_and_contrast_take_each_stream_for_what_it_is():
+    """Against numbers: streams or scales exchanged would give others."""
+    full, image, blank = np.random.default_rng(0).normal(size=(3, 2, 12)).astype(np.float32)
+    found = {
+        name: np.asarray(code_logits(jnp.asarray(streams), WAYS[name]))
+        for name, streams in (
+            ("alone", full[None]), ("guided", np.stack([full, blank])),
+            ("three", np.stack([full, image, blank])), ("contrast", np.stack([full, blank])),
         )
-        assert not any(t >= V.codes for t in written(done)[0])
+    }  # fmt: skip
+    np.testing.assert_array_equal(found["alone"], full)
+    np.testing.assert_allclose(found["guided"], blank + 3.0 * (full - blank), rtol=1e-5, atol=1e-5)
+    want = blank + 1.2 * (image - blank) + 3.0 * (full - image)
+    np.testing.assert_allclose(found["three"], want, rtol=1e-5, atol=1e-5)
+    c, u = jax.nn.log_softmax(full), jax.nn.log_softmax(blank)
+    plausible = np.asarray(c >= np.sort(c)[:, -2:-1] + np.log(0.1))
+    np.testing.assert_allclose(found["contrast"][plausible], (c - u)[plausible], rtol=1e-5)
+    assert (found["contrast"][~plausible] == -np.inf).all() and 0 < plausible.sum() < 24
+
+
+def test_barred_ids_are_no_words():
+    barred = replace(V, barred=(13, 15))
+    assert np.flatnonzero(word_ids(V) & ~word_ids(barred)).tolist() == [13, 15]
+    assert not word_ids(V)[np.array([V.bos, V.masks[0], V.codes])].any()
 
 
 def test_compressed_rows_hold_what_was_kept_and_count_anew():

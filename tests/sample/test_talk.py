@@ -233,6 +233,14 @@ def test_a_row_is_planned_by_what_is_asked(model, photo):
     assert plan.pictures.tolist() == [0, 2, 2, 2, 0]
     assert plan.until.tolist() == [1, 0, 0, 0, 1]
     assert plan.limit.tolist() == [17, 46, 46, min(46, 65 - taken[3]), 17]
+    # No row grows beyond its length, whatever is asked.
+    length = model.run.experiment.data.length
+    vast = talk.Wish(100_000, 50)
+    plan_ = talk.plan(asked, rows, vast, length, 16, model.run.model.parts)
+    assert (plan_.words <= length).all() and (plan_.limit <= length).all()
+    for wish, most in ((vast, length + 1 - rows.tokens.shape[1]), (talk.Wish(10, 0), 10 + 18)):
+        room = talk.room(asked, rows, wish, length, model.run.model.parts)[0]
+        assert room == min(most, length + 1 - rows.tokens.shape[1])
     end = [v.eos, v.eos]
     assert plan.ends.tolist() == [end, end, [v.eos, v.sep], [v.eoss, v.eos], [v.eoss, v.eos]]
 
@@ -319,10 +327,33 @@ def test_a_prompt_just_short_enough_is_answered(model):
 
 def test_a_picture_that_cannot_be_read_names_its_prompt(model, photo, tmp_path):
     bad = tmp_path / "bad.png"
-    bad.write_bytes(photo.read_bytes()[:40])
+    cut = photo.read_bytes()[:-40]
+    bad.write_bytes(cut)
     said = refusal(model, [photo], ["text", mmjax.IMAGE], [bad])
-    assert said.startswith("prompt 3: a picture of 40 bytes cannot be decoded: ")
-    assert refusal(model, [b"no picture"]).startswith("prompt 1: a picture of 10 bytes")
+    assert said.startswith(f"prompt 3: a picture of {len(cut)} bytes cannot be decoded: ")
+    why = "it is no PNG, JPEG or other format that Pillow reads; convert it"
+    said = refusal(model, [b"no picture"])
+    assert said == f"prompt 1: a picture of 10 bytes cannot be decoded: {why}"
+    bad.write_bytes(b"a red apple")
+    said = refusal(model, ["text", mmjax.IMAGE], [bad])
+    assert said.startswith(f"picture {bad}: a picture of 11 bytes cannot be decoded: it is no PNG")
+
+
+def test_a_codec_without_its_decoder_draws_nothing(model, photo):
+    """As Hugging Face's Chameleon comes: its codes cannot be shown."""
+    run = model.run
+    parts = run.model.parts._replace(config=replace(run.model.parts.config, draws=False))
+    blind = Trained(replace(run, model=run.model._replace(parts=parts)), model.params, model.step)
+    for said in (
+        refusal(blind, ["a", mmjax.IMAGE]), refusal(blind, ["a"], pictures=1),
+    ):  # fmt: skip
+        assert said.startswith("a chameleon whose codec was imported without a decoder draws no")
+    assert isinstance(blind.generate([[photo]], **WARM)[0], str)
+
+
+def test_numbers_of_numpy_are_numbers(model, photo):
+    warm = WARM | {"text": np.int64(4), "temperature": np.float32(1.0)}
+    assert same(model.generate([[photo]], **warm), model.generate([[photo]], **WARM | {"text": 4}))
 
 
 @pytest.mark.parametrize(
@@ -364,6 +395,9 @@ def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, word
         ({"image_min_p": 2.0}, ["image_min_p=2.0 must lie between 0 and 1"]),
         ({"image_top_k": 0.5}, ["image_top_k=0.5 must be a whole number"]),
         ({"text": 2.5}, ["text=2.5 must be a whole number"]),
+        ({"temperature": "hot"}, ["temperature='hot' must be a number"]),
+        ({"guidance": "x"}, ["guidance='x' must be a number"]),
+        ({"image_top_k": None}, ["image_top_k=None must be a number"]),
         ({"pictures": -1}, ["pictures=-1 must be a whole number, 0 or more"]),
         ({"pictures": 1.5}, ["pictures=1.5 must be a whole number, 0 or more"]),
     ],

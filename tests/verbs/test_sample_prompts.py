@@ -51,7 +51,7 @@ def lines(tmp_path):
 @pytest.fixture
 def photo(tmp_path) -> Path:
     path = tmp_path / "Photo.PNG"
-    path.write_bytes(b"only its name is looked at")
+    PIL.Image.new("RGB", (4, 4)).save(path)
     return path
 
 
@@ -72,6 +72,9 @@ def test_a_picture_is_known_by_its_ending_and_must_be_there(verb, tmp_path, endi
     with pytest.raises(UserError, match=f"^picture .*a b{ending} does not exist$"):
         verb.read_prompts(["text", str(path)])
     path.touch()
+    with pytest.raises(UserError, match=f"^picture .*a b{ending}: a picture of 0 bytes cannot be"):
+        verb.read_prompts([str(path)])
+    PIL.Image.new("RGB", (4, 4)).save(path, "PNG")
     assert verb.read_prompts([str(path)]) == [[path]]
     assert verb.read_prompts(["a drawing of a png"]) == [["a drawing of a png", IMAGE]]
 
@@ -129,7 +132,7 @@ def test_a_line_may_name_the_kind_of_its_picture(verb, lines, photo):
     found = verb.read_prompts([lines(named, {"parts": [named, {"make": "image"}]})])
     given = Image(photo.read_bytes(), of="depth")
     assert found == [[given], [given, IMAGE]] != [[photo], [photo, IMAGE]]
-    with pytest.raises(UserError, match=r"^picture none.png does not exist$"):
+    with pytest.raises(UserError, match=r"^picture .*/none.png does not exist$"):
         verb.read_prompts([lines({"image": "none.png", "kind": "depth"})])
 
 
@@ -202,9 +205,9 @@ def test_files_that_are_not_there_are_named(verb, lines, tmp_path):
     (tmp_path / "of.jsonl").mkdir()
     with pytest.raises(UserError, match=r"^prompt file .*of.jsonl cannot be read: Is a directory$"):
         verb.read_prompts([str(tmp_path / "of.jsonl")])
-    with pytest.raises(UserError, match=r"^picture none.png does not exist$"):
+    with pytest.raises(UserError, match=r"^picture .*/none.png does not exist$"):
         verb.read_prompts([lines({"parts": [{"text": "a"}, {"image": "none.png"}]})])
-    with pytest.raises(UserError, match=r"^picture none.txt does not exist$"):
+    with pytest.raises(UserError, match=r"^picture .*/none.txt does not exist$"):
         verb.read_prompts([lines({"image": "none.txt"})])
 
 
@@ -227,12 +230,21 @@ def test_a_file_of_prompts_that_is_no_text_is_one_line(verb, tmp_path):
 
 
 def test_one_part_is_text_a_path_or_a_slot(verb):
-    assert verb.one_part({"text": ""}, "here") == ""
-    assert verb.one_part({"image": "a.png"}, "here") == Path("a.png")
-    assert verb.one_part({"make": "image"}, "here") is IMAGE
-    assert verb.one_part({"make": "text"}, "here") is TEXT
+    at = "here", Path("home")
+    assert verb.one_part({"text": ""}, *at) == ""
+    assert verb.one_part({"image": "a.png"}, *at) == Path("home/a.png")
+    assert verb.one_part({"image": "/a.png"}, *at) == Path("/a.png")
+    assert verb.one_part({"make": "image"}, *at) is IMAGE
+    assert verb.one_part({"make": "text"}, *at) is TEXT
     with pytest.raises(UserError, match=r"^here must be "):
-        verb.one_part({"make": "sound"}, "here")
+        verb.one_part({"make": "sound"}, *at)
+
+
+def test_paths_are_relative_to_the_file_of_prompts(verb, lines, photo, monkeypatch, tmp_path):
+    file = lines({"image": photo.name}, {"image": photo.name, "kind": "depth"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert verb.read_prompts([file]) == [[photo], [Image(photo.read_bytes(), of="depth")]]
 
 
 class Fake:
@@ -279,7 +291,7 @@ def test_answers_are_written_and_told(sample, lines, tmp_path):
     asked, code, said, told = sample(answers, *argv, f"--out={out}", "--image_repetition=1.5")
     assert code == 0
     assert asked == (
-        [["a cat", IMAGE], [photo], ["a", photo]], 0, 2, {"image_repetition": 1.5},
+        [["a cat"], [photo], ["a", photo]], 0, 2, {"image_repetition": 1.5},
     )  # fmt: skip
     assert told == "0: a red\n"
     assert said.splitlines() == [
