@@ -14,7 +14,12 @@ Span = tuple[int, int]  # first position, and the one behind the last
 
 
 def move_spans(
-    piece: Piece, rng: np.random.Generator, vocab: Vocabulary, spans: float, fixed: bool = False
+    piece: Piece,
+    rng: np.random.Generator,
+    vocab: Vocabulary,
+    spans: float,
+    fixed: bool = False,
+    length: int | None = None,
 ) -> Piece:
     """A piece with spans drawn and moved; it grows by three positions a span.
 
@@ -22,6 +27,7 @@ def move_spans(
         piece: of a document. rng: decides. vocab: has the sentinels.
         spans: mean of the Poisson distribution that their number is drawn from (1 in CM3).
         fixed: the number is `spans` itself.
+        length: of a row: a piece that fits gets no more spans than fit with it.
 
     In either case there is one fewer than `vocab.masks` at most, as in CM3's code. There may be
     fewer than asked for, none too, where those drawn overlap.
@@ -33,6 +39,8 @@ def move_spans(
         raise UserError(f"data.spans={spans} is negative; give the mean number of spans, or 0")
     count = int(spans) if fixed else int(rng.poisson(spans))
     most = max(len(vocab.masks) - 1, 0)
+    if length is not None:
+        most = min(most, max(length - len(piece["tokens"]), 0) // 3)
     return move(piece, draw(piece, rng, vocab, min(count, most)), vocab)
 
 

@@ -251,3 +251,17 @@ def test_any_text_and_any_picture_may_move():
     for begin, end in spans:
         moved[begin:end] += 1
     assert moved[0] == moved[-1] == 0 and (moved[1:-1] > 0).all()
+
+
+@pytest.mark.parametrize(("room", "most"), [(0, 0), (2, 0), (3, 1), (8, 2), (100, 5)])
+def test_no_more_spans_than_a_row_has_room_for(room, most):
+    """A document that fits a row still does; one that did not loses nothing more."""
+    piece, length = text_of(40), 42 + room
+    found = [
+        move_spans(piece, np.random.default_rng(seed), VOCAB, 5, fixed=True, length=length)
+        for seed in range(60)
+    ]
+    grown = [(len(p["tokens"]) - 42) // 3 for p in found]
+    assert max(grown) == most and all(len(p["tokens"]) <= length for p in found)
+    longer = move_spans(piece, np.random.default_rng(0), VOCAB, 5, fixed=True, length=41)
+    assert same(longer, piece)

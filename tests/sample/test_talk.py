@@ -330,6 +330,8 @@ def test_a_picture_that_cannot_be_read_names_its_prompt(model, photo, tmp_path):
     cut = photo.read_bytes()[:-40]
     bad.write_bytes(cut)
     said = refusal(model, [photo], ["text", mmjax.IMAGE], [bad])
+    assert said.startswith(f"picture {bad}: a picture of {len(cut)} bytes cannot be decoded: ")
+    said = refusal(model, [photo], ["text", mmjax.IMAGE], [cut])
     assert said.startswith(f"prompt 3: a picture of {len(cut)} bytes cannot be decoded: ")
     why = "it is no PNG, JPEG or other format that Pillow reads; convert it"
     said = refusal(model, [b"no picture"])
