@@ -3,7 +3,8 @@
 arXiv 2405.09818. Two stages: four fifths of the run on text, captioned pictures and interleaved
 documents; then half of that beside as much of high quality and instructions. A weight is a share of
 documents: that of tokens, over the mean length of a document. With a tokenizer of 57,344 ids the
-vocabulary has 65,536.
+vocabulary has 65,536. A tenth of the pictures come without their captions, of which the paper says
+nothing: guidance needs it.
 
 Run:  mmjax train    --config=experiments/codec_chameleon.py --workdir=out/codec_chameleon
       mmjax tokenize --config=experiments/chameleon_7b.py --workdir=out/codec_chameleon
