@@ -15,20 +15,28 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """Draws held-out captions of each split; writes `drawn_<split>.png`.
 
     `drawn_choice_among_10`: the drawn picture is nearer, in mean squared error of pixels, to its
-    own true picture than to nine others drawn at random from the same split (chance 0.10).
+    own true picture than to nine others drawn at random from the same split (chance 0.10). Where
+    there are kinds of pictures, each is drawn: `drawn_<kind>_...` and `drawn_<kind>_<split>.png`.
     """
     values: dict[str, Value] = {}
-    e = trained.run.experiment
-    for split, suffix in heldout.splits(trained).items():
-        records, drawn = heldout.drawings(trained, split, e.evals.drawings, seed)
-        true = np.stack([decode_image(r.image, e.data.image, e.data.resize) for r in records])
-        table = heldout.others(range(len(records)), heldout.CHOICES, seed)
-        hits = nearest_is_own(drawn, true, table)
-        values[f"drawn_choice_among_10{suffix}"] = proportion(hits, seed)
-        rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]
-        cells = [Cell([d, t], [r.caption]) for d, t, r in rows]
-        sheet(cells, out / f"drawn_{split}.png", f"{split}: drawn (left) and true (right)")
+    for number, kind in enumerate(heldout.names(trained)):
+        name = f"drawn_{kind}" if number else "drawn"
+        for split, suffix in heldout.splits(trained, number).items():
+            hits = drawn_well(trained, split, seed, number, out / f"{name}_{split}.png")
+            values[f"{name}_choice_among_10{suffix}"] = proportion(hits, seed)
     return values
+
+
+def drawn_well(trained: Trained, split: str, seed: int, kind: int, file: Path) -> np.ndarray:
+    """[n] bool: the drawing of a caption is nearest to its own picture; writes a sheet of them."""
+    e = trained.run.experiment
+    size = e.data.sizes[kind] if kind else e.data.image
+    records, drawn = heldout.drawings(trained, split, e.evals.drawings, seed, kind)
+    true = np.stack([decode_image(r.image, size, e.data.resize) for r in records])
+    rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]
+    cells = [Cell([d, t], [r.caption]) for d, t, r in rows]
+    sheet(cells, file, f"{split}: drawn (left) and true (right)")
+    return nearest_is_own(drawn, true, heldout.others(range(len(records)), heldout.CHOICES, seed))
 
 
 def nearest_is_own(drawn: np.ndarray, true: np.ndarray, table: np.ndarray) -> np.ndarray:

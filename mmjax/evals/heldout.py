@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.batch import Image, Text
+from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data.kinds import with_kinds
 from mmjax.data.record import Record
@@ -31,13 +32,17 @@ class Pair(NamedTuple):
     facts: Mapping = MappingProxyType({})
 
 
-def source(trained: Trained) -> str:
+def source(trained: Trained, kind: int = 0) -> str:
     """The source that is evaluated: by name the first to have what is asked about, or the first.
 
-    It has some if there is one among its first LOOKED training records.
+    It has some if there is one among its first LOOKED training records. A kind of pictures that
+    has sources of its own is evaluated on the first of them, and no other kind is.
     """
     data = replace(trained.run.experiment.data, coded=False)
-    for name in data.sources:
+    if kind and (own := list(data.kinds.values())[kind - 1].sources):
+        return own[0]
+    taken = {name for k in data.kinds.values() for name in k.sources}
+    for name in (name for name in data.sources if name not in taken):
         records = pipeline.records(data, name, "train")
         if any(is_asked(trained, records[i]) for i in range(min(len(records), LOOKED))):
             return name
@@ -51,24 +56,24 @@ def is_asked(trained: Trained, record: Record) -> bool:
     return len(record.images) == 1 and bool(record.caption)
 
 
-def splits(trained: Trained) -> dict[str, str]:
+def splits(trained: Trained, kind: int = 0) -> dict[str, str]:
     """SPLITS as far as the source has them; the first has no suffix."""
     data = trained.run.experiment.data
-    there = pipeline.splits(data.sources[source(trained)].path)
-    found = [s for s in SPLITS if s in there and len(draw(trained, s, CHOICES, 0)) == CHOICES]
+    there = pipeline.splits(data.sources[source(trained, kind)].path)
+    found = [s for s in SPLITS if s in there and len(draw(trained, s, CHOICES, 0, kind)) == CHOICES]
     return {s: SPLITS[s] if i else "" for i, s in enumerate(found)}
 
 
-def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
+def draw(trained: Trained, split: str, count: int, seed: int, kind: int = 0) -> list[Pair]:
     """Up to `count` pairs of a split of the source, in an order the seed fixes.
 
     Passed over are records that are not one picture with a text, too long for a row, or whose
-    picture is of another kind than the default. For a codec any first picture of a record will do.
+    picture is of another kind. For a codec any first picture of a record will do.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
-    name = source(trained)
+    name = source(trained, kind)
     held = pipeline.records(data, name, split)
-    room = data.length - data.patches - 4  # BOS, BOI, EOI, EOS
+    room = data.length - data.counts[kind] - 4  # BOS, BOI, EOI, EOS
     reads = trained.run.experiment.family != "codec"
     pairs: list[Pair] = []
     for i in np.random.default_rng(seed).permutation(len(held)):
@@ -76,24 +81,37 @@ def draw(trained: Trained, split: str, count: int, seed: int) -> list[Pair]:
         fits = is_asked(trained, record)
         if fits and reads:
             fits = len(encode(trained.run.tokenizer, record.caption)) <= room
-        if fits and not any(getattr(p, "kind", 0) for p in with_kinds(data, record.document, name)):
+        if fits and all(k == kind for k in kinds_of(data, record, name)):
             pairs.append(Pair(record.caption, record.images[0], record.facts))
         if len(pairs) == count:
             break
     return pairs
 
 
-def drawings(trained: Trained, split: str, count: int, seed: int) -> tuple[list[Pair], np.ndarray]:
+def kinds_of(data: DataConfig, record: Record, name: str) -> list[int]:
+    """Numbers of the kinds of a record's pictures."""
+    return [p.kind for p in with_kinds(data, record.document, name) if isinstance(p, Image)]
+
+
+def drawings(
+    trained: Trained, split: str, count: int, seed: int, kind: int = 0
+) -> tuple[list[Pair], np.ndarray]:
     """Records of a split, and uint8 [n, h, w, 3] drawn from their captions.
 
     Several evaluations look at the same drawings; they are made once.
     """
-    at = (split, count, seed)
+    at = (split, count, seed, kind)
     if at not in trained.drawn:
-        records = draw(trained, split, count, seed)
+        records = draw(trained, split, count, seed, kind)
         asked = [request(trained, r.caption) for r in records]
-        trained.drawn[at] = records, trained.draw(asked, seed)
+        options = {"kind": names(trained)[kind]} if kind else {}
+        trained.drawn[at] = records, trained.draw(asked, seed, **options)
     return trained.drawn[at]
+
+
+def names(trained: Trained) -> list[str]:
+    """Of the kinds of pictures there are, by number."""
+    return ["image", *trained.run.experiment.data.kinds]
 
 
 def request(trained: Trained, caption: str) -> list[Text]:

@@ -11,6 +11,7 @@ from tiny import tiny_config
 import mmjax
 from mmjax import config, run
 from mmjax.error import UserError
+from mmjax.evals import drawing, heldout
 from mmjax.trained import Trained
 
 
@@ -79,3 +80,21 @@ def test_a_picture_of_a_modality_of_its_own_is_read_as_what_it_says_it_is(model)
     assert abs(ways[0] - ways[1]).max() > 1e-3 > 1e-5 > abs(ways[0] - ways[2]).max()
     with pytest.raises(UserError, match=r"prompt 1: kind='tall' .* have: image, depth, wide"):
         model.generate([[mmjax.Image(out.getvalue(), of="tall"), "a"]])
+
+
+def test_each_kind_is_evaluated_with_its_own_weights_and_pictures(model, tmp_path):
+    """OpenMoji is square, so that nothing is wide; `depths` holds the same pictures as depths."""
+    old = model.params["patch_out_depth"]["patch"]
+    own = {"patch": 0.3 * jax.random.normal(jax.random.key(0), old.shape)}
+    model = Trained(model.run, {**model.params, "patch_out_depth": own}, 0)
+    values = drawing.evaluate(model, 0, tmp_path)
+    wanted = {f"drawn{k}_choice_among_10{s}" for k in ("", "_depth") for s in ("", "_concepts")}
+    assert set(values) == wanted
+    for name in ("drawn", "drawn_depth"):
+        assert (tmp_path / f"{name}_compositional.png").is_file()
+    number = heldout.names(model).index("depth")
+    (plain, drawn), (depth, own) = (
+        heldout.drawings(model, "compositional", 12, 0, k) for k in (0, number)
+    )
+    assert [r.caption for r in plain] == [r.caption for r in depth] and (drawn != own).any()
+    assert heldout.draw(model, "compositional", 12, 0, heldout.names(model).index("wide")) == []
