@@ -6,7 +6,7 @@ those that were asked for, that on text over words of captions and the little th
 lambda_RecA = model.image_weight, lambda_i2t = 1. One signal is read and drawn here, so 16 registers
 stand between them: the picture is drawn from what they hold of it. Their ids are new to the model.
 
-Run:  mmjax train --config=experiments/transfusion_scenes.py --workdir=out/transfusion_scenes
+Run:  as transfusion_scenes.py, and
       mmjax train --config=experiments/reca_scenes.py --workdir=out/reca_scenes
 """
 

@@ -2,7 +2,7 @@
 
 On answers alone it does not learn to see: see experiments/README.md, "Four ways to see".
 
-Run:  mmjax train --config=experiments/small_transfusion.py --workdir=out/small_transfusion
+Run:  as small_transfusion.py, and
       mmjax train --config=experiments/small_answers.py --workdir=out/small_answers
 """
 

@@ -1,6 +1,7 @@
 """A Chameleon with the decoder and the data of small_transfusion.py, 64 codes a picture.
 
-Run:  mmjax tokenize --config=experiments/small_chameleon.py --workdir=out/small_codec
+Run:  as small_codec.py, and
+      mmjax tokenize --config=experiments/small_chameleon.py --workdir=out/small_codec
       mmjax train    --config=experiments/small_chameleon.py --workdir=out/small_chameleon
 """
 

@@ -1,6 +1,7 @@
 """A codec for scenes at 16 x 16 pixels: 8 x 8 codes of 512; a minute or two on two CPU cores.
 
-Run:  mmjax train --config=experiments/small_codec.py --workdir=out/small_codec
+Run:  the data of small_transfusion.py, and
+      mmjax train --config=experiments/small_codec.py --workdir=out/small_codec
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 """The dial over the Transfusion of small_transfusion.py: patches half way to autoregression.
 
-Run:  mmjax train --config=experiments/small_dial.py --workdir=out/small_dial
+Run:  as small_transfusion.py, whose data it takes, and
+      mmjax train --config=experiments/small_dial.py --workdir=out/small_dial
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ Questions about scenes of one object, 16 x 16 pixels. There is no language model
 decoder trains with what lies between. Where one is trained already, as in the papers,
 `c.start.language` names its workdir, and `c.model.train` leaves it out.
 
-Run:  mmjax train --config=experiments/small_clip.py     --workdir=out/small_clip
+Run:  as small_clip.py, and
       mmjax train --config=experiments/small_flamingo.py --workdir=out/small_flamingo
 """
 

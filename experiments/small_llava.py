@@ -3,7 +3,7 @@
 Questions about scenes of one object, 16 x 16 pixels. There is no language model to begin with: one
 stage trains the decoder with the projector.
 
-Run:  mmjax train --config=experiments/small_clip.py  --workdir=out/small_clip
+Run:  as small_clip.py, and
       mmjax train --config=experiments/small_llava.py --workdir=out/small_llava
 """
 

@@ -1,6 +1,6 @@
 """LMFusion: the text model of small_text.py learns to see and draw, its own weights frozen.
 
-Run:  mmjax train --config=experiments/small_text.py --workdir=out/small_text
+Run:  as small_text.py, and
       mmjax train --config=experiments/small_lmfusion.py --workdir=out/small_lmfusion
 """
 

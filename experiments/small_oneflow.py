@@ -1,6 +1,7 @@
 """OneFlow with the decoder and the data of small_transfusion.py.
 
-Run:  mmjax train --config=experiments/small_oneflow.py --workdir=out/small_oneflow
+Run:  as small_transfusion.py, whose data it takes, and
+      mmjax train --config=experiments/small_oneflow.py --workdir=out/small_oneflow
 """
 
 from pathlib import Path

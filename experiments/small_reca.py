@@ -1,6 +1,6 @@
 """Reconstruction alignment of small_transfusion.py, a short training after training.
 
-Run:  mmjax train --config=experiments/small_transfusion.py --workdir=out/small_transfusion
+Run:  as small_transfusion.py, and
       mmjax train --config=experiments/small_reca.py --workdir=out/small_reca
 """
 

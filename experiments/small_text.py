@@ -1,6 +1,7 @@
 """The decoder of small_transfusion.py on text alone, as a start for models that learn to see.
 
-Run:  python experiments/evidence/docstrings.py
+Run:  the data of small_transfusion.py, and
+      python experiments/evidence/docstrings.py
       mmjax train --config=experiments/small_text.py --workdir=out/small_text
 """
 

@@ -1,6 +1,6 @@
 """Transfusion on latents of a KL codec, scenes at 32 x 32 pixels.
 
-Run:  mmjax train    --config=experiments/codec_kl_scenes.py --workdir=out/codec_kl_scenes
+Run:  as codec_kl_scenes.py, and
       mmjax tokenize --config=experiments/transfusion_latents.py --workdir=out/codec_kl_scenes
       mmjax train    --config=experiments/transfusion_latents.py --workdir=out/transfusion_latents
 """

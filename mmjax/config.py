@@ -236,6 +236,8 @@ SOLVERS = ("euler", "heun", "ddim")
 class SampleConfig:
     """How pictures are drawn and captions written by default.
 
+    What a family's `generate` has no option for, such as the solver of one with codes, it ignores.
+
     Attributes:
         solver, steps: of pictures that are denoised: "euler", "heun" or "ddim", and its steps.
         shift: how much of them lie near noise, see `diffusion.shifted`; 1 spaces them evenly.

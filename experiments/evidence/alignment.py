@@ -101,6 +101,8 @@ def main() -> None:
     for name, title in titles.items():
         cells = [either(name, some) for some in found.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    if "more captions" in found:
+        lines += ["", study.differences(titles, found, "more captions")]
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")

@@ -1,6 +1,6 @@
 """The dial between flow and autoregression: quality against the cost of sampling.
 
-    python experiments/evidence/alpha_sweep.py [--seeds=3] [--steps=1500]
+    python experiments/evidence/alpha_sweep.py [--seeds=3]
 
 Arms: pictures at five values of alpha, 1, 2, 4, 8 and 16 blocks of their 16 patches, with text from
 left to right; and text at three values, pictures by flow, captions filled up with EOS.
@@ -36,6 +36,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 # Tokens a caption is written in, EOS among them; a span's length is known before its words.
 ROOM = 16
+TRAINED = {"pictures": 600, "text": 1000}  # steps
 
 
 def arm(name: str, text: float, image: float) -> Arm:
@@ -43,7 +44,8 @@ def arm(name: str, text: float, image: float) -> Arm:
     changes = {"model.text_alpha": text, "model.image_alpha": image} | BLOCKS
     if name == "text":
         changes |= {"data.ends": ROOM}
-    return Arm(f"{name} {text if name == 'text' else image}", "small_dial", changes, evals="")
+    title = f"{name} {text if name == 'text' else image}"
+    return Arm(title, "small_dial", changes, steps=TRAINED[name], evals="")
 
 
 PICTURES = tuple(arm("pictures", 1.0, alpha) for alpha in ALPHAS)
@@ -81,7 +83,8 @@ def written(trained: Trained, records, steps: int) -> dict[str, float]:
 
 def measure(workdir: Path, kind: str) -> list[dict]:
     """A row a number of steps; kept beside the run."""
-    kept = workdir / f"sweep_{kind}.json"
+    asked = "-".join(map(str, STEPS[kind]))
+    kept = workdir / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
     trained = mmjax.load(workdir)
@@ -93,7 +96,7 @@ def measure(workdir: Path, kind: str) -> list[dict]:
         sample = trained.sample_config({"steps": steps, "text": ROOM})
         price = cost(trained, kind, sample)
         if rows and rows[-1]["passes"] == price["passes"]:
-            continue  # discrete tokens take no more steps than there are of them
+            continue  # at alpha = 1 a word is one pass, however many steps are asked for
         found = (
             drawn(trained, records, steps, true)
             if kind == "pictures"

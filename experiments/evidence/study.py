@@ -223,6 +223,19 @@ def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str
     return "\n".join(lines)
 
 
+def differences(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]], base: str) -> str:
+    """Markdown: a row an arm, the base's values less its own, seed by seed."""
+    lines = [f"| {base} less ... | " + " | ".join(columns.values()) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, some in found.items():
+        both = [n for n in columns if all(n in one.summary for one in [*some, *found[base]])]
+        pairs = {n: (values(found[base], n), values(some, n)) for n in both}
+        cells = [difference(*pairs[n]) if n in pairs else "-" for n in columns]
+        if name != base:
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def smooth(x: Sequence[float], width: int = 5) -> np.ndarray:
     """Running mean; shorter at the ends."""
     x = np.asarray(x, float)

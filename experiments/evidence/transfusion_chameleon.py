@@ -55,10 +55,8 @@ def main() -> None:
     ]
     whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in found)
     lines += ["", f"Training FLOPs: {whole}. n = {len(next(iter(found.values())))} seeds."]
-    for other in found:
-        if other != "transfusion" and "transfusion" in found:
-            pair = (study.values(found[n], "drawn_all_test") for n in ("transfusion", other))
-            lines.append(f"drawn all of it, transfusion less {other}: {study.difference(*pair)}")
+    if "transfusion" in found:
+        lines += ["", study.differences(COLUMNS, found, "transfusion")]
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")

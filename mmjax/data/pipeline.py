@@ -95,8 +95,9 @@ def records(c: DataConfig, name: str, split: str) -> Records:
     if not path.is_dir():
         known = ("openmoji", "scenes", "digits", "prose")
         src = name if name in known else "FOLDER --format=folder"
+        how = ", with the options at the head of the experiment" if name == "scenes" else ""
         raise UserError(
-            f"no data set in {path}; make it with `mmjax data build --src={src} --dst={path}`"
+            f"no data set in {path}; make it with `mmjax data build --src={src} --dst={path}`{how}"
         )
     return open_split(path, split)
 

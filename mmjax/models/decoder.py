@@ -34,11 +34,11 @@ class DecoderConfig:
         remat: recompute a block's activations in the backward pass.
         unroll: layers a compiled loop takes at a time; `depth` is no loop, faster and bigger code.
         dtype: precision of activations.
-        towers: one a modality; 1 if all weights are shared.
+        towers: 2 (text; pictures of all kinds) or 1, where all weights are shared.
         untie: what every tower has of its own, any of UNTIE (Mixture-of-Transformers).
         untied_layers: in which layers, counted from 0, in ascending order; () is all.
         grouped: sort tokens by tower, so that each is multiplied by its own tower's weights only;
-            or multiply all by all towers' and select. The results are equal.
+            or multiply all by all towers' and select. The results are equal to rounding.
         eps: under the root of every RMSNorm. head_norms: QK-norm has weights of each head.
         rope_scaling: of the rotary frequencies, see `layers.position.scaled`.
         head: width of one head; 0 is width / heads.

@@ -21,8 +21,10 @@ is taken in one causal pass, every token being given to those behind it. Patches
     L = E_s E_noise (1 / n) sum_i (1 / w) active_i |f_theta(x_t, t)_i - target_i|^2.
 At alpha = 1 that is autoregression with a flow for every patch: no likelihood, and no bound of one.
 Sums run over tokens (times their loss weights) and pictures, as in the base: a long text counts
-more than a short one. How many tokens a span has is known before them; `data.ends` gives texts at
-alpha < 1 few lengths, filled up with EOS, and sampling keeps to those.
+more than a short one. Codes have neither a noise limit nor clean copies: at alpha below 1 what
+follows a picture of codes learns from one that is half masked on average. How many tokens a span
+has is known before them; `data.ends` gives texts at alpha < 1 few lengths, filled up with EOS, and
+sampling keeps to those.
 """
 
 from dataclasses import dataclass
@@ -353,11 +355,17 @@ def blocks(c: Config, batch: Batch, p: int, keys):
 
 
 def given_mask(c: Config, base, batch: Batch):
-    """[b, l, l] bool: patches of alpha = 0 both ways, all else causal.
+    """[b, l, l] bool: who sees whom in a document that is given, nothing of it masked.
 
-    Tokens too, whatever their alpha: so they can be scored from left to right.
+    What has alpha = 0 is active as long as its clock runs: it never saw itself but both ways, and
+    so it is read here. All else is over, and causal.
     """
-    return base.mask(batch) if c.image_alpha == 0 else causal_mask(batch)
+    mask = base.mask(batch) if c.image_alpha == 0 else causal_mask(batch)
+    discrete, _ = members(c, batch, base.vocabulary)
+    still = jnp.where(batch.modality == IMAGE, c.image_alpha == 0, c.text_alpha == 0) & discrete
+    held = dial.spans(batch, still)
+    whole = jnp.ones(still.shape, jnp.float32)
+    return mask | dial.visible(batch, Moment(held, whole, still, whole), still)
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

@@ -476,8 +476,25 @@ def test_two_streams_have_the_mean_of_one_clock(form, alpha):
 
 def test_a_given_document_is_read_as_the_dial_left_it():
     for alpha, want in ((0.0, mixed_mask), (0.5, causal_mask), (1.0, causal_mask)):
-        np.testing.assert_array_equal(patches(0.0, alpha).parts.mask(BATCH), want(BATCH))
-        np.testing.assert_array_equal(codes(0.0, alpha).parts.mask(BATCH), causal_mask(BATCH))
+        for text in (0.5, 1.0):
+            np.testing.assert_array_equal(patches(text, alpha).parts.mask(BATCH), want(BATCH))
+    for alpha in (0.5, 1.0):
+        found = codes(1.0, alpha).parts.mask(CODE_BATCH)
+        np.testing.assert_array_equal(found, causal_mask(CODE_BATCH))
+
+
+@pytest.mark.parametrize("text", [0.0, 1.0])
+@pytest.mark.parametrize("image", [0.0, 1.0])
+def test_what_has_alpha_zero_is_given_under_the_mask_of_its_training(text, image):
+    """At alpha = 0 the mask is one at all clocks; at alpha = 1 it is causal."""
+    for model, batch in ((patches(text, image), BATCH), (codes(text, image), CODE_BATCH)):
+        c, parts = model.parts.config, model.parts
+        for seed in range(3):
+            drawn = family.draw(c, batch, parts.vocabulary, keys(batch, seed))
+            trained = family.posed(c, parts.base, batch, drawn).mask(batch)
+            np.testing.assert_array_equal(parts.mask(batch), trained)
+        both_ways = text == 0 or image == 0
+        assert (np.asarray(trained) != causal_mask(batch)).any() == both_ways
 
 
 def test_paced_times_have_the_base_familys_distribution():

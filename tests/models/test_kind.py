@@ -9,7 +9,7 @@ from small import make, transfusion_config
 from tiny import tiny_codec
 
 from mmjax import diffusion, flops
-from mmjax.batch import IMAGE, TEXT, Batch
+from mmjax.batch import IMAGE, Batch
 from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.error import UserError
 from mmjax.layers.patch import collect
@@ -284,8 +284,3 @@ def test_a_shape_like_the_default_shares_its_ends_whatever_they_are(which):
         assert any(moved) and not any(abs(g).max() for g in jax.tree.leaves(grads[f"{end}_depth"]))
     signal = jax.random.normal(jax.random.key(0), (1, *wide.config.shape))
     assert wide.picture(params, signal).shape == (1, 2, 8, 3)
-
-
-def test_text_is_of_no_kind():
-    b = batch([1])
-    assert ((b.modality == TEXT) == (b.image == 0)).all()

@@ -13,7 +13,7 @@ from random_batch import VOCABULARY, random_batch
 from small import make, transfusion_config
 
 from mmjax import diffusion, losses
-from mmjax.batch import IMAGE, TEXT, causal_mask, mixed_mask
+from mmjax.batch import IMAGE, TEXT, causal_mask, mixed_mask, slot_weight
 from mmjax.error import UserError
 from mmjax.layers.patch import to_signal
 from mmjax.mesh import Rules, make_mesh
@@ -257,6 +257,28 @@ def test_ddpm_learns_noise_and_a_perfect_network_has_no_loss():
     _, found = noisy_pass.denoise(model.parts, params, batch, noisy, t)
     a, s = np.sin(0.2 * np.pi), np.cos(0.2 * np.pi)
     np.testing.assert_allclose(found.data, (noisy - s * found.noise) / a, atol=1e-4)
+
+    def loss(model, output=None):
+        """The image term and the network's output, perhaps put by hand."""
+        seen = []
+
+        def patch_out(*args):
+            seen.append(model.parts.patch_out(*args) if output is None else output)
+            return seen[-1]
+
+        parts = model.parts._replace(patch_out=patch_out)
+        keys_ = keys(batch)
+        term = transfusion.loss_at(model.parts.config, parts, params, batch, t, keys_, keys_)
+        return term["image"], seen[0]
+
+    drawn = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys(batch))
+    term, output = loss(model)
+    weight = np.asarray(slot_weight(batch))
+    square = (np.asarray(drawn - output) ** 2).mean((2, 3, 4))
+    np.testing.assert_allclose(term.sum, (weight * square).sum(), rtol=1e-5)
+    assert float(loss(model, drawn)[0].sum) < 1e-9 < float(term.sum)
+    velocity, _ = make(transfusion_config(**WAYS["ddpm"] | {"target": "velocity"}))
+    assert abs(float(loss(velocity)[0].sum) / float(term.sum) - 1) > 0.1
     uniform = np.asarray(noisy_pass.noise_level(c, keys(batch), jnp.zeros((2, 400), bool)))
     assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.std() - 12**-0.5) < 0.02
 
