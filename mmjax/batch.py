@@ -72,6 +72,7 @@ class Vocabulary:
         registers: see `unparted`; () if there are none.
         codes: id of the first image code. code_count: how many there are.
         barred: ids that are never written, such as those a tokenizer keeps in reserve.
+        stops: ids that end a text as `eos` does.
     """
 
     size: int
@@ -87,12 +88,13 @@ class Vocabulary:
     code_count: int = 0
     registers: tuple[int, ...] = ()
     barred: tuple[int, ...] = ()
+    stops: tuple[int, ...] = ()
 
     @property
     def sentinels(self) -> tuple[int, ...]:
         """Ids that stand for neither text nor image codes."""
         named = (self.pad, self.bos, self.eos, self.boi, self.eoi, self.sep, self.eoss)
-        return named + self.masks + self.registers
+        return named + self.masks + self.registers + self.stops
 
 
 class Batch(NamedTuple):

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,8 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     if hasattr(kind, "more"):
         beside = kind.more(c, source.shapes)
         rows, c = rows + beside, replace(c, draws=bool(beside))
-    rows, ignored = apart(rows, source.config)
-    check(rows, source.shapes, (*kind.IGNORED, *ignored))
+    rows = apart(rows, source.config, source.shapes)
+    check(rows, source.shapes, kind.IGNORED)
     with making(dst, overwrite) as place:
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
@@ -187,15 +187,22 @@ def untied(given: Mapping) -> dict:
     return found
 
 
-def apart(rows: list, given: Mapping) -> tuple[list, tuple[str, ...]]:
-    """(rows, names to ignore): of tied outputs and embeddings both are read from the latter."""
-    names = {row.ours: row.theirs for row in rows}
+def apart(rows: list, given: Mapping, there: Container[str]) -> list:
+    """Rows in which, of tied outputs and embeddings, the one that is absent is read from the other.
+
+    there: names of the tensors there are. Where both are, both count, as theirs loads them.
+    """
     both = given, given.get("text_config") or {}
     if not any(c.get("tie_word_embeddings") for c in both):
-        return rows, ()
-    tied = {out: names[table] for out, table in TIED.items() if out in names}
-    rows = [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
-    return rows, tuple(names[out] for out in tied)
+        return rows
+    names = {row.ours: row.theirs for row in rows}
+    tied = {}
+    for out, table in TIED.items():
+        if out in names and names[out] not in there:
+            tied[out] = names[table]
+        elif out in names and names[table] not in there:
+            tied[table] = names[out]
+    return [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
 
 
 def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
@@ -218,7 +225,7 @@ def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, P
 def weights(files: Mapping[str, Path], extra: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """(path in a checkpoint, numbers) of what lies in files and of more; holds none of them."""
     for name, file in track(files.items(), "writing", transient=True):
-        yield f"params/{name}", np.load(file)
+        yield f"params/{name}", np.load(file, mmap_mode="r")  # held by no process, but the disk's
     for name, x in extra.items():
         yield f"params/{name}", np.asarray(x)
 
@@ -268,14 +275,24 @@ def one_by_one(held: Held) -> Callable[[str], np.ndarray]:
     return weight
 
 
-def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
-    """A workdir -> their directory."""
-    family = read_config(src).family
+def kind_of(workdir: str | Path):
+    """The module that converts a workdir's family.
+
+    Raises:
+        UserError: if there is none.
+    """
+    family = read_config(workdir).family
     if family not in BY_FAMILY:
         raise UserError(
-            f"{src} is a {family}, which they have no model for; have: {', '.join(BY_FAMILY)}"
+            f"{workdir} is a {family}, which they have no model for; have: {', '.join(BY_FAMILY)}"
         )
-    held, kind = hold(src), BY_FAMILY[family]
+    return BY_FAMILY[family]
+
+
+def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
+    """A workdir -> their directory."""
+    kind = kind_of(src)
+    held = hold(src)
     given = held.given or kind.given(held.experiment.model, held.vocabulary)
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
     with making(dst, overwrite) as place:
@@ -301,9 +318,10 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
         UserError: for files that are missing, or without anything to compare.
     """
     inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
+    kind = kind_of(workdir)
     held = hold(workdir)
-    kind = BY_FAMILY[held.experiment.family]
     check_inputs(f"{place}/inputs.npz", inputs, needs_words=kind is not clip)
+    check_sizes(f"{place}/inputs.npz", inputs, held)
     with jax.default_matmul_precision("highest"):
         given = held.given or kind.given(held.experiment.model, held.vocabulary)
         params = unflatten_dict(held.read(*held.like), sep="/")
@@ -355,6 +373,40 @@ def check_inputs(path: str, inputs: Mapping[str, np.ndarray], needs_words: bool)
         both = [inputs[n].shape for n in (name, "input_ids") if n in inputs]
         if len(set(both)) > 1:
             raise UserError(f"{path}: {name} has shape {both[0]}, input_ids {both[1]}")
+
+
+def check_sizes(path: str, inputs: Mapping[str, np.ndarray], held: Held) -> None:
+    """Holds inputs against the model's vocabulary, pictures and length.
+
+    Raises:
+        UserError: for ids it does not have, and pictures or texts that it does not read.
+    """
+    c, given = held.experiment.model, held.given or {}
+    if (ids := inputs.get("input_ids")) is not None:
+        place = given.get("image_token_id", given.get("image_token_index"))  # no word of the table
+        words, size = ids[ids != place], held.vocabulary.size
+        if wrong := sorted({int(i) for i in words.flat if not 0 <= i < size}):
+            raise UserError(f"{path}: input_ids has {wrong[0]}; the model has {size} ids")
+        longest = c.text.length if hasattr(c, "text") else ids.shape[1]
+        if ids.shape[1] > longest:
+            raise UserError(
+                f"{path}: input_ids has {ids.shape[1]} columns; the model has {longest} positions"
+            )
+    pixels = inputs.get("pixel_values")
+    if pixels is not None and hasattr(c, "image"):
+        if pixels.shape[-3:] != (want := pixel_shape(c, pixels)):
+            raise UserError(f"{path}: pixel_values has shape {pixels.shape}; it must end in {want}")
+
+
+def pixel_shape(c, pixels: np.ndarray) -> tuple[int, int, int]:
+    """What pictures [..., 3, h, w] must end in: sides that patches divide.
+
+    A vision tower takes other sides than it was made for; a codec only its own.
+    """
+    high, wide = pixels.shape[-2:]
+    if (tower := getattr(c, "vision", None)) is None:
+        return (3, c.image, c.image)
+    return (3, max(high // tower.patch, 1) * tower.patch, max(wide // tower.patch, 1) * tower.patch)
 
 
 def arrays(path: Path) -> Mapping[str, np.ndarray]:

@@ -66,23 +66,26 @@ def whole(given: Mapping) -> dict:
         raise UserError(f"model_type={kind!r} is neither clip nor siglip")
     towers = ("vision_config", "text_config")
     base = DEFAULTS[kind]
-    return base | dict(given) | {name: base[name] | (given.get(name) or {}) for name in towers}
+    # Old files say it twice; what "..._dict" says, and its defaults, count then.
+    said = {name: given.get(f"{name}_dict") or given.get(name) or {} for name in towers}
+    return base | dict(given) | {name: base[name] | said[name] for name in towers}
 
 
 def vocabulary(given: Mapping) -> Vocabulary:
     """Their ids; what they have none for is -1.
 
-    The first CLIPs say that EOS is 2 and mean their highest id. SigLIP's texts have no BOS, and
-    </s>, 1, is both their end and their padding.
+    The first CLIPs say that EOS is 2 and mean their highest id. It pads too, and what config.json
+    calls padding, 1, is a word. SigLIP's texts have no BOS, and </s>, 1, is both their end and
+    their padding.
     """
     text = whole(given)["text_config"]
     none: dict[str, Any] = {"boi": -1, "eoi": -1, "sep": -1, "eoss": -1}
     size = text["vocab_size"]
     if given["model_type"] == "siglip":
         return Vocabulary(size, pad=1, bos=-1, eos=1, **none)
-    pad, bos, eos = (hub.token(text, f"{name}_token_id") for name in ("pad", "bos", "eos"))
+    bos, eos = (hub.token(text, f"{name}_token_id") for name in ("bos", "eos"))
     bos, eos = (size - 2, size - 1) if eos == HIGHEST else (bos, eos)
-    return Vocabulary(size, pad=pad, bos=bos, eos=eos, **none)
+    return Vocabulary(size, pad=eos, bos=bos, eos=eos, **none)
 
 
 def encoder_config(given: Mapping, dtype: str) -> EncoderConfig:

@@ -36,7 +36,7 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     Raises:
         UserError: for what the decoder cannot do.
     """
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     heads, width = given["num_attention_heads"], given["hidden_size"]
     for wrong, what in (
@@ -57,7 +57,7 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
         "qk_norm": False,
         "norm": "pre",
         "dropout": 0.0,
-        "theta": float(given.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        "theta": float(rope.get("rope_theta") or given.get("rope_theta") or 10000.0),
         "remat": False,
         "unroll": 1,
         "dtype": "float32",
@@ -115,7 +115,8 @@ def decoder_rows(c: DecoderConfig, theirs: str) -> list[Row]:
         if c.qk_norm and name != "v":
             for end, kind in (("scale", "weight"), ("bias", "bias")):
                 named = f"{there}.self_attn.{name}_norm.{kind}"
-                rows.append(Row(f"{own}_norm_{end}", named, (heads, k), n))
+                shape = (heads if c.head_norms else 1, k)  # theirs has one for each head
+                rows.append(Row(f"{own}_norm_{end}", named, shape, n, was=(heads, k)))
     own, other = f"{at}/attention/o", f"{there}.self_attn.o_proj"
     rows += product(own, other, (c.heads, k, d), n, "attention" in c.biases, 2)
     for name, shape in (("gate", (d, c.mlp)), ("up", (d, c.mlp)), ("down", (c.mlp, d))):

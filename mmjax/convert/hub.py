@@ -14,8 +14,14 @@ from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 
 CONFIG = "config.json"
-BESIDE = (TOKENIZER, "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json")
+BESIDE = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.json",
+    "chat_template.jinja", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 SHARD = 2**27  # bytes of a file at most, unless one tensor is larger
 
 
@@ -42,6 +48,11 @@ class Hub(NamedTuple):
         try:
             with safe_open(self.files[name], framework="np") as file:
                 kind = file.get_slice(self.there[name]).get_dtype()
+                if kind not in KINDS:
+                    raise UserError(
+                        f"{self.files[name]}, tensor {name} is {kind}; save the model as one of "
+                        f"{', '.join(KINDS)}"
+                    )
                 if kind != "BF16":
                     return np.asarray(file.get_tensor(self.there[name]), np.float32)
             # The reader of the kind "np" does not know bfloat16; the other holds it twice.
@@ -77,11 +88,15 @@ class Hub(NamedTuple):
         return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in found}
 
 
+def tokens(given: Mapping, name: str) -> list[int]:
+    """Ids of a config.json, one or several under one name."""
+    found = given.get(name)
+    return [x for x in (found if isinstance(found, list) else [found]) if isinstance(x, int)]
+
+
 def token(given: Mapping, name: str) -> int:
     """An id of a config.json; of several the first, of none -1."""
-    found = given.get(name)
-    found = found[0] if isinstance(found, list) and found else found
-    return found if isinstance(found, int) else -1
+    return next(iter(tokens(given, name)), -1)
 
 
 def read_json(path: Path) -> dict:

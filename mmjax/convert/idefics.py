@@ -95,6 +95,7 @@ def vocabulary(given: Mapping) -> Vocabulary:
         sep=-1,
         eoss=-1,
         masks=(size + more - 1,) if more else (),  # a picture's place: never written as a word
+        stops=v.stops,
     )
 
 

@@ -30,13 +30,19 @@ DEFAULTS = {
 
 
 def vocabulary(given: Mapping) -> Vocabulary:
-    """Their ids; what they have none for is -1, and padding is written nowhere, so 0 will do."""
+    """Their ids; what they have none for is -1.
+
+    Without an id for padding EOS stands in: any other would be a word that is never written.
+    """
     given = DEFAULTS | dict(given)
+    pad = hub.token(given, "pad_token_id")
+    eos, *stops = hub.tokens(given, "eos_token_id") or [-1]
     return Vocabulary(
         given["vocab_size"],
-        pad=given.get("pad_token_id") or 0,
+        pad=pad if pad >= 0 else max(eos, 0),
         bos=hub.token(given, "bos_token_id"),
-        eos=hub.token(given, "eos_token_id"),
+        eos=eos,
+        stops=tuple(stops),
         boi=-1,
         eoi=-1,
         sep=-1,
@@ -74,7 +80,7 @@ def given_language(d: DecoderConfig, v: Vocabulary) -> dict:
         "model_type": "llama",
         "vocab_size": v.size,
         "bos_token_id": v.bos,
-        "eos_token_id": v.eos,
+        "eos_token_id": [v.eos, *v.stops] if v.stops else v.eos,
         "pad_token_id": v.pad,
     }
 

@@ -80,6 +80,8 @@ class Row(NamedTuple):
             return x.transpose(3, 2, 0, 1)
         if self.order is not None:
             x = x.reshape(self.foreign)[np.argsort(self.order)]
+        if x.size < int(np.prod(self.foreign)):  # one for all heads here, one for each there
+            x = np.broadcast_to(x, self.foreign)
         return x.reshape(self.foreign)
 
 

@@ -65,7 +65,9 @@ def plan(
     limit = np.add(free, made)
     if codes:  # every turn takes a position
         limit = np.minimum(limit, left)
-    ends = [[v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos] for r in requests]
+    ends = [
+        [v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos, *v.stops] for r in requests
+    ]
     columns = (
         [size + 1 if r.draw else 0 for r in requests],
         [v.eoi] * len(requests),

@@ -33,10 +33,12 @@ def main(rest: list[str]) -> int:
     from mmjax import conversion
 
     ours = Path(SRC.value)
+    theirs = conversion.is_theirs(ours)
     if DST.value is not None:
-        theirs = conversion.is_theirs(ours)
         made = conversion.convert(ours, DST.value, OVERWRITE.value)
         ours = made if theirs else ours
+    elif theirs:
+        raise UserError(f"{ours} is a directory of theirs; give --dst too, where it is brought in")
     if VERIFY.value is None:
         return 0
     worst = conversion.verify(ours, VERIFY.value)

@@ -1,13 +1,15 @@
 """Chameleon's config.json: what it says of ids and shapes, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmjax.convert import chameleon as convert
-from mmjax.convert.rows import wanted
+from mmjax.convert.decoder import decoder_rows
+from mmjax.convert.rows import from_theirs, to_theirs, wanted
 from mmjax.error import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -46,6 +48,19 @@ def test_rows_have_room_for_three_pictures_resized_as_theirs(given):
     c = convert.config(given)
     place = convert.place(c)
     assert place["resize"] == "pil_lanczos" and place["length"] > 3 * (c.tokens + 2)
+
+
+def test_norms_that_heads_share_go_out_as_one_for_each(given):
+    """As models trained here have them; theirs has a norm for each head."""
+    c = convert.config(given).decoder
+    shared = replace(c, head_norms=False)
+    (row,) = (r for r in decoder_rows(shared, "model") if r.ours.endswith("attention/q_norm_scale"))
+    x = np.random.default_rng(0).normal(size=(c.depth, 1, c.head_dim)).astype(np.float32)
+    out = dict(to_theirs([row], {row.ours: x}.__getitem__))
+    assert wanted(row) == (c.heads, c.head_dim) and len(out) == c.depth
+    (whole,) = (r for r in decoder_rows(c, "model") if r.ours == row.ours)
+    back = from_theirs([whole], out.__getitem__)["decoder"]["blocks"]["attention"]["q_norm_scale"]
+    np.testing.assert_array_equal(back, np.broadcast_to(x, (c.depth, c.heads, c.head_dim)))
 
 
 def test_there_and_back(given):

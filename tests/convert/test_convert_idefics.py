@@ -42,11 +42,20 @@ def test_tied_outputs_are_read_from_embeddings(given):
     """Those of ids that were added too."""
     given = given | {"tie_word_embeddings": True}
     c, v = convert.config(given), convert.vocabulary(given)
-    rows, ignored = conversion.apart(convert.rows(c, v), given)
-    named = {row.ours: row.theirs for row in rows}
-    assert named["head/w"] == named["embed/table"] == "model.embed_tokens.weight"
-    assert named["added/w"] == named["added/table"]
-    assert ignored == ("lm_head.weight", "lm_head.additional_fc.weight")
+    rows = convert.rows(c, v)
+    plain = {row.ours: row.theirs for row in rows}
+    outputs = {plain["head/w"], plain["added/w"]}
+    assert outputs == {"lm_head.weight", "lm_head.additional_fc.weight"}
+
+    def named(there):
+        return {row.ours: row.theirs for row in conversion.apart(rows, given, there)}
+
+    found = named(set(plain.values()) - outputs)
+    assert found["head/w"] == found["embed/table"] == "model.embed_tokens.weight"
+    assert found["added/w"] == found["added/table"]
+    assert named(set(plain.values())) == plain  # what there is counts
+    found = named(set(plain.values()) - {"model.embed_tokens.weight"})
+    assert found["embed/table"] == "lm_head.weight"  # and the other way round
 
 
 def test_words_that_follow_are_torchs(tmp_path):

@@ -10,6 +10,7 @@ from test_conversion import theirs
 from mmjax import conversion
 from mmjax.convert import decoder, hub, llama
 from mmjax.error import UserError
+from mmjax.sample.engine import word_ids
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def test_embeddings_and_outputs_come_apart(tied, tmp_path):
     assert llama.config(back.config) == llama.config(hub.read(source).config)
 
 
-def test_a_second_table_beside_tied_ones_is_not_read(tied, tmp_path):
-    """Theirs takes the embeddings then, whatever the file has beside."""
+def test_a_second_table_beside_tied_ones_is_read(tied, tmp_path):
+    """Where a file has outputs of their own, theirs takes them, whatever config.json says."""
     source, _ = tied
     known = hub.read(source)
     tensors = {name: known.tensor(name) for name in known.shapes}
@@ -64,19 +65,24 @@ def test_a_second_table_beside_tied_ones_is_not_read(tied, tmp_path):
     other.mkdir()
     wrong = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1.0}
     hub.write(other, known.config, wrong.items())
-    work = conversion.convert(other, tmp_path / "work", said=lambda _: None)
-    assert conversion.verify(work, source) < 1e-4
-    hub.write(other, known.config | {"tie_word_embeddings": False}, wrong.items())
-    work = conversion.convert(other, tmp_path / "apart", said=lambda _: None)
-    assert conversion.verify(work, source) > 0.1
+    for tied_, place in ((True, "work"), (False, "apart")):
+        hub.write(other, known.config | {"tie_word_embeddings": tied_}, wrong.items())
+        work = conversion.convert(other, tmp_path / place, said=lambda _: None)
+        assert conversion.verify(work, source) > 0.1
+        held = conversion.hold(work).read("head/w")["head/w"]
+        np.testing.assert_array_equal(held.T, wrong["lm_head.weight"])
 
 
 def test_ids_that_there_are_none_of(tied):
     given = hub.read(tied[0]).config
     none = given | {"bos_token_id": None, "eos_token_id": [2, 5], "pad_token_id": None}
     v = llama.vocabulary(none)
-    assert (v.bos, v.eos, v.pad) == (-1, 2, 0)
-    assert llama.vocabulary(none | {"eos_token_id": None}).eos == -1
+    assert (v.bos, v.eos, v.pad, v.stops) == (-1, 2, 2, (5,))
+    written = np.flatnonzero(~np.asarray(word_ids(v)))
+    assert written.tolist() == [2, 5]  # all else is a word, 0 too
+    assert llama.given(llama.config(none), v)["eos_token_id"] == [2, 5]
+    v = llama.vocabulary(none | {"eos_token_id": None})
+    assert (v.eos, v.pad, v.stops) == (-1, 0, ())
 
 
 @pytest.mark.parametrize("scaling", [(), (2.0,), (8.0, 1.0, 4.0, 8192.0)])
