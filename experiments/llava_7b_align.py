@@ -2,10 +2,12 @@
 
 arXiv 2310.03744, and the scripts published with it: CLIP ViT-L/14 at 336 pixels, 576 positions a
 picture, a Vicuna; 558k captioned pictures once, batch 256, rate 1e-3 by a cosine with 3 % warmup.
-One row holds one document or several: batch and steps are of rows, lengths as theirs.
+One row holds one document or several: batch and steps are of rows, lengths as theirs. CLIP and
+VICUNA are directories as `save_pretrained` of `transformers` writes them, of the model and of its
+fast tokenizer: the published ones may have neither safetensors nor a tokenizer.json.
 
-Run:  mmjax convert --src=CLIP   --dst=out/clip_l14_336       openai/clip-vit-large-patch14-336
-      mmjax convert --src=VICUNA --dst=out/vicuna_7b          lmsys/vicuna-7b-v1.5
+Run:  mmjax convert --src=CLIP   --dst=out/clip_l14_336  # openai/clip-vit-large-patch14-336
+      mmjax convert --src=VICUNA --dst=out/vicuna_7b     # lmsys/vicuna-7b-v1.5
       mmjax data build --src=PAIRS --format=jsonl --dst=out/data/llava_pairs --size=336
       mmjax train   --config=experiments/llava_7b_align.py --workdir=out/llava_7b_align
 """

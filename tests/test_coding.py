@@ -358,6 +358,14 @@ def test_a_start_of_another_configuration_is_refused_by_name(home, coded, tmp_pa
     refused(e, tmp_path, r"none/config.json does not exist")
 
 
+def test_a_start_whose_decoder_is_run_otherwise_is_refused(home, talker, tmp_path):
+    """Weights of the same shapes, which under other frequencies or another epsilon are no model."""
+    at = {"start": {"all": str(talker)}}
+    e = chameleon(home / "scenes", **at, model__decoder__theta=5000.0)
+    refused(e, tmp_path, r"config.model.decoder differs from that of .*: theta: 10000.0 -> 5000.0$")
+    start.check(chameleon(home / "scenes", **at, model__decoder__dropout=0.1))
+
+
 def test_a_start_of_a_part_that_is_not_there_is_refused_by_name(home, coded, tmp_path):
     e = chameleon(home / "scenes", start={"codex": str(home / "codec")})
     refused(e, tmp_path, r"config.start names 'codex', of which this model has no weights")
