@@ -221,6 +221,11 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             "the tokenizer has no registers; train with data.bottleneck='registers', which adds "
             "them, or give data.bottleneck='lowres'"
         )
+    if vocab.sep < 0 and any(isinstance(p, Text) and p.text == SEPARATOR for p in document):
+        raise UserError(
+            f"this model has no {SEPARATOR}; ask in the words it was trained on, as 'USER: ... "
+            f"ASSISTANT:'"
+        )
     slot = written = 0  # written: length of the last text
     for part in document:
         if isinstance(part, Text):

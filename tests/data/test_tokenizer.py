@@ -1,5 +1,6 @@
 """Text to ids and back whatever the text, and documents written out as positions."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -207,3 +208,13 @@ def test_documents_of_nothing_much():
     assert lay_out([Text("")], TOKENIZER, V, P, True, end=False)["tokens"].tolist() == [V.bos]
     with pytest.raises(TypeError, match="not str"):
         lay_out(["a red apple"], TOKENIZER, V, P, True)
+
+
+def test_a_separator_that_a_vocabulary_lacks_is_refused():
+    """Of imported models: its id would be -1."""
+    t = bpe.train(["a red apple"], 300)
+    vocab = bpe.vocabulary(t)
+    asked = [Text("a"), Text(bpe.SEPARATOR, loss=False)]
+    assert vocab.sep in bpe.lay_out(asked, t, vocab, 4, False)["tokens"]
+    with pytest.raises(UserError, match=r"^this model has no <sep>; ask in the words"):
+        bpe.lay_out(asked, t, dataclasses.replace(vocab, sep=-1), 4, False)
