@@ -145,7 +145,8 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         )
     source = source.renamed(getattr(kind, "RENAMED", ()))
     try:
-        c, vocabulary = kind.config(source.config), kind.vocabulary(source.config)
+        c = around.standardised(kind.config(source.config), source.path)
+        vocabulary = kind.vocabulary(source.config)
     except (TypeError, AttributeError, KeyError) as error:  # a word for a number, or none at all
         raise UserError(f"{source.path / CONFIG} is damaged: {error!r}; fetch it anew") from error
     rows = kind.rows(c, vocabulary, source.config)
@@ -299,9 +300,12 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         for old in place.iterdir():  # what a stopped command left is written anew
             old.unlink()
         hub.write(place, given, to_theirs(rows, one_by_one(held)))
-        for name in hub.BESIDE:
-            if (src / name).is_file():
-                shutil.copyfile(src / name, place / name)
+        there = [name for name in hub.BESIDE if (src / name).is_file()]
+        for name in there:
+            shutil.copyfile(src / name, place / name)
+        pixels = around.preprocessor(held.experiment)
+        if pixels and not {hub.PREPROCESSOR, hub.PROCESSOR} & set(there):
+            (place / hub.PREPROCESSOR).write_text(json.dumps(pixels, indent=2))
     said(f"{dst}: a {given['model_type']} for `transformers`, ready")
 
 

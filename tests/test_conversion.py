@@ -383,3 +383,22 @@ def test_numbers_of_eight_bits_are_refused_by_name(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"tensor {name} is F8_E4M3; save the model as one of F64, F32" in said
     assert not (tmp_path / "work").exists()
+
+
+def test_mean_and_deviation_are_those_of_the_file_beside_the_weights(tmp_path):
+    """Told plainly, as most do, or within the file of a processor; and they go out again."""
+    source = theirs("clip", tmp_path / "hub")
+    plain = conversion.convert(source, tmp_path / "plain", said=lambda _: None)
+    said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    for name, told in ((hub.PREPROCESSOR, said), (hub.PROCESSOR, {"image_processor": said})):
+        (source / name).write_text(json.dumps(told))
+        work = conversion.convert(source, tmp_path / name, said=lambda _: None)
+        model = run.read_config(work).model
+        assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert run.read_config(plain).model.mean != model.mean
+        back = conversion.convert(work, tmp_path / f"{name}.back", said=lambda _: None)
+        assert (back / name).read_text() == json.dumps(told)
+        (source / name).unlink()
+    back = conversion.convert(plain, tmp_path / "back", said=lambda _: None)
+    made = json.loads((back / hub.PREPROCESSOR).read_text())
+    assert made["image_mean"] == list(run.read_config(plain).model.mean)

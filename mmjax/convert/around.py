@@ -1,10 +1,13 @@
 """The experiment that stands around imported weights: what sampling and evaluation read of one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmjax import values
 from mmjax.config import Experiment, resolve
+from mmjax.convert import hub
 
 SOURCE = {"path": "out/data/own", "weight": 1.0, "template": "", "balance": False}
 DATA = {
@@ -22,6 +25,11 @@ DATA = {
     "window": 512,
     "workers": 0,
 }
+# How pictures come to size -> Pillow's number of it, and whether the middle alone is kept.
+RESAMPLE = {
+    "nearest": (0, True), "pil_lanczos": (1, True), "pil_bilinear_aa": (2, True),
+    "pil_bicubic_aa": (3, True), "pil_bicubic_stretch": (3, False), "pil_box": (4, True),
+}  # fmt: skip
 CHOICE = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0}
 
 
@@ -72,3 +80,34 @@ def experiment(
         },
         families,
     )  # fmt: skip
+
+
+def standardised(c: Any, path: Path) -> Any:
+    """A configuration with the mean and deviation of pixels that a directory of theirs says.
+
+    Raises:
+        UserError: if its file is damaged.
+    """
+    for name in (hub.PREPROCESSOR, hub.PROCESSOR):
+        if hasattr(c, "mean") and (path / name).is_file():
+            said = hub.read_json(path / name)
+            said = said.get("image_processor", said)
+            if "image_mean" in said and "image_std" in said:
+                return replace(c, mean=tuple(said["image_mean"]), std=tuple(said["image_std"]))
+    return c
+
+
+def preprocessor(e: Experiment) -> dict:
+    """Their preprocessor_config.json of a CLIP or LLaVA; empty where they have no such resizing."""
+    c, how = e.model, RESAMPLE.get(e.data.resize)
+    if e.family not in ("clip", "llava") or how is None:
+        return {}
+    resample, cut = how
+    whole = {"height": c.image, "width": c.image}
+    return {
+        "image_processor_type": "CLIPImageProcessor" if cut else "SiglipImageProcessor",
+        "do_convert_rgb": True, "do_resize": True, "resample": resample,
+        "size": {"shortest_edge": c.image} if cut else whole,
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(c.mean), "image_std": list(c.std),
+    } | ({"do_center_crop": True, "crop_size": whole} if cut else {})  # fmt: skip

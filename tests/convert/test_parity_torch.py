@@ -5,11 +5,14 @@ Needs the `hf` extra: `make test-hf`. The default run checks golden files of the
 
 import json
 import os
+from dataclasses import replace
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
+from tiny import ROOT
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -17,8 +20,9 @@ transformers = pytest.importorskip("transformers")
 import make_golden  # noqa: E402
 import make_original  # noqa: E402
 
-from mmjax import conversion  # noqa: E402
-from mmjax.convert import hub  # noqa: E402
+from mmjax import config, conversion, run  # noqa: E402
+from mmjax.convert import around, hub  # noqa: E402
+from mmjax.data.resize import RESIZE  # noqa: E402
 
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("default")]
 NAMES = [*make_golden.NAMES]
@@ -78,7 +82,7 @@ def test_losses_and_gradients(both):
         n: n for n in theirs
     }).renamed(getattr(kind, "RENAMED", ()))  # fmt: skip
     tied = "lm_head.weight" not in theirs and "head/w" in grads
-    compared = 0
+    compared = set()
     for row in kind.rows(held.experiment.model, held.vocabulary, held.given):
         if any(n not in known.there for n in row.names):
             continue  # of a codec, which has none there
@@ -88,9 +92,11 @@ def test_losses_and_gradients(both):
             grads["embed/table"] = grads["embed/table"] + grads["head/w"].T
         off = np.abs(np.asarray(grads[row.ours]) - want).max()
         assert off <= 1e-3 * max(np.abs(want).max(), 1e-4), (row.ours, off, np.abs(want).max())
-        compared += 1
-    assert compared > 10
-    assert set(flatten_dict(grads)) == set(flatten_dict(flat))
+        compared.add(row.ours)
+    assert len(compared) > 10
+    # What theirs has no gradient for: codecs, tied outputs, and a bias that a softmax ignores.
+    left = set(flat) - compared - ({"head/w"} if tied else set())
+    assert all(np.abs(np.asarray(grads[name])).max() < 1e-6 for name in left), left
 
 
 def test_transformers_loads_what_is_written(both):
@@ -109,6 +115,20 @@ def test_transformers_loads_what_is_written(both):
         one, two = (m.eval()(**given) for m in (model, again))
     name = "logits_per_image" if hasattr(one, "logits_per_image") else "logits"
     assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.parametrize("how", around.RESAMPLE)
+def test_pictures_are_brought_to_size_as_the_file_beside_a_model_says(how, tmp_path):
+    e = config.resolve(config.load(str(ROOT / "experiments" / "small_clip.py")), run.families())
+    e = replace(e, data=replace(e.data, resize=how))
+    (tmp_path / hub.PREPROCESSOR).write_text(json.dumps(around.preprocessor(e)))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    found = theirs(images=PIL.Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    want = np.moveaxis(RESIZE[how](pixels, e.model.image), -1, 0) / 255.0
+    mean, std = (np.array(x)[:, None, None] for x in (e.model.mean, e.model.std))
+    np.testing.assert_allclose(found, (want - mean) / std, atol=1e-5)
+    assert around.standardised(replace(e.model, mean=(0.0,) * 3), tmp_path) == e.model
 
 
 @pytest.mark.parametrize(("swin", "shards"), [(False, 1), (True, 2)])
