@@ -62,8 +62,8 @@ def engine(batch: int, draw: bool):
     import jax
     import jax.numpy as jnp
 
-    from mmjax.config import Choice
     from mmjax.sample.engine import Options, Plan, advance, begin
+    from mmjax.sampling import Choice
 
     parts, params = model()
     cold = Choice(0.0, 0, 1.0, 0.0, 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from rich.progress import track
 
 from mmjax import checkpoint, values
@@ -42,10 +42,6 @@ KINDS: dict[str, Any] = {
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 # How many axes inputs of `transformers` have.
-AXES = {
-    "input_ids": (2,), "attention_mask": (2,), "labels": (2,), "pixel_values": (4, 5),
-    "image_attention_mask": (3,),
-}  # fmt: skip
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 
@@ -307,122 +303,3 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         if pixels and not {hub.PREPROCESSOR, hub.PROCESSOR} & set(there):
             (place / hub.PREPROCESSOR).write_text(json.dumps(pixels, indent=2))
     said(f"{dst}: a {given['model_type']} for `transformers`, ready")
-
-
-def verify(workdir: str | Path, place: str | Path, said: Report = print) -> float:
-    """Runs a workdir's model on `place`/inputs.npz and holds it against `place`/outputs.npz.
-
-    Prints the largest absolute difference of every array it can make, and names the others. What
-    stands under padding, where attention_mask is 0, means nothing and is not compared.
-
-    Returns:
-        The largest of them all.
-
-    Raises:
-        UserError: for files that are missing, or without anything to compare.
-    """
-    inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
-    kind = kind_of(workdir)
-    held = hold(workdir)
-    check_inputs(f"{place}/inputs.npz", inputs, needs_words=kind is not clip)
-    check_sizes(f"{place}/inputs.npz", inputs, held)
-    with jax.default_matmul_precision("highest"):
-        given = held.given or kind.given(held.experiment.model, held.vocabulary)
-        params = unflatten_dict(held.read(*held.like), sep="/")
-        made = kind.outputs(held.model.parts, params, inputs, given)
-    known = [name for name in wanted if name in made]
-    if not {"logits", "logits_per_image", "image_embeds", "text_embeds"} & set(known):
-        raise UserError(
-            f"{place}/outputs.npz has neither logits nor embeddings that a "
-            f"{held.experiment.family} makes of inputs.npz ({', '.join(inputs)}); it has: "
-            f"{', '.join(wanted) or 'nothing'}"
-        )
-    worst = 0.0
-    for name in known:
-        theirs = wanted[name]
-        fits = made[name].size == theirs.size
-        mine = np.asarray(made[name] if fits else made.get(f"{name}/pooled", made[name]))
-        mine = mine.reshape(theirs.shape) if mine.size == theirs.size else mine
-        if mine.shape != theirs.shape:
-            raise UserError(
-                f"{place}/outputs.npz: {name} is {theirs.shape} there, {mine.shape} here"
-            )
-        read = inputs.get("attention_mask")
-        words = name.startswith(("hidden", "text_hidden", "logits")) and mine.ndim == 3
-        if read is not None and words and mine.shape[:2] == read.shape:
-            mine, theirs = mine[read > 0], theirs[read > 0]
-        off = float(np.abs(mine.astype(np.float64) - theirs).max()) if mine.size else 0.0
-        worst = max(worst, off) if off == off else float("inf")  # NaN is no agreement
-        said(f"{name:24s} {off:.3g}")
-    if left := sorted(set(wanted) - set(known)):
-        said(f"not compared: {', '.join(left)}")
-    return worst
-
-
-def check_inputs(path: str, inputs: Mapping[str, np.ndarray], needs_words: bool) -> None:
-    """Holds inputs of `transformers` against each other.
-
-    Raises:
-        UserError: for words that are missing, and arrays of other axes than theirs.
-    """
-    if needs_words and "input_ids" not in inputs:
-        raise UserError(f"{path} lacks input_ids; it has: {', '.join(inputs) or 'nothing'}")
-    for name, axes in AXES.items():
-        if name in inputs and inputs[name].ndim not in axes:
-            raise UserError(
-                f"{path}: {name} has shape {inputs[name].shape}; it must have "
-                f"{' or '.join(map(str, axes))} axes"
-            )
-    for name in ("attention_mask", "labels"):
-        both = [inputs[n].shape for n in (name, "input_ids") if n in inputs]
-        if len(set(both)) > 1:
-            raise UserError(f"{path}: {name} has shape {both[0]}, input_ids {both[1]}")
-
-
-def check_sizes(path: str, inputs: Mapping[str, np.ndarray], held: Held) -> None:
-    """Holds inputs against the model's vocabulary, pictures and length.
-
-    Raises:
-        UserError: for ids it does not have, and pictures or texts that it does not read.
-    """
-    c, given = held.experiment.model, held.given or {}
-    if (ids := inputs.get("input_ids")) is not None:
-        place = given.get("image_token_id", given.get("image_token_index"))  # no word of the table
-        words, size = ids[ids != place], held.vocabulary.size
-        if wrong := sorted({int(i) for i in words.flat if not 0 <= i < size}):
-            raise UserError(f"{path}: input_ids has {wrong[0]}; the model has {size} ids")
-        longest = c.text.length if hasattr(c, "text") else ids.shape[1]
-        if ids.shape[1] > longest:
-            raise UserError(
-                f"{path}: input_ids has {ids.shape[1]} columns; the model has {longest} positions"
-            )
-    pixels = inputs.get("pixel_values")
-    if pixels is not None and hasattr(c, "image"):
-        if pixels.shape[-3:] != (want := pixel_shape(c, pixels)):
-            raise UserError(f"{path}: pixel_values has shape {pixels.shape}; it must end in {want}")
-
-
-def pixel_shape(c, pixels: np.ndarray) -> tuple[int, int, int]:
-    """What pictures [..., 3, h, w] must end in: sides that patches divide.
-
-    A vision tower takes other sides than it was made for; a codec only its own.
-    """
-    high, wide = pixels.shape[-2:]
-    if (tower := getattr(c, "vision", None)) is None:
-        return (3, c.image, c.image)
-    return (3, max(high // tower.patch, 1) * tower.patch, max(wide // tower.patch, 1) * tower.patch)
-
-
-def arrays(path: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of a .npz.
-
-    Raises:
-        UserError: if it is absent or damaged.
-    """
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; --verify names a directory that has it") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error

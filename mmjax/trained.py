@@ -11,7 +11,6 @@ import numpy as np
 
 from mmjax import checkpoint
 from mmjax.batch import Batch, Document, Text
-from mmjax.config import Choice, SampleConfig
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.models import Params, clip
@@ -20,6 +19,7 @@ from mmjax.run import Run, directory, prepare_here
 from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
+from mmjax.sampling import Choice, SampleConfig
 
 WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; they draw none
 # Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that

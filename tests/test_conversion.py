@@ -13,7 +13,7 @@ from absl import flags
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_config
 
-from mmjax import config, conversion, run, values
+from mmjax import config, conversion, run, values, verification
 from mmjax.__main__ import run_verb
 from mmjax.convert import hub
 from mmjax.convert.rows import stacked
@@ -86,7 +86,7 @@ def made(name: str, tmp_path_factory) -> tuple[Path, Path]:
 
 def test_outputs_are_torchs(each, capsys):
     source, work = each
-    assert conversion.verify(work, source) < 1e-4
+    assert verification.verify(work, source) < 1e-4
     told = capsys.readouterr().out
     contrastive = "logits_per_image", "image_embeds", "vision_hidden_3", "text_hidden_0"
     kind = json.loads((source / "config.json").read_text())["model_type"]
@@ -121,7 +121,7 @@ def test_padding_is_not_compared_and_all_else_is(tmp_path):
         wrong = held["hidden_1"].copy()
         wrong[at] += 100.0
         np.savez(source / "outputs.npz", **held | {"hidden_1": wrong})
-        off = conversion.verify(work, source, said=lambda _: None)
+        off = verification.verify(work, source, said=lambda _: None)
         assert off < worst if worst < 1 else off == pytest.approx(worst, rel=1e-3)
 
 
@@ -139,7 +139,7 @@ def test_features_may_be_a_vector_a_picture(tmp_path):
     pooled = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w + bias
     for given, off in ((pooled, 0.0), (pooled + 1.0, 1.0)):
         np.savez(source / "outputs.npz", **held | {"image_features": given})
-        found = conversion.verify(work, source, said=lambda _: None)
+        found = verification.verify(work, source, said=lambda _: None)
         assert found == pytest.approx(off, abs=1e-4)
 
 
@@ -195,7 +195,7 @@ def test_it_goes_on_where_it_was(both, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "stacked", until(-1))
     conversion.convert(source, dst, said=lambda _: None)
     assert len(read) == len(set(read)) > 20
-    assert conversion.verify(dst, source, said=lambda _: None) < 1e-4
+    assert verification.verify(dst, source, said=lambda _: None) < 1e-4
     read.clear()
     monkeypatch.setattr(conversion, "stacked", until(5))
     with pytest.raises(KeyboardInterrupt):
@@ -288,7 +288,7 @@ def test_weights_are_mapped_and_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion.checkpoint, "write", watched)
     conversion.convert(source, tmp_path / "work", said=lambda _: None)
     assert len(held) > 10 and all(held)
-    assert conversion.verify(tmp_path / "work", source, said=lambda _: None) < 1e-4
+    assert verification.verify(tmp_path / "work", source, said=lambda _: None) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ def test_inputs_that_do_not_fit_are_named(change, words):
     inputs = {n: np.ones((2, 2), int) for n in ("input_ids", "attention_mask", "labels")} | change
     inputs = {name: x for name, x in inputs.items() if x is not None}
     with pytest.raises(UserError, match=words):
-        conversion.check_inputs("inputs.npz", inputs, needs_words=True)
+        verification.check_inputs("inputs.npz", inputs, needs_words=True)
     if "input_ids" not in inputs:
-        conversion.check_inputs("inputs.npz", inputs, needs_words=False)
+        verification.check_inputs("inputs.npz", inputs, needs_words=False)
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from study import Arm
 import mmjax
 from mmjax.batch import Image, Text
 from mmjax.codecs import efficientnet
-from mmjax.config import SampleConfig
 from mmjax.evals import frechet, heldout, reconstruction
 from mmjax.evals.scenes import said, table, things
 from mmjax.sample import dial
 from mmjax.sample.span import options_of
+from mmjax.sampling import SampleConfig
 from mmjax.trained import Trained
 
 # All blocks of a picture are trained at once, at one cost whatever their number.

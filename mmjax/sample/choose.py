@@ -8,8 +8,8 @@ nothing; all those of one choice share one sort, which top-k shortens to its k.
 import jax
 import jax.numpy as jnp
 
-from mmjax.config import Choice
 from mmjax.sample.flow import guided
+from mmjax.sampling import Choice
 
 
 def guided3(full, image, blank, text_scale: float, image_scale: float):

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary
-from mmjax.config import Choice
 from mmjax.layers.attention import KV
 from mmjax.models.family import Reader
 from mmjax.sample.choose import allow, choose, contrast, guided3
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.flow import Solver, guided
 from mmjax.sample.paint import Canvas, Stand, empty, paint
+from mmjax.sampling import Choice
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from mmjax.batch import Batch
-from mmjax.config import SampleConfig
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
@@ -15,6 +14,7 @@ from mmjax.sample.dial import Options, make
 from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request
 from mmjax.sample.talk import ROWS, Compiled, draw_ids, draw_signals
+from mmjax.sampling import SampleConfig
 
 
 def answer(

@@ -30,7 +30,7 @@ def main(rest: list[str]) -> int:
     """Converts, verifies, or both."""
     if SRC.value is None or (DST.value is None and VERIFY.value is None) or rest:
         raise UserError("give --src=DIR with --dst=DIR, --verify=DIR, or both")
-    from mmjax import conversion
+    from mmjax import conversion, verification
 
     ours = Path(SRC.value)
     theirs = conversion.is_theirs(ours)
@@ -41,7 +41,7 @@ def main(rest: list[str]) -> int:
         raise UserError(f"{ours} is a directory of theirs; give --dst too, where it is brought in")
     if VERIFY.value is None:
         return 0
-    worst = conversion.verify(ours, VERIFY.value)
+    worst = verification.verify(ours, VERIFY.value)
     if worst <= TOLERANCE.value:
         return 0
     print(

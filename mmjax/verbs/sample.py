@@ -22,12 +22,13 @@ import PIL.Image
 from absl import flags
 
 from mmjax.batch import Image
-from mmjax.config import SOLVERS, DataConfig
+from mmjax.config import DataConfig
 from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, read
+from mmjax.sampling import SOLVERS
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
 

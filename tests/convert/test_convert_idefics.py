@@ -13,12 +13,12 @@ from test_conversion import theirs
 
 from mmjax import conversion
 from mmjax.batch import IMAGE, Batch
-from mmjax.config import Choice
 from mmjax.convert import idefics as convert
 from mmjax.convert.rows import wanted
 from mmjax.error import UserError
 from mmjax.models.aside import Kept
 from mmjax.sample.engine import Options, Plan, advance, begin
+from mmjax.sampling import Choice
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from test_conversion import theirs
 
-from mmjax import conversion
+from mmjax import conversion, verification
 from mmjax.convert import decoder, hub, llama
 from mmjax.error import UserError
 from mmjax.sample.engine import word_ids
@@ -23,7 +23,7 @@ def tied(tmp_path_factory):
 
 def test_outputs_are_torchs(tied, capsys):
     source, work = tied
-    assert conversion.verify(work, source) < 1e-4
+    assert verification.verify(work, source) < 1e-4
     assert "not compared" not in capsys.readouterr().out
 
 
@@ -38,7 +38,7 @@ def test_another_scaling_shows(tied, tmp_path, kind):
     given["rope_parameters"]["rope_type"] = kind
     (other / "config.json").write_text(json.dumps(given))
     work = conversion.convert(other, tmp_path / "work", said=lambda _: None)
-    assert conversion.verify(work, source) > 1e-2
+    assert verification.verify(work, source) > 1e-2
 
 
 def test_embeddings_and_outputs_come_apart(tied, tmp_path):
@@ -68,7 +68,7 @@ def test_a_second_table_beside_tied_ones_is_read(tied, tmp_path):
     for tied_, place in ((True, "work"), (False, "apart")):
         hub.write(other, known.config | {"tie_word_embeddings": tied_}, wrong.items())
         work = conversion.convert(other, tmp_path / place, said=lambda _: None)
-        assert conversion.verify(work, source) > 0.1
+        assert verification.verify(work, source) > 0.1
         held = conversion.hold(work).read("head/w")["head/w"]
         np.testing.assert_array_equal(held.T, wrong["lm_head.weight"])
 

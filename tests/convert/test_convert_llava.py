@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import mmjax
 from mmjax import config, conversion, run, start
 from mmjax.batch import IMAGE, Batch
-from mmjax.config import Choice
 from mmjax.convert import hub, llama
 from mmjax.convert import llava as convert
 from mmjax.convert.rows import wanted
 from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.sample.engine import Options, Plan, advance, begin
+from mmjax.sampling import Choice
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)

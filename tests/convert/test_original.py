@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 import mmjax
-from mmjax import conversion
+from mmjax import conversion, verification
 from mmjax.batch import Text
 from mmjax.codecs import autoencoder, quantise
 from mmjax.convert import chameleon, hub, original, pickled
@@ -49,7 +49,7 @@ def refused(source: Path, match: str) -> None:
 
 
 def test_outputs_are_torchs(work, capsys):
-    assert conversion.verify(work, work.parent) < 1e-4
+    assert verification.verify(work, work.parent) < 1e-4
     told = capsys.readouterr().out
     for name in ("loss", "logits_raw", "vq_indices", "hidden_2"):
         assert name in told

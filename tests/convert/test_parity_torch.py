@@ -20,7 +20,7 @@ transformers = pytest.importorskip("transformers")
 import make_golden  # noqa: E402
 import make_original  # noqa: E402
 
-from mmjax import config, conversion, run  # noqa: E402
+from mmjax import config, conversion, run, verification  # noqa: E402
 from mmjax.convert import around, hub  # noqa: E402
 from mmjax.data.resize import RESIZE  # noqa: E402
 
@@ -50,7 +50,7 @@ def both(request, tmp_path_factory):
 
 def test_outputs(both, capsys):
     *_, home, work = both
-    assert conversion.verify(work, home) < 1e-4
+    assert verification.verify(work, home) < 1e-4
     assert "not compared" not in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_losses_and_gradients(both):
     loss.backward()
     held = conversion.hold(work)
     kind = conversion.BY_FAMILY[held.experiment.family]
-    inputs = conversion.arrays(home / "inputs.npz")
+    inputs = verification.arrays(home / "inputs.npz")
     flat = held.read(*held.like)
 
     def objective(flat):
@@ -142,7 +142,7 @@ def test_facebooks_release(swin, shards, seed, tmp_path, capsys):
     np.savez(tmp_path / "inputs.npz", **{k: v for k, v in made.items() if k in INPUTS})
     np.savez(tmp_path / "outputs.npz", **wanted)
     work = conversion.convert(tmp_path / "facebook", tmp_path / "work", said=lambda _: None)
-    assert conversion.verify(work, tmp_path) < 1e-4
+    assert verification.verify(work, tmp_path) < 1e-4
     assert "not compared" not in capsys.readouterr().out
     conversion.convert(work, tmp_path / "hub", said=lambda _: None)
     back, report = type(model).from_pretrained(tmp_path / "hub", output_loading_info=True)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.config import Choice
 from mmjax.error import UserError
 from mmjax.sample import choose as c
 from mmjax.sample.choose import choose
+from mmjax.sampling import Choice
 
 B, V = 6, 12
 OFF = Choice(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0)

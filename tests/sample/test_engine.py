@@ -11,7 +11,6 @@ from tiny import tiny_chameleon_config
 
 from mmjax import config, run
 from mmjax.batch import IMAGE, Batch, Vocabulary, causal_mask
-from mmjax.config import Choice
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import chameleon
 from mmjax.sample.decode import logits_of
@@ -26,6 +25,7 @@ from mmjax.sample.engine import (
     stream_of,
     word_ids,
 )
+from mmjax.sampling import Choice
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = config.resolve(tiny_chameleon_config(), run.families()).model

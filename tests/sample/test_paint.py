@@ -13,13 +13,13 @@ from small import make, transfusion_config
 
 from mmjax import diffusion
 from mmjax.batch import IMAGE, TEXT, Batch
-from mmjax.config import Choice
 from mmjax.models import denoise as noisy_pass
 from mmjax.models.decoder import UNTIE
 from mmjax.sample.decode import prefill
 from mmjax.sample.engine import Options, Plan, advance, begin
 from mmjax.sample.flow import Solver
 from mmjax.sample.paint import fresh
+from mmjax.sampling import Choice
 
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)
 EULER = Solver("euler", 4, 1.0, 1.0, 0.0, 1.0, 1.0)

@@ -16,10 +16,10 @@ from tiny import tiny
 
 from mmjax import __main__ as door
 from mmjax.batch import Image
-from mmjax.config import Choice
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
 from mmjax.sample.request import IMAGE, TEXT, parse
+from mmjax.sampling import Choice
 from mmjax.trained import OPTIONS
 
 NAME = "mmjax.verbs.sample"
