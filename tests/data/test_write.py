@@ -147,7 +147,8 @@ def test_what_was_read_is_not_read_again(tmp_path, monkeypatch):
     assert [r.id for r in store.read(tmp_path / "set", "train")] == [str(n) for n in range(40)]
 
 
-def test_another_source_starts_over_and_foreign_files_are_left_alone(tmp_path, monkeypatch):
+def stopped(path, monkeypatch):
+    """A set of source "a" whose making was stopped on the way."""
     monkeypatch.setattr(write, "ITEMS", 10)
 
     def broken():
@@ -155,7 +156,11 @@ def test_another_source_starts_over_and_foreign_files_are_left_alone(tmp_path, m
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write.write(broken(), tmp_path / "set", {"name": "a"}, {})
+        write.write(broken(), path, {"name": "a"}, {})
+
+
+def test_another_source_starts_over_and_foreign_files_are_left_alone(tmp_path, monkeypatch):
+    stopped(tmp_path / "set", monkeypatch)
     write.write(items(5), tmp_path / "set", {"name": "b"}, {})
     assert store.info(tmp_path / "set")["documents"] == 4 and len(rejects(tmp_path / "set")) == 1
     (tmp_path / "mine").mkdir()
@@ -166,14 +171,7 @@ def test_another_source_starts_over_and_foreign_files_are_left_alone(tmp_path, m
 
 
 def test_damaged_notes_of_progress_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "ITEMS", 10)
-
-    def broken():
-        yield from items(25)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write.write(broken(), tmp_path / "set", {"name": "a"}, {})
+    stopped(tmp_path / "set", monkeypatch)
     file = tmp_path / "set" / write.DRAFT
     for text in (file.read_text()[:-5], "{}", '{"source": {}, "much": 1}'):
         file.write_text(text)
