@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from test_conversion import theirs
 
 from mmjax import conversion
@@ -62,7 +63,7 @@ def test_words_that_follow_are_torchs(tmp_path):
     """Token by token through the engine, pictures given as bytes, one row without any."""
     source = theirs("idefics", tmp_path / "hub")
     held = conversion.hold(conversion.convert(source, tmp_path / "work", said=lambda _: None))
-    params = conversion.unflatten_dict(held.read(*held.like), sep="/")
+    params = unflatten_dict(held.read(*held.like), sep="/")
     file = loaded("idefics")
     ids, mask = (file[f"in/{n}"].astype(np.int32) for n in ("input_ids", "attention_mask"))
     seen = ((ids == 41) & (mask > 0)).astype(np.int32)

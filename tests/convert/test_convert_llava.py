@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 from test_conversion import theirs
 from tiny import tiny_llava_config
@@ -81,7 +82,7 @@ def test_words_that_follow_are_torchs(name, tmp_path):
     source = theirs(name, tmp_path / "hub")
     work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
     held = conversion.hold(work)
-    params = conversion.unflatten_dict(held.read(*held.like), sep="/")
+    params = unflatten_dict(held.read(*held.like), sep="/")
     with np.load(GOLDEN / f"hf_{name}.npz") as file:
         ids, mask = (file[f"in/{n}"].astype(np.int32) for n in ("input_ids", "attention_mask"))
         wanted, pixels = file["more/greedy"], file["more/pixels"].astype(np.uint8)
@@ -223,7 +224,7 @@ def test_models_of_ours_that_they_lack_are_refused(given):
 
 def test_what_the_first_llamas_kept_is_left_out():
     c, v = llama.config({"model_type": "llama"}), llama.vocabulary({"model_type": "llama"})
-    assert (v.bos, v.eos, v.pad, v.boi, v.size) == (1, 2, 0, -1, 32000)
+    assert (v.bos, v.eos, v.pad, v.boi, v.size) == (1, 2, 2, -1, 32000)
     rows = llama.rows(c, v)
     shapes = {name: wanted(row) for row in rows for name in row.names}
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (64,)
