@@ -63,7 +63,7 @@ def engine(batch: int, draw: bool):
     import jax.numpy as jnp
 
     from mmjax.sample.engine import Options, Plan, advance, begin
-    from mmjax.sampling import Choice
+    from mmjax.sample_config import Choice
 
     parts, params = model()
     cold = Choice(0.0, 0, 1.0, 0.0, 1.0)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmjax import kind
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
-from mmjax.sampling import SampleConfig
+from mmjax.sample_config import SampleConfig
 from mmjax.values import build, nearest
 
 REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers

@@ -41,7 +41,6 @@ KINDS: dict[str, Any] = {
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
-# How many axes inputs of `transformers` have.
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 
@@ -222,7 +221,7 @@ def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, P
 def weights(files: Mapping[str, Path], extra: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """(path in a checkpoint, numbers) of what lies in files and of more; holds none of them."""
     for name, file in track(files.items(), "writing", transient=True):
-        yield f"params/{name}", np.load(file, mmap_mode="r")  # held by no process, but the disk's
+        yield f"params/{name}", np.load(file, mmap_mode="r")  # its pages may be had back
     for name, x in extra.items():
         yield f"params/{name}", np.asarray(x)
 

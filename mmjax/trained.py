@@ -19,7 +19,7 @@ from mmjax.run import Run, directory, prepare_here
 from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
 from mmjax.sample.flow import Solver
 from mmjax.sample.request import IMAGE
-from mmjax.sampling import Choice, SampleConfig
+from mmjax.sample_config import Choice, SampleConfig
 
 WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; they draw none
 # Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
@@ -126,7 +126,7 @@ class Trained:
         named = {n: options[n] for n in plain if n in options}
         hints = {f.name: f.type for f in fields(SampleConfig)}
         choices = [f.name for f in fields(Choice)]
-        numeric = {n for n in options if n not in ("solver", "kind")}
+        numeric = [n for n in options if n not in ("solver", "kind")]
         if broken := [n for n in numeric if not isinstance(options[n], numbers.Real)]:
             raise UserError(f"{broken[0]}={options[broken[0]]!r} must be a number")
         named = {n: float(x) if hints[n] is float else x for n, x in named.items()}

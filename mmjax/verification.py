@@ -11,6 +11,7 @@ from mmjax.conversion import Held, Report, hold, kind_of
 from mmjax.convert import clip
 from mmjax.error import UserError
 
+# How many axes inputs of `transformers` have.
 AXES = {
     "input_ids": (2,), "attention_mask": (2,), "labels": (2,), "pixel_values": (4, 5),
     "image_attention_mask": (3,),

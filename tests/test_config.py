@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import ROOT, tiny, tiny_config
 
-from mmjax import config, sampling, values
+from mmjax import config, sample_config, values
 from mmjax.error import UserError
 from mmjax.models.decoder import DecoderConfig
 from mmjax.run import families
@@ -65,7 +65,7 @@ def test_an_unknown_field_is_named_with_the_nearest(path, field, near):
 
 def test_an_unknown_field_near_nothing_gets_the_list():
     message = refusal(sample__zzzzzz=1)
-    known = [f.name for f in dataclasses.fields(sampling.SampleConfig)]
+    known = [f.name for f in dataclasses.fields(sample_config.SampleConfig)]
     assert message.endswith(f"have: {', '.join(known)}") and set(PLAIN["sample"]) <= set(known)
 
 

@@ -26,7 +26,7 @@ from mmjax.evals import frechet, heldout, reconstruction
 from mmjax.evals.scenes import said, table, things
 from mmjax.sample import dial
 from mmjax.sample.span import options_of
-from mmjax.sampling import SampleConfig
+from mmjax.sample_config import SampleConfig
 from mmjax.trained import Trained
 
 # All blocks of a picture are trained at once, at one cost whatever their number.

@@ -21,7 +21,7 @@ BESIDE = (
     "chat_template.jinja", "generation_config.json", PREPROCESSOR, PROCESSOR,
 )  # fmt: skip
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 SHARD = 2**27  # bytes of a file at most, unless one tensor is larger
 
 
@@ -48,10 +48,10 @@ class Hub(NamedTuple):
         try:
             with safe_open(self.files[name], framework="np") as file:
                 kind = file.get_slice(self.there[name]).get_dtype()
-                if kind not in KINDS:
+                if kind not in DTYPES:
                     raise UserError(
                         f"{self.files[name]}, tensor {name} is {kind}; save the model as one of "
-                        f"{', '.join(KINDS)}"
+                        f"{', '.join(DTYPES)}"
                     )
                 if kind != "BF16":
                     return np.asarray(file.get_tensor(self.there[name]), np.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.sample.flow import guided
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 
 def guided3(full, image, blank, text_scale: float, image_scale: float):

@@ -22,7 +22,7 @@ from mmjax.sample.choose import allow, choose, contrast, guided3
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.flow import Solver, guided
 from mmjax.sample.paint import Canvas, Stand, empty, paint
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 
 @dataclass(frozen=True)

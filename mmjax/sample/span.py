@@ -14,7 +14,7 @@ from mmjax.sample.dial import Options, make
 from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request
 from mmjax.sample.talk import ROWS, Compiled, draw_ids, draw_signals
-from mmjax.sampling import SampleConfig
+from mmjax.sample_config import SampleConfig
 
 
 def answer(

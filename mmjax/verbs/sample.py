@@ -28,7 +28,7 @@ from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, read
-from mmjax.sampling import SOLVERS
+from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
 

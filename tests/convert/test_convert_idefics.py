@@ -19,7 +19,7 @@ from mmjax.convert.rows import wanted
 from mmjax.error import UserError
 from mmjax.models.aside import Kept
 from mmjax.sample.engine import Options, Plan, advance, begin
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)

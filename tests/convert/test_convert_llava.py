@@ -26,7 +26,7 @@ from mmjax.convert.rows import wanted
 from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.sample.engine import Options, Plan, advance, begin
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)

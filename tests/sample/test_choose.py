@@ -12,7 +12,7 @@ import pytest
 from mmjax.error import UserError
 from mmjax.sample import choose as c
 from mmjax.sample.choose import choose
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 B, V = 6, 12
 OFF = Choice(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition=1.0)

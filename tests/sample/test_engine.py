@@ -25,7 +25,7 @@ from mmjax.sample.engine import (
     stream_of,
     word_ids,
 )
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
 C = config.resolve(tiny_chameleon_config(), run.families()).model

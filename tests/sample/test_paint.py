@@ -19,7 +19,7 @@ from mmjax.sample.decode import prefill
 from mmjax.sample.engine import Options, Plan, advance, begin
 from mmjax.sample.flow import Solver
 from mmjax.sample.paint import fresh
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 
 COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)
 EULER = Solver("euler", 4, 1.0, 1.0, 0.0, 1.0, 1.0)

@@ -19,7 +19,7 @@ from mmjax.batch import Image
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
 from mmjax.sample.request import IMAGE, TEXT, parse
-from mmjax.sampling import Choice
+from mmjax.sample_config import Choice
 from mmjax.trained import OPTIONS
 
 NAME = "mmjax.verbs.sample"
