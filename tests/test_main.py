@@ -5,33 +5,19 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 from tiny import ROOT
+from verb_flags import taken_back
 
 from mmjax import __main__ as door
 
 QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
-MODULES = set(door.VERBS.values())
 # How ml_collections reads an experiment file.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
-
-
-def forget(before: set[str]) -> None:
-    """Takes back the flags of verbs: two of them define --workdir, for processes of their own."""
-    for name in {*flags.FLAGS} - before:
-        if (
-            name.partition(".")[0] == "config"
-            or flags.FLAGS.find_module_defining_flag(name) in MODULES
-        ):
-            delattr(flags.FLAGS, name)
-    for module in MODULES:
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture
 def mmjax(monkeypatch, capsys, tmp_path):
     """Runs a command line in an empty directory -> exit code, stdout, lines of stderr."""
-    before = {*flags.FLAGS}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # else this process would be replaced
 
@@ -42,8 +28,8 @@ def mmjax(monkeypatch, capsys, tmp_path):
         out, err = capsys.readouterr()
         return stop.value.code, out, err.splitlines()
 
-    yield call
-    forget(before)
+    with taken_back():
+        yield call
 
 
 def refused(result) -> str:

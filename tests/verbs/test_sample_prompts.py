@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import PIL.Image
 import pytest
 from absl import flags
 from tiny import tiny
+from verb_flags import taken_back
 
 from mmjax import __main__ as door
 from mmjax.batch import Image
@@ -22,18 +22,14 @@ from mmjax.sample.request import IMAGE, TEXT, parse
 from mmjax.sample_config import Choice
 from mmjax.trained import OPTIONS
 
-NAME = "mmjax.verbs.sample"
 TEXT_ALONE = '"a"'  # a line as it stands
 
 
 @pytest.fixture(scope="module")
 def verb():
     """The module; its flags are taken back after, as another verb defines some of them too."""
-    before = {*flags.FLAGS}
-    yield importlib.import_module(NAME)
-    for name in {*flags.FLAGS} - before:
-        delattr(flags.FLAGS, name)
-    sys.modules.pop(NAME, None)
+    with taken_back():
+        yield importlib.import_module("mmjax.verbs.sample")
 
 
 @pytest.fixture
