@@ -8,10 +8,8 @@ it; a writer holds `Checkpoints`. No other module imports orbax.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
-import gc
 import itertools
 import json
 import logging
@@ -20,7 +18,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +27,12 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from mmjax.checksum import checksum_of, checksums, named_leaves, spec
+from mmjax import leaf
+from mmjax.checksum import checksums, named_leaves, spec
 from mmjax.error import UserError
 
 Directory = str | os.PathLike[str]
-WAITING = 2**26  # bytes of dropped arrays whose memory is then given back
+CHUNK = 2**26  # bytes read or written at a time
 Warn = Callable[[str], object]
 _ORBAX = "/orbax/checkpoint/"
 
@@ -123,7 +122,14 @@ def _context() -> ocp.Context:
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.pytree.loading.partial_load = True
+    context.array.saving.scoped_storage_options_creator = _chunks
     return context
+
+
+def _chunks(path: Any, x: Any) -> Any:
+    """Layers of a stack, and parts of what is large, can be read without the rest."""
+    axes = (0,) if leaf.is_stack(x) else ()
+    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes, chunk_byte_size=CHUNK)
 
 
 def save(
@@ -152,13 +158,13 @@ def save(
     loss = float(loss) if loss is not None and math.isfinite(loss) else None
     leaves, sums = named_leaves(state), checksums(state)
     described = {name: [spec(x), sums[name]] for name, x in leaves.items()}
-    about = json.loads(json.dumps({"meta": meta, "loss": loss, "leaves": described}))
+    about = _describe(meta, loss, described)
     checkpoints.keep.losses[step] = loss
     try:
         nonempty = {name: x for name, x in leaves.items() if x.size}  # orbax refuses the others
         response = checkpoints.manager.save_checkpointables_async(
             step,
-            {"state": nonempty, "about": about | {"crc32": _crc32(about)}},
+            {"state": nonempty, "about": about},
             force=True,  # past orbax's own policy of when to save
         )
     except (OSError, ValueError) as e:
@@ -166,45 +172,37 @@ def save(
     checkpoints.pending = (step, response)
 
 
-def write(directory: Directory, step: int, leaves: Iterable[tuple[str, Any]], meta: dict) -> None:
-    """Writes a step leaf by leaf, holding one at a time; for a directory without other steps.
+def write(
+    directory: Directory, step: int, like: Mapping[str, Any], read: leaf.Read, meta: dict
+) -> None:
+    """Writes a step that may be larger than memory, in a directory without others.
 
     Args:
-        leaves: (path, array of numpy) each, `params/w`; what comes before is on disk and held no
-            more when the next is asked.
+        like: path, `params/w` -> shape and dtype. read: path, index of a part -> its numbers.
         meta: anything JSON can hold.
+
+    Raises:
+        OSError: on a full disk.
     """
     _hush_orbax()
-    path, described, waiting = _path(directory, step), {}, 0
+    path, waiting, described = _path(directory, step), 0, {}
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False  # saves a twelfth, and is held twice
-    with context:
-        for name, x in leaves:
-            described[name] = [spec(x), checksum_of(x)]
-            if x.size:
-                ocp.partial.save(path, {name: x})
-            waiting += x.nbytes
-            del x  # before the next one comes
-            waiting = give_back(waiting)
-        ocp.partial.finalize(path)
-    about = json.loads(json.dumps({"meta": meta, "loss": None, "leaves": described}))
+    context.array.saving.scoped_storage_options_creator = _chunks
+    try:
+        with context:
+            for name, x in like.items():
+                if x.size:  # of a stack its first layer, which tells orbax the rest
+                    ocp.partial.save(path, {name: read(name, leaf.parts(x)[0])})
+                waiting = leaf.give_back(waiting + x.size * x.dtype.itemsize)
+            ocp.partial.finalize(path)
+        for name, x in like.items():
+            described[name] = [spec(x), leaf.fill(path, name, x, read)]
+    except ValueError as e:
+        raise (OSError(code, os.strerror(code)) if (code := _errno(e)) else e) from e
     (path / "about").mkdir()
-    (path / "about" / "data.json").write_text(json.dumps(about | {"crc32": _crc32(about)}))
-
-
-def give_back(waiting: int) -> int:
-    """Returns freed memory to the system, if so many bytes are worth it; -> how many still wait.
-
-    Orbax leaves cycles, and glibc keeps what threads had. To look for cycles takes seconds in a
-    large process: not for every small array.
-    """
-    if waiting < WAITING:
-        return waiting
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    return 0
+    (path / "about" / "data.json").write_text(json.dumps(_describe(meta, None, described)))
 
 
 def wait(checkpoints: Checkpoints) -> None:
@@ -231,14 +229,17 @@ def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception
     checkpoints.manager.close()
     directory = checkpoints.manager.directory
     checkpoints.manager = _manager(directory, checkpoints.keep)
-    found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's form of errno
-    code = int(found[1]) if found else getattr(error, "errno", None)
-    if not code:
+    if not (code := _errno(error)):
         return error
     return UserError(
         f"checkpoint {step} not written to {directory}: {os.strerror(code)}; make room and write "
         f"access there or choose another place; last good checkpoint: {latest(directory)}"
     )
+
+
+def _errno(error: Exception) -> int | None:
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's form of it
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def _set_aside(directory: Directory, unwanted: list[int]) -> None:
@@ -356,20 +357,18 @@ def _about(directory: Directory, step: int) -> dict:
     return about
 
 
+def _describe(meta: dict, loss: float | None, leaves: dict) -> dict:
+    about = json.loads(json.dumps({"meta": meta, "loss": loss, "leaves": leaves}))
+    return about | {"crc32": _crc32(about)}
+
+
 def _crc32(about: dict) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, dict]:
     about, named = _about(directory, step), named_leaves(like)
-    for name in sorted(named.keys() | about["leaves"].keys()):
-        there, _ = about["leaves"].get(name, ("absent", ""))
-        here = spec(named[name]) if name in named else "absent"
-        if there != here and not (part and name not in named):
-            raise UserError(
-                f"checkpoint {step} in {directory} is of another model: leaf {name} is {there} "
-                f"there, {here} here; use its config or another place"
-            )
+    _compare(directory, step, about["leaves"], named, part)
     with _as_damage("arrays"), _context():
         nonempty = {name: x for name, x in named.items() if x.size}
         state = ocp.load_checkpointables(_path(directory, step), {"state": nonempty})["state"]
@@ -381,3 +380,30 @@ def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, 
             raise _Damage(f"leaf {name}: checksum differs")
     leaves = [state[name] for name in named]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), about["meta"]
+
+
+def _compare(
+    directory: Directory, step: int, there: dict, named: Mapping[str, Any], part: bool
+) -> None:
+    for name in sorted(named.keys() | there.keys()):
+        theirs, _ = there.get(name, ("absent", ""))
+        ours = spec(named[name]) if name in named else "absent"
+        if theirs != ours and not (part and name not in named):
+            raise UserError(
+                f"checkpoint {step} in {directory} is of another model: leaf {name} is {theirs} "
+                f"there, {ours} here; use its config or another place"
+            )
+
+
+def leaves(
+    directory: Directory, step: int, like: Mapping[str, Any], warn: Warn = print
+) -> dict[str, leaf.Leaf]:
+    """Leaves with elements by path, none read yet; for arguments and errors see `restore`."""
+
+    def read(number: int) -> dict[str, leaf.Leaf]:
+        there = _about(directory, number)["leaves"]
+        _compare(directory, number, there, like, part=True)
+        return {name: leaf.Leaf(_path(directory, number), name, there[name][1]) for name in like}
+
+    found = _newest(directory, step, warn, read)
+    return found[1] if found else {}

@@ -45,8 +45,8 @@ def checksums(tree: Any) -> dict[str, str]:
     if not rest:
         return large
     mesh = next((x.sharding.mesh for x in rest.values() if hasattr(x.sharding, "mesh")), None)
-    sums = jax.device_get(_checksums_on(mesh)(list(rest.values()))).tolist()
-    found = {name: f"{a:08x}{b:08x}" for name, (a, b) in zip(rest, sums, strict=True)}
+    totals = jax.device_get(_checksums_on(mesh)(list(rest.values())))
+    found = {name: digits(total) for name, total in zip(rest, totals, strict=True)}
     return {name: large.get(name) or found[name] for name in leaves}
 
 
@@ -60,9 +60,20 @@ def _is_large(x: jax.Array) -> bool:
 
 def checksum_of(x: np.ndarray) -> str:
     """What `checksums` says of an array on the host, with a piece of it on a device at a time."""
+    return digits(sums(x))
+
+
+def sums(x: np.ndarray, first: int = 0) -> np.ndarray:
+    """Both sums over a part of an array that starts at element `first`; parts add up, mod 2^32."""
     flat, total = x.reshape(-1), np.zeros(2, np.uint32)
     for start in range(0, flat.size, PIECE):
-        total += np.asarray(_piece_checksum(flat[start : start + PIECE], np.uint32(start % 2**32)))
+        place = np.uint32((first + start) % 2**32)
+        total += np.asarray(_piece_checksum(flat[start : start + PIECE], place))
+    return total
+
+
+def digits(total: np.ndarray) -> str:
+    """Both sums over a whole array, as checksums are written."""
     return f"{total[0]:08x}{total[1]:08x}"
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from rich.progress import track
+from rich.progress import Progress, track
 
-from mmjax import checkpoint, values
+from mmjax import checkpoint, leaf, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
 from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, original
@@ -40,6 +40,7 @@ KINDS: dict[str, Any] = {
     "idefics": idefics,
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
+MARK = "source.json"  # of a directory in the making: what it is made from
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
@@ -151,6 +152,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     rows = apart(rows, source.config, source.shapes)
     check(rows, source.shapes, kind.IGNORED)
     with making(dst, overwrite) as place:
+        begin(place, source.fingerprint)
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
         shapes = {n: np.load(file, mmap_mode="r").shape for n, file in files.items()}
@@ -159,7 +161,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
         (place / "checkpoints").mkdir()
         meta = {"from": source.config["model_type"]}
-        checkpoint.write(place.resolve() / "checkpoints", 0, weights(files, extra), meta)
+        write(place.resolve() / "checkpoints", files, extra, meta)
         e = around.experiment(kind.FAMILY, c, families(), **kind.place(c))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
@@ -167,6 +169,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         for name, content in source.beside.items():
             (place / name).write_bytes(content)
         shutil.rmtree(place / "leaves")
+        (place / MARK).unlink()
     count = sum(math.prod(shape) for shape in shapes.values())
     said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
     if not (dst / TOKENIZER).is_file():
@@ -201,13 +204,18 @@ def apart(rows: list, given: Mapping, there: Container[str]) -> list:
     return [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
 
 
-def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
-    """Every weight of ours as a file; those of the same source that are there already stay."""
-    mark = place / "source.json"
-    if not mark.is_file() or json.loads(mark.read_text()) != source.fingerprint:
+def begin(place: Path, fingerprint: dict) -> None:
+    """Makes a directory, empty unless what lies there was begun from the same source."""
+    mark = place / MARK
+    if not mark.is_file() or json.loads(mark.read_text()) != fingerprint:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        mark.write_text(json.dumps(source.fingerprint))
+        mark.write_text(json.dumps(fingerprint))
+
+
+def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
+    """Every weight of ours as a file; those that are there already stay."""
+    place.mkdir(exist_ok=True)
     files = {}
     for row in track(rows, "reading", transient=True):
         file = place / (row.ours.replace("/", ".") + ".npy")
@@ -218,12 +226,20 @@ def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, P
     return files
 
 
-def weights(files: Mapping[str, Path], extra: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    """(path in a checkpoint, numbers) of what lies in files and of more; holds none of them."""
-    for name, file in track(files.items(), "writing", transient=True):
-        yield f"params/{name}", np.load(file, mmap_mode="r")  # its pages may be had back
-    for name, x in extra.items():
-        yield f"params/{name}", np.asarray(x)
+def write(directory: Path, files: Mapping[str, Path], extra: Mapping, meta: dict) -> None:
+    """Makes a checkpoint, 0, of weights that lie in files, and more; with a bar."""
+    arrays = {f"params/{n}": np.load(file, mmap_mode="r") for n, file in files.items()}
+    arrays |= {f"params/{n}": np.asarray(x) for n, x in extra.items()}
+    like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in arrays.items()}
+    with Progress(transient=True) as bar:
+        task = bar.add_task("writing", total=sum(1 + len(leaf.parts(x)) for x in like.values()))
+
+        def read(name: str, index) -> np.ndarray:
+            bar.advance(task)
+            file = files.get(name.removeprefix("params/"))  # opened anew: its pages may be had back
+            return arrays[name][index] if file is None else np.load(file, mmap_mode="r")[index]
+
+        checkpoint.write(directory, 0, like, read, meta)
 
 
 def fits(family: str, c, vocabulary: Vocabulary, have: Mapping[str, tuple[int, ...]]) -> None:
@@ -258,15 +274,16 @@ def hold(workdir: str | Path) -> Held:
     return Held(e, vocabulary, given, model, directory(workdir), step, like)
 
 
-def one_by_one(held: Held) -> Callable[[str], np.ndarray]:
-    """path -> its weight, read when it is asked for; what reading took besides is given back."""
-    waiting = 0
+def one_by_one(held: Held) -> Callable[[str], leaf.Leaf]:
+    """path -> its weight, not read yet; what reading those before took is given back."""
+    specs = dict(held.like.values())
+    found, waiting = checkpoint.leaves(held.directory, held.step, specs), 0
 
-    def weight(path: str) -> np.ndarray:
+    def weight(path: str) -> leaf.Leaf:
         nonlocal waiting
-        found = np.asarray(held.read(path)[path])
-        waiting = checkpoint.give_back(waiting + found.nbytes)
-        return found
+        name, spec = held.like[path]
+        waiting = leaf.give_back(waiting) + spec.size * spec.dtype.itemsize
+        return found[name]
 
     return weight
 
@@ -292,13 +309,20 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     given = held.given or kind.given(held.experiment.model, held.vocabulary)
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
     with making(dst, overwrite) as place:
-        for old in place.iterdir():  # what a stopped command left is written anew
-            old.unlink()
-        hub.write(place, given, to_theirs(rows, one_by_one(held)))
-        there = [name for name in hub.BESIDE if (src / name).is_file()]
-        for name in there:
+        about = held.directory / str(held.step) / "about" / "data.json"
+        begin(place, hub.stamps([about, src / CONFIG]))
+        there = {name for part in hub.parts(place) for name in part.names}
+        rows = [row for row in rows if not there.issuperset(row.names)]
+        try:
+            hub.write(place, given, to_theirs(rows, one_by_one(held)))
+        except UserError:  # damage is seen at the end of a stack, of which layers are written
+            shutil.rmtree(place)
+            raise
+        (place / MARK).unlink()
+        beside = [name for name in hub.BESIDE if (src / name).is_file()]
+        for name in beside:
             shutil.copyfile(src / name, place / name)
         pixels = around.preprocessor(held.experiment)
-        if pixels and not {hub.PREPROCESSOR, hub.PROCESSOR} & set(there):
+        if pixels and not {hub.PREPROCESSOR, hub.PROCESSOR} & set(beside):
             (place / hub.PREPROCESSOR).write_text(json.dumps(pixels, indent=2))
     said(f"{dst}: a {given['model_type']} for `transformers`, ready")

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
-from absl import flags
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_config
+from verb_flags import taken_back
 
-from mmjax import config, conversion, run, values, verification
+from mmjax import config, conversion, leaf, run, values, verification
 from mmjax.__main__ import run_verb
 from mmjax.convert import hub
 from mmjax.convert.rows import stacked
@@ -23,12 +23,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def verb(words: list[str]) -> int:
-    """The verb's exit code, with flags that an earlier call gave forgotten."""
-    from mmjax.verbs import convert
-
-    for flag in flags.FLAGS.get_key_flags_for_module(convert):
-        flag.unparse()
-    return run_verb("convert", words)
+    """The verb's exit code."""
+    with taken_back():
+        return run_verb("convert", words)
 
 
 def theirs(name: str, place: Path, shards: int = 1) -> Path:
@@ -206,6 +203,52 @@ def test_it_goes_on_where_it_was(both, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "stacked", until(-1))
     conversion.convert(other, tmp_path / "next", said=lambda _: None)
     assert len(read) == 5 + len(set(read))
+
+
+def test_the_way_out_goes_on_too(both, tmp_path, monkeypatch):
+    """Files that are whole stay, and what they hold is not read again; damage leaves nothing."""
+    _, work = both
+    monkeypatch.setattr(hub, "SHARD", 4000)
+    whole = hub.read(conversion.convert(work, tmp_path / "whole", said=lambda _: None))
+    dst, partial = tmp_path / "back", tmp_path / "back.partial"
+    count, read = [0], []
+
+    def killed(*args, **kwargs):
+        count[0] += 1
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        save_file(*args, **kwargs)
+
+    def noted(self):
+        read.append(self.name)
+        yield from layers(self)
+
+    layers = leaf.Leaf.__iter__
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            conversion.convert(work, dst, said=lambda _: None)
+    assert not dst.exists()
+    before = {file.name: file.stat().st_mtime_ns for file in partial.glob("*.part")}
+    assert [*sorted(before)] == ["0.part", "1.part", "2.part"]
+    monkeypatch.setattr(leaf.Leaf, "__iter__", noted)
+    back = hub.read(conversion.convert(work, dst, said=lambda _: None))
+    assert {file.stat().st_mtime_ns for file in dst.glob("*.safetensors")} > {*before.values()}
+    assert back.shapes == whole.shapes and not (dst / conversion.MARK).exists()
+    for name in whole.shapes:
+        np.testing.assert_array_equal(back.tensor(name), whole.tensor(name))
+    some = len(read)
+    read.clear()
+    conversion.convert(work, dst, overwrite=True, said=lambda _: None)
+    assert some < len(read)
+
+    shutil.copytree(work, tmp_path / "bad")
+    name = max(read)
+    place = leaf.opened(tmp_path / "bad" / "checkpoints" / "0", name)
+    place[0].write(np.asarray(place[0].read().result()) + 1).result()
+    with pytest.raises(UserError, match=f"damaged, leaf {name}: checksum differs"):
+        conversion.convert(tmp_path / "bad", tmp_path / "never")
+    assert not [*tmp_path.glob("never*")]
 
 
 def change(source: Path, edit) -> None:

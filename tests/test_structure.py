@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "mmjax"
 ORDER = [
     "error", "values", "kind", "sample_config", "config", "mesh", "batch", "dial", "flops", "sheet",
     "log", "data", "layers", "losses", "contrastive", "diffusion", "codecs", "models", "convert",
-    "optim", "step", "checksum", "checkpoint", "run", "sample", "trained", "conversion",
+    "optim", "step", "checksum", "leaf", "checkpoint", "run", "sample", "trained", "conversion",
     "verification", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,6 +1,7 @@
 """Directories as Hugging Face has them: config.json, and weights in one or several safetensors."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -84,8 +85,12 @@ class Hub(NamedTuple):
     @property
     def fingerprint(self) -> dict:
         """What tells that the directory is still the same."""
-        found = sorted({*self.files.values(), self.path / CONFIG})
-        return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in found}
+        return stamps({*self.files.values(), self.path / CONFIG})
+
+
+def stamps(files: Iterable[Path]) -> dict:
+    """What tells that files are still the same."""
+    return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)}
 
 
 def tokens(given: Mapping, name: str) -> list[int]:
@@ -162,31 +167,54 @@ def weight_files(path: Path) -> set[str]:
 
 
 def write(path: Path, config: Mapping, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Fills a directory, holding one file's tensors at a time."""
+    """Fills a directory, holding one file's tensors at a time; those already there are left out."""
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    shards: list[list[str]] = []
+    done = [part.names for part in parts(path)]
+    there, count = {name for names in done for name in names}, len(done)
     held: dict[str, np.ndarray] = {}
-    total = 0
 
     def close() -> None:
-        save_file(held, path / f"{len(shards)}.part", metadata={"format": "pt"})
-        shards.append(list(held))
+        nonlocal count
+        save_file(held, path / "writing", metadata={"format": "pt"})
+        (path / "writing").rename(path / f"{count}.part")
         held.clear()
+        count += 1
 
     for name, x in tensors:
-        if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
-            close()
-        held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
-        total += x.nbytes
+        if name not in there:
+            if held and sum(y.nbytes for y in held.values()) + x.nbytes > SHARD:
+                close()
+            held[name] = np.asarray(x, order="C")  # safetensors writes memory as it lies
         del x  # it may be part of a stack, which then lives on while the next is read
-    close()
-    if len(shards) == 1:
-        (path / "0.part").rename(path / WHOLE)
+    if held:
+        close()
+    found = parts(path)
+    if len(found) == 1:
+        found[0].file.rename(path / WHOLE)
         return
     places: dict[str, str] = {}
-    for n, names in enumerate(shards):
-        file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
-        (path / f"{n}.part").rename(path / file)
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    for n, part in enumerate(found):
+        file = f"model-{n + 1:05d}-of-{len(found):05d}.safetensors"
+        part.file.rename(path / file)
+        places |= dict.fromkeys(part.names, file)
+    index = {"metadata": {"total_size": sum(part.size for part in found)}, "weight_map": places}
     (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class Part(NamedTuple):
+    """A file of weights that `write` has finished. size: bytes of its tensors, all f32."""
+
+    file: Path
+    names: list[str]
+    size: int
+
+
+def parts(path: Path) -> list[Part]:
+    """What `write` has finished of a directory; a stopped command goes on behind it."""
+    found: list[Part] = []
+    while (file := path / f"{len(found)}.part").is_file():
+        with safe_open(file, framework="np") as held:
+            names = list(held.keys())
+            shapes = [held.get_slice(name).get_shape() for name in names]
+        found.append(Part(file, names, sum(4 * math.prod(shape) for shape in shapes)))
+    return found

@@ -4,7 +4,7 @@ Theirs keep matrices as [out, in], ours as [in, out]; theirs a tensor a layer, o
 axis 0. A row says both, and both directions follow from it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,17 +132,17 @@ def from_theirs(rows: Sequence[Row], get: Callable[[str], np.ndarray]):
     return unflatten_dict(flat, sep="/")
 
 
-def to_theirs(rows: Sequence[Row], get: Callable[[str], np.ndarray]):
-    """(name, numbers) of all of theirs, one at a time. get: path here -> its numbers."""
+def to_theirs(rows: Sequence[Row], get: Callable[[str], Iterable[np.ndarray]]):
+    """(name, numbers) of all of theirs, one by one. get: path here -> an array, or its layers."""
     parts: dict[str, list[np.ndarray]] = {}
     for row in rows:
-        whole = np.asarray(get(row.ours), np.float32)
-        for n, name in enumerate(row.names):
-            one = row.there(whole[n] if row.layers else whole)
+        whole = get(row.ours)
+        for name, x in zip(row.names, whole if row.layers else [whole], strict=True):
+            one = row.there(np.asarray(x, np.float32))
             if row.part is None:
                 yield name, one
                 continue
             parts.setdefault(name, []).append(one)
             if len(parts[name]) == 3:  # q, k and v follow one another
                 yield name, np.concatenate(parts.pop(name))
-        del whole, one  # before the next is read
+        del whole, x, one  # before the next is read
