@@ -316,21 +316,24 @@ def test_an_index_that_is_none_and_weights_of_another_kind_are_named(tmp_path):
 
 
 def test_weights_are_mapped_and_not_held(tmp_path, monkeypatch):
-    """What is written lies in a file, whose pages any process may have back."""
+    """What is written lies in a file, whose pages may be had back, and of a stack it is a layer."""
     source, held = theirs("llama", tmp_path / "hub"), []
     write = conversion.checkpoint.write
 
-    def watched(directory, step, leaves, meta):
-        def some():
-            for name, x in leaves:
-                held.append(isinstance(x, np.memmap))
-                yield name, x
+    def watched(directory, step, like, read, meta):
+        def some(name, index):
+            x = read(name, index)
+            held.append((isinstance(x, np.memmap), name, x.size))
+            return x
 
-        write(directory, step, some(), meta)
+        write(directory, step, like, some, meta)
+        stacks = {name: x.size // x.shape[0] for name, x in like.items() if x.ndim > 2}
+        assert len(stacks) > 5
+        assert {(n, size) for _, n, size in held if n in stacks} == {*stacks.items()}
 
     monkeypatch.setattr(conversion.checkpoint, "write", watched)
     conversion.convert(source, tmp_path / "work", said=lambda _: None)
-    assert len(held) > 10 and all(held)
+    assert len(held) > 10 and all(mapped for mapped, *_ in held)
     assert verification.verify(tmp_path / "work", source, said=lambda _: None) < 1e-4
 
 
