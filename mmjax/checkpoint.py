@@ -4,7 +4,7 @@ A step is a directory `<directory>/<step>/` with the arrays in `state/` and, in 
 the caller's `meta`, the loss, and the shape, dtype and checksum of every leaf. Orbax writes under
 a temporary name and renames at the end, so a step is there entirely or not at all; but it loads
 flipped bits without complaint, hence the checksums. Readers take the directory and never change
-it; a writer holds `Checkpoints`. No other module imports orbax.
+it; a writer holds `Checkpoints`. No other module imports orbax; `leaf` knows where arrays lie.
 """
 
 import contextlib
@@ -395,9 +395,7 @@ def _compare(
             )
 
 
-def leaves(
-    directory: Directory, step: int, like: Mapping[str, Any], warn: Warn = print
-) -> dict[str, leaf.Leaf]:
+def leaves(directory: Directory, step: int, like: Mapping[str, Any]) -> dict[str, leaf.Leaf]:
     """Leaves with elements by path, none read yet; for arguments and errors see `restore`."""
 
     def read(number: int) -> dict[str, leaf.Leaf]:
@@ -405,5 +403,6 @@ def leaves(
         _compare(directory, number, there, like, part=True)
         return {name: leaf.Leaf(_path(directory, number), name, there[name][1]) for name in like}
 
-    found = _newest(directory, step, warn, read)
-    return found[1] if found else {}
+    found = _newest(directory, step, print, read)
+    assert found is not None  # the step is there, or that was an error
+    return found[1]

@@ -86,7 +86,7 @@ def is_stack(x: Any) -> bool:
 
 def parts(x: Any) -> list[Any]:
     """Indices of what is written of x at a time: its layers, or all of it."""
-    return [slice(n, n + 1) for n in range(x.shape[0])] if is_stack(x) else [...]
+    return [slice(n, n + 1) for n in range(x.shape[0])] if is_stack(x) and x.size else [...]
 
 
 def fill(step: Path, name: str, x: Any, read: Read) -> str:

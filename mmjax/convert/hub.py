@@ -90,7 +90,7 @@ class Hub(NamedTuple):
 
 def stamps(files: Iterable[Path]) -> dict:
     """What tells that files are still the same."""
-    return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)}
+    return {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)}
 
 
 def tokens(given: Mapping, name: str) -> list[int]:

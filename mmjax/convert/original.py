@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from mmjax.convert import pickled
-from mmjax.convert.hub import read_json
+from mmjax.convert.hub import read_json, stamps
 from mmjax.convert.pickled import Stored
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
@@ -113,7 +113,7 @@ class Original(NamedTuple):
     @property
     def fingerprint(self) -> dict:
         """What tells that the files are still the same."""
-        return {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in self.sources}
+        return stamps(self.sources)
 
 
 def there(path: Path) -> bool:
