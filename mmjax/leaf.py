@@ -6,7 +6,7 @@ Stacks, arrays of three axes or more, lie there a layer a chunk, whether trained
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,26 @@ def is_stack(x: Any) -> bool:
 def parts(x: Any) -> list[Any]:
     """Indices of what is written of x at a time: its layers, or all of it."""
     return [slice(n, n + 1) for n in range(x.shape[0])] if is_stack(x) and x.size else [...]
+
+
+def together(like: Mapping[str, Any], most: int) -> Iterator[list[str]]:
+    """Leaves in their order, as many at a time as have first `parts` of `most` bytes, or one.
+
+    The first layer of a stack tells orbax of the rest; leaves without elements it refuses.
+    """
+    names: list[str] = []
+    held = 0
+    for name, x in like.items():
+        if not x.size:
+            continue
+        size = x.size * x.dtype.itemsize // len(parts(x))
+        if names and held + size > most:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += size
+    if names:
+        yield names
 
 
 def fill(step: Path, name: str, x: Any, read: Read) -> str:

@@ -118,3 +118,11 @@ except OSError as e:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "File too large\n", done.stderr
+
+
+def test_small_leaves_are_begun_together_and_a_stack_counts_by_its_layer():
+    shapes = {"a": (3,), "none": (0, 4), "b": (2, 3), "stack": (9, 2, 2), "large": (5, 5), "c": ()}
+    like = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    assert list(leaf.together(like, 52)) == [["a", "b", "stack"], ["large"], ["c"]]
+    assert list(leaf.together(like, 51)) == [["a", "b"], ["stack"], ["large"], ["c"]]
+    assert not list(leaf.together({"none": like["none"]}, 52))

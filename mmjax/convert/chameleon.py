@@ -297,10 +297,10 @@ def rows(c: Config, v: Vocabulary, source: Mapping | None = None) -> list[Row]:
 
 def extra(c: Config) -> dict[str, Any]:
     """Weights of ours that theirs lack, by path: the codec's decoder, as it is before training."""
-    start = autoencoder.boxed_init(
-        jax.random.key(0), c.codec, autoencoder.modules(c.codec, one_device())
-    )
-    flat = flatten_dict(nn.meta.unbox({k: start[k] for k in ("decoder", "last", "book")}), sep="/")
+    layers = autoencoder.modules(c.codec, one_device())
+    wanted = {name: layers[name] for name in ("decoder", "last", "book")}
+    start = jax.jit(lambda key: nn.meta.unbox(autoencoder.boxed_init(key, c.codec, wanted)))
+    flat = flatten_dict(start(jax.random.key(0)), sep="/")
     known = ("decoder/from_codes", "book/codes")
     return {f"codec/{n}": x for n, x in flat.items() if not n.startswith(known)}
 
