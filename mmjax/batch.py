@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TEXT, IMAGE = 0, 1  # values of Batch.modality
+TEXT, IMAGE = 0, 1  # values of Batch.modality; 2, 3, ... are modalities of their own
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Image:
 
     In a data set that `mmjax tokenize` wrote, `data` is empty and `coded` holds what a codec made.
     With `shrink` > 1 a picture is read as if its side had that many times fewer pixels. `kind` is
-    the number of its kind among those of the configuration, 0 the default; `of` says in a prompt
-    which it is, by name, where its aspect does not.
+    the number of its kind among those of the configuration, 0 the default, and `modality` that of
+    its positions; `of` says in a prompt which kind it is, by name, where its aspect does not.
     """
 
     data: bytes
@@ -50,6 +50,7 @@ class Image:
     coded: Coded | None = None
     shrink: int = 1
     kind: int = 0
+    modality: int = IMAGE
     of: str = ""
 
     @property
@@ -103,7 +104,7 @@ class Batch(NamedTuple):
     Attributes:
         tokens: [b, l] int32, vocabulary ids; `pad` in the padding, and at patches whose codes the
             data do not hold.
-        modality: [b, l] int32, TEXT or IMAGE.
+        modality: [b, l] int32, TEXT, IMAGE, or above of kinds of pictures that are like no other.
         segment: [b, l] int32, the document's number within the row from 1 on; 0 is padding.
         position: [b, l] int32, position within the document; patches of one image may share one.
         image: [b, l] int32, which image slot of the row the patch belongs to, from 1 on; 0 is none.

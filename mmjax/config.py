@@ -161,6 +161,11 @@ class DataConfig:
         return (self.image // self.patch) ** 2 + self.extra
 
     @property
+    def modalities(self) -> tuple[int, ...]:
+        """`Batch.modality` of each kind, the default first."""
+        return kind.modalities([k.like for k in self.kinds.values()])
+
+    @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(Height, width) of each kind, the default first."""
         return ((self.image, self.image), *((k.height, k.width) for k in self.kinds.values()))

@@ -1,7 +1,9 @@
 """What a slot of pictures may hold besides the default: shapes, patches, and who has them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmjax.batch import IMAGE
 from mmjax.error import UserError
 
 
@@ -26,6 +28,15 @@ class KindConfig:
     def patches(self) -> int:
         """Patches of a picture, p."""
         return (self.height // self.patch) * (self.width // self.patch)
+
+
+def modalities(likes: Sequence[str]) -> tuple[int, ...]:
+    """`Batch.modality` of the default kind and of others, given what each of them is like."""
+    count, found = IMAGE, [IMAGE]
+    for like in likes:
+        count += not like
+        found.append(IMAGE if like else count)
+    return tuple(found)
 
 
 def check(c) -> None:
@@ -68,7 +79,12 @@ def check(c) -> None:
 
 
 def check_agree(family: str, of_model, of_data) -> None:
-    """Checks that data and model have the same kinds of pictures, in one order."""
+    """Checks that data and model have the same kinds of pictures, in one order.
+
+    No more towers than modalities, either.
+
+    Raises UserError, naming field, value and remedy.
+    """
     model, data = getattr(of_model, "kinds", {}), of_data.kinds
     if data and family != "transfusion":
         raise UserError(f"a {family} has no kinds of pictures; give config.data.kinds=dict()")
@@ -86,3 +102,10 @@ def check_agree(family: str, of_model, of_data) -> None:
                     f"config.model.kinds.{name}.{key}={getattr(other, key)!r} differs from "
                     f"config.data.kinds.{name}.{key}={value!r}; give both one value"
                 )
+    most = 1 + max(modalities([k.like for k in data.values()]))
+    towers = getattr(getattr(of_model, "decoder", None), "towers", 1)
+    if towers > most:
+        raise UserError(
+            f"config.model.decoder.towers={towers}, but there are {most} modalities; give at most "
+            f"{most}"
+        )

@@ -184,7 +184,7 @@ def test_a_decoder_that_cannot_be_built():
         ({"norm": "both"}, "decoder.norm='both' is unknown; have: pre, post"),
         ({"untie": ("ffm",)}, "decoder.untie has 'ffm'; have: qkv, o, qk_norm, attn_norm, ffn"),
         ({"untie": ("ffn",)}, "decoder.towers=1 with decoder.untie=('ffn',); give 1 tower"),
-        ({"towers": 3, "untie": ("ffn",)}, "decoder.towers=3 with decoder.untie=('ffn',); give 1"),
+        ({"towers": 0, "untie": ("ffn",)}, "decoder.towers=0 with decoder.untie=('ffn',); give 1"),
         ({"towers": 2}, "decoder.towers=2 with decoder.untie=(); give 1 tower with untie=()"),
         ({"untied_layers": (0,)}, "decoder.untied_layers=(0,) must ascend within 0 ... 1, and"),
         (TWO | {"untied_layers": (2,)}, "decoder.untied_layers=(2,) must ascend within 0 ... 1"),

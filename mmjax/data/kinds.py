@@ -51,4 +51,8 @@ def with_kinds(c: DataConfig, document: Document, source: str | None = None) -> 
             return said[0] if said else names.index(p.of)
         return kind_of(c, p.data)
 
-    return [replace(p, kind=number(p)) if isinstance(p, Image) else p for p in document]
+    def told(p: Image) -> Image:
+        n = number(p)
+        return replace(p, kind=n, modality=c.modalities[n])
+
+    return [told(p) if isinstance(p, Image) else p for p in document]

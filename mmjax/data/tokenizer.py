@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mmjax.batch import IMAGE, TEXT, Document, Image, Text, Vocabulary
+from mmjax.batch import TEXT, Document, Image, Text, Vocabulary
 from mmjax.error import UserError
 
 MASKS = 8  # most spans CM3 may move in one document
@@ -239,7 +239,7 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             add(around, TEXT, 0, part.loss)
             size = patches if isinstance(patches, int) else patches[part.kind]
             ids = _codes(part, vocab, size)
-            add(ids, IMAGE, slot, part.loss, step=not shared_position)
+            add(ids, part.modality, slot, part.loss, step=not shared_position)
             add([vocab.eoi] * len(around), TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import diffusion
-from mmjax.batch import IMAGE, Batch, Document, Image, Text, slot_weight
+from mmjax.batch import TEXT, Batch, Document, Image, Text, slot_weight
 from mmjax.data.tokenizer import REGISTERS, encode
 from mmjax.data.transform import RECONSTRUCT, asked
 from mmjax.evals import heldout
@@ -220,7 +220,7 @@ def picture_errors(
 
 def code_errors(parts, params, batch: Batch):
     """[b] f32: nats a code of each row's picture with a loss."""
-    held = ((batch.modality == IMAGE) & (batch.weight > 0)).astype(jnp.float32)
+    held = ((batch.modality != TEXT) & (batch.weight > 0)).astype(jnp.float32)
     return -(text_log_likelihood(parts, params, batch) * held).sum(1) / held.sum(1)
 
 

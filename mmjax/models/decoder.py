@@ -34,7 +34,8 @@ class DecoderConfig:
         remat: recompute a block's activations in the backward pass.
         unroll: layers a compiled loop takes at a time; `depth` is no loop, faster and bigger code.
         dtype: precision of activations.
-        towers: 2 (text; pictures of all kinds) or 1, where all weights are shared.
+        towers: 1, where all weights are shared; 2, text and all else; or one more for each modality
+            above IMAGE in the batch.
         untie: what every tower has of its own, any of UNTIE (Mixture-of-Transformers).
         untied_layers: in which layers, counted from 0, in ascending order; () is all.
         grouped: sort tokens by tower, so that each is multiplied by its own tower's weights only;
@@ -104,10 +105,10 @@ class DecoderConfig:
         """Checks what is untied."""
         if unknown := [part for part in self.untie if part not in UNTIE]:
             raise UserError(f"decoder.untie has {unknown[0]!r}; have: {', '.join(UNTIE)}")
-        if self.towers not in (1, 2) or (self.towers > 1) != bool(self.untie):
+        if self.towers < 1 or (self.towers > 1) != bool(self.untie):
             raise UserError(
                 f"decoder.towers={self.towers} with decoder.untie={self.untie}; give 1 tower with "
-                f"untie=(), or 2 (text and images) with what they do not share"
+                f"untie=(), or 2 (text and images) or more with what they do not share"
             )
         if "qk_norm" in self.untie and not self.qk_norm:
             raise UserError("decoder.untie has 'qk_norm', but decoder.qk_norm=False; take it out")
@@ -222,7 +223,8 @@ class Decoder(Layer):
             columns: [b, l] int32, where in the cache these positions are written.
             keys: [b] one dropout key a row, or None to drop nothing.
             watch: return a `Watch` too.
-            tower: [b, l] int32, of every position; None sends all through tower 0.
+            tower: [b, l] int32, modality of every position, of which those beyond the last tower go
+                through the last; None sends all through tower 0.
 
         Returns:
             ([b, l, d] normalised output, cache), with `watch` (.., .., Watch).
@@ -232,7 +234,7 @@ class Decoder(Layer):
         angles = rope_angles(position, c.head_dim, c.theta, c.rope_scaling)
         path = None
         if tower is not None and c.towers > 1:
-            path = route(self.rules, tower, c.grouped)
+            path = route(self.rules, jnp.minimum(tower, c.towers - 1), c.grouped)
         found = []
         for name, layers, untied in c.runs:
             stack = self.stack(name, len(layers), untied)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
-from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, slot_columns
+from mmjax.batch import TEXT, Batch, Vocabulary, slot_columns
 from mmjax.codecs.autoencoder import Codec
 from mmjax.diffusion import Estimate
 from mmjax.error import UserError
@@ -122,7 +122,7 @@ def over(c, x):
 
 def inputs(parts, params, batch: Batch, patches):
     """What the decoder reads: token embeddings, and embedded patches [b, i, p, d] -> [b, l, d]."""
-    picture = (batch.modality == IMAGE)[..., None]
+    picture = (batch.modality != TEXT)[..., None]
     return jnp.where(picture, spread(patches, batch.image), parts.embed(params, batch.tokens))
 
 
@@ -204,7 +204,8 @@ def beside(parts, params, batch: Batch, x, patches, drop, sight: Sight | None = 
         [batch.position, jnp.take_along_axis(batch.position, at, axis=1)], axis=1
     )
     x = jnp.concatenate([x, patches.reshape(b, -1, d)], axis=1)
-    tower = jnp.concatenate([batch.modality, jnp.where(own > 0, IMAGE, TEXT)], axis=1)
+    copied = jnp.take_along_axis(batch.modality, at, axis=1)
+    tower = jnp.concatenate([batch.modality, jnp.where(own > 0, copied, TEXT)], axis=1)
     hidden, _ = parts.run(params, x, whole, position, keys=drop, tower=tower)
     return hidden[:, :length], hidden[:, length:].reshape(b, slots, p, d)
 

@@ -18,6 +18,7 @@ from mmjax import diffusion
 from mmjax.batch import Batch, precedes_text, slot_columns, slot_weight, target_weight
 from mmjax.codecs.autoencoder import Codec, CodecConfig
 from mmjax.error import UserError
+from mmjax.kind import modalities
 from mmjax.layers import unet
 from mmjax.layers.patch import collect
 from mmjax.layers.weight import Layer
@@ -39,6 +40,7 @@ class Kind:
     Attributes:
         height, width: in pixels. like: "image" if it shares the default's weights, "" if not.
         codec: the model's, for the default and what is like it; a modality of its own is pixels.
+        modality: `Batch.modality` of its positions, which follows from what all kinds are like.
     """
 
     height: int
@@ -59,6 +61,7 @@ class Kind:
     context: str
     context_time: float
     picture_mask: str
+    modality: int
 
     @property
     def cells(self) -> int:
@@ -93,7 +96,8 @@ def resolve(c) -> tuple[Kind, ...]:
         k = replace(k, codec=c.codec if k.like else None)
         check_unet(k, f"model.kinds.{name}")
         found.append(k)
-    return tuple(found)
+    numbers = modalities([k.like for k in found[1:]])
+    return tuple(replace(k, modality=n) for k, n in zip(found, numbers, strict=True))
 
 
 def others(c) -> list[tuple[str, Kind]]:
@@ -116,6 +120,8 @@ def check(c, name: str, k: Kind, said) -> None:
         raise UserError(f"{at}.patch={k.patch} must divide height={k.height} and width={k.width}")
     if k.image_weight < 0:
         raise UserError(f"{at}.image_weight={k.image_weight} must be at least 0")
+    if "modality" in said:
+        raise UserError(f"{at}.modality={said['modality']!r} follows from like; leave it out")
     for field in ("context", "context_time", "picture_mask", "codec"):
         if field in said:
             raise UserError(f"{at}.{field}={said[field]!r} is one for all kinds; set model.{field}")

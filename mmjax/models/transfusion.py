@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from mmjax import diffusion, flops
 from mmjax.batch import (
+    IMAGE,
     Batch,
     Vocabulary,
     causal_mask,
@@ -137,6 +138,11 @@ class Config:
     def resolved(self) -> tuple[kind.Kind, ...]:
         """All kinds of pictures, the default first."""
         return kind.resolve(self)
+
+    @property
+    def modality(self) -> int:
+        """`Batch.modality` of the default kind."""
+        return IMAGE
 
     @property
     def cells(self) -> int:

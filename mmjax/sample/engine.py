@@ -146,7 +146,7 @@ def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> B
     if name == "blank":
         return compress(prompt, (index == 0) | opened)
     around = jnp.array([v.bos, v.boi, v.eoi, *v.registers])
-    picture = (prompt.modality == IMAGE) | jnp.isin(prompt.tokens, around)
+    picture = (prompt.modality != TEXT) | jnp.isin(prompt.tokens, around)
     return compress(prompt, held & (picture | opened))
 
 

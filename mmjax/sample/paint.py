@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
-from mmjax.batch import IMAGE
 from mmjax.layers.attention import KV
 from mmjax.models.denoise import Parts, wide
 from mmjax.models.transfusion import Config
@@ -80,7 +79,7 @@ def looker(parts: Parts, params, stand: Stand, solver: Solver, shared: bool):
         columns = jnp.where(jnp.tile(rows, streams)[:, None], begin + count, total)
         noisy, level = (jnp.tile(z, (streams,) + (1,) * (z.ndim - 1))[:, None] for z in (x, t))
         patches, kept = parts.patch_in(params, noisy, level)
-        tower = jnp.full(columns.shape, IMAGE)
+        tower = jnp.full(columns.shape, c.modality)
         hidden, cache = parts.run(params, patches[:, 0], mask, place, cache, columns, tower=tower)
         output = parts.patch_out(params, hidden[:, None], kept)
         found = diffusion.estimate(c.path, c.prediction, output, noisy, wide(level))

@@ -11,7 +11,8 @@ import pytest
 from tiny import tiny, tiny_config
 
 from mmjax import config, kind, run, values
-from mmjax.batch import Document, Image, Text, Vocabulary
+from mmjax.batch import IMAGE, TEXT, Document, Image, Text, Vocabulary
+from mmjax.data import tokenizer
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pipeline import begin_rows, plain_shape
 from mmjax.data.pixels import decode_image
@@ -42,6 +43,18 @@ def test_a_picture_takes_the_kind_of_its_aspect_or_its_source():
     assert kinds(both, "other") == [0, 1, 0]
     assert kinds(both, "openmoji") == [2, 2, 2]
     assert kinds(both, c=PLAIN) == [0, 0, 0]
+
+
+def test_positions_are_of_their_pictures_modality():
+    """Another shape is no other modality; the second of its own is one more."""
+    assert kind.modalities([]) == (IMAGE,)
+    assert kind.modalities(["image", "", "image", ""]) == (IMAGE, IMAGE, 2, IMAGE, 3)
+    tokens = tokenizer.train(["a picture"] * 3, 300)
+    document = [Text("a"), Image(png(20, 60)), Image(png(30, 31), of="depth"), Text("b")]
+    at = with_kinds(DATA, document), tokens, Vocabulary(300), DATA.counts, False
+    piece = tokenizer.lay_out(*at)
+    found = {(int(i), int(m)) for i, m in zip(piece["image"], piece["modality"], strict=True)}
+    assert found == {(0, TEXT), (1, IMAGE), (2, 2)}
 
 
 def test_rows_hold_each_picture_in_its_shape():
@@ -101,6 +114,19 @@ def test_data_and_model_must_agree():
         kind.check_agree("transfusion", model, PLAIN)
     with pytest.raises(UserError, match="no kinds"):
         kind.check_agree("oneflow", model, data)
+
+
+def test_there_are_no_more_towers_than_modalities():
+    def model(towers: int):
+        found = tuple(KindConfig(k.height, k.width, k.patch, k.like) for k in KINDS.values())
+        decoder = SimpleNamespace(towers=towers)
+        return SimpleNamespace(kinds=KINDS, resolved=(0, *found), decoder=decoder)
+
+    kind.check_agree("transfusion", model(3), DATA)
+    with pytest.raises(UserError, match="towers=4, but there are 3 modalities; give at most 3"):
+        kind.check_agree("transfusion", model(4), DATA)
+    with pytest.raises(UserError, match="towers=3, but there are 2 modalities"):
+        kind.check_agree("chameleon", SimpleNamespace(decoder=SimpleNamespace(towers=3)), PLAIN)
 
 
 def test_kinds_are_stored_where_there_are_some():

@@ -1,19 +1,23 @@
 """Pictures of several shapes and modalities in one Transfusion."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from random_batch import VOCABULARY
 from small import make, transfusion_config
 from tiny import tiny_codec
 
 from mmjax import diffusion, flops
-from mmjax.batch import IMAGE, Batch
+from mmjax.batch import TEXT, Batch
 from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.error import UserError
 from mmjax.layers.patch import collect
 from mmjax.models import denoise, kind, transfusion
+from mmjax.models.decoder import UNTIE
 from mmjax.sample.decode import prefill
 from mmjax.sample.flow import Solver
 from mmjax.sample.paint import Stand, looker
@@ -84,7 +88,8 @@ def batch(kinds, seed=0) -> Batch:
         n = len(line)
         fields["tokens"][r, :n], fields["segment"][r, :n] = line, 1
         fields["position"][r, :n] = np.arange(n)
-        fields["modality"][r, 4 : 4 + p], fields["image"][r, 4 : 4 + p] = IMAGE, 1
+        fields["modality"][r, 4 : 4 + p] = CONFIG.resolved[number].modality
+        fields["image"][r, 4 : 4 + p] = 1
     weight = ((fields["position"] > 0) & (fields["segment"] > 0)).astype(np.float32)
     pixels = rng.integers(0, 256, (len(kinds), 1, 8, 8, 3)).astype(np.uint8)
     return Batch(**fields, weight=weight, pixels=pixels, kind=np.array(kinds, np.int32)[:, None])
@@ -190,6 +195,10 @@ def test_flops_count_true_patches():
         ),
         ({"kinds": KINDS, "codec": CODEC}, "model.kinds.depth is pixels"),
         ({"kinds": {"a": {"height": 4, "width": 4, "codec": None}}}, "set model.codec"),
+        (
+            {"kinds": {"a": {"height": 4, "width": 4, "modality": 2}}},
+            "follows from like",
+        ),
     ],
 )
 def test_what_does_not_go_is_refused_in_one_line(changes, word):
@@ -284,3 +293,39 @@ def test_a_shape_like_the_default_shares_its_ends_whatever_they_are(which):
         assert any(moved) and not any(abs(g).max() for g in jax.tree.leaves(grads[f"{end}_depth"]))
     signal = jax.random.normal(jax.random.key(0), (1, *wide.config.shape))
     assert wide.picture(params, signal).shape == (1, 2, 8, 3)
+
+
+def towers(grads) -> set[int]:
+    """Numbers of the decoder's towers that have a gradient."""
+    moved = [p[-1] for p, g in flatten_dict(grads["decoder"]).items() if abs(g).max() > 0]
+    return {int(found[1]) if (found := re.search(r"_(\d)$", name)) else 0 for name in moved}
+
+
+@pytest.mark.parametrize(("count", "context"), [(2, "noisy"), (3, "noisy"), (3, "clean")])
+def test_a_modality_of_its_own_has_a_tower_if_there_are_so_many(count, context):
+    apart = {"towers": count, "untie": UNTIE}
+    model, params = trained(decoder=apart, context=context)
+    loss = loss_of(model)
+    for number, tower in ((0, 1), (1, 1), (3, count - 1)):
+        b = batch([number])
+        assert set(np.unique(b.modality)) == {TEXT, 2 if number == 3 else 1}
+        _, grads = loss(params, b, keys(1))
+        assert towers(grads) == {0, tower}
+
+
+@pytest.mark.parametrize(("number", "tower"), [(1, 1), (3, 2)])
+def test_a_modality_is_drawn_with_its_own_tower(number, tower):
+    model, params = trained(decoder={"towers": 3, "untie": UNTIE})
+    view = model.parts.kinds[number]
+    rows = batch([number])
+    before = rows._replace(**{f: getattr(rows, f)[:, :4] for f in Batch._fields[:6]})
+
+    def velocity(params):
+        filled = prefill(view, params, before, CONFIG.resolved[number].tokens)
+        stand = Stand(filled.cache, filled.length[None], filled.position[None] + 1, filled.sees)
+        solver = Solver("euler", 4, 1.0, 1.0, 0.0, 1.0, 1.0)
+        look = looker(view, params, stand, solver, shared=False)
+        x = jax.random.normal(jax.random.key(1), (1, *view.config.shape))
+        return look(x, jnp.array([0.3]), stand.cache, jnp.array([True]))[0].sum()
+
+    assert towers(jax.jit(jax.grad(velocity))(params)) == {0, tower}
