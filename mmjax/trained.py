@@ -68,11 +68,15 @@ class Trained:
         made = self.compiled(function, **static)(self.params, rows, *drawn, *extra)
         return np.asarray(made)[:count]
 
-    def compiled(self, function: Callable, **static) -> Callable:
-        """function(parts, params, ..., **static) as a jitted function of (params, ...)."""
-        at = (function, tuple(sorted(static.items())))
+    def compiled(self, function: Callable, donate: tuple[int, ...] = (), **static) -> Callable:
+        """function(parts, params, ..., **static) as a jitted function of (params, ...).
+
+        donate: numbers of the arguments of the jitted function whose memory it may use.
+        """
+        at = (function, donate, tuple(sorted(static.items())))
         if at not in self._compiled:
-            self._compiled[at] = jax.jit(partial(function, self.run.model.parts, **static))
+            whole = partial(function, self.run.model.parts, **static)
+            self._compiled[at] = jax.jit(whole, donate_argnums=donate)
         return self._compiled[at]
 
     def draw(self, documents: Sequence[Document], seed: int = 0, **options) -> np.ndarray:
@@ -151,18 +155,20 @@ class Trained:
         seed: int | Sequence[int] = 0,
         pictures: int = 0,
         stream: talk.Callback | None = None,
+        stop: int = 0,
         **options,
     ) -> list:
         """Continues prompts: those that end in `mmjax.IMAGE` with a picture, others with text.
 
         Args:
-            prompts: each a list of text, picture paths (pathlib.Path) or bytes, and perhaps a slot:
-                a last IMAGE, or, for models trained on CM3's objective, IMAGE or TEXT where
-                something is missing.
+            prompts: each a list of text, pictures (pathlib.Path, a file's bytes, PIL.Image or
+                uint8 [h, w, 3]), and perhaps a slot: a last IMAGE, or, for models trained on CM3's
+                objective, IMAGE or TEXT where something is missing.
             seed: of noise and text: one for all, or one a prompt. A prompt's result depends on its
                 seed and place alone, not on its neighbours.
             pictures: how many pictures a prompt without IMAGE may be answered with, beside text.
             stream: called now and then with a prompt's number and its text so far, if it grew.
+            stop: after how many of `pictures` an answer ends; 0 lets words follow the last.
             options: `kind`, of the pictures to draw, by name; the others override the experiment's
                 `sample` group: text (most tokens), guidance; temperature, top_k, top_p, min_p,
                 repetition (of text); of families with image codes the same five with `image_`
@@ -179,17 +185,9 @@ class Trained:
         """
         self.check_options(options)
         asked = request.parse_all(prompts)
-        if not isinstance(pictures, int) or pictures < 0:
-            raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
-        draws = getattr(self.run.model.parts.config, "draws", not self.only_writes)
-        if not draws and (pictures or any(r.draw for r in asked)):
-            what = "" if self.only_writes else " whose codec was imported without a decoder"
-            raise UserError(
-                f"a {self.run.experiment.family}{what} draws no pictures; ask for text, or load a "
-                f"model that does"
-            )
+        self._check_pictures(asked, pictures, stop)
         c = self.sample_config(options)
-        wish, keys = talk.Wish(c.text, pictures), row_keys(seed, len(asked))
+        wish, keys = talk.Wish(c.text, pictures, stop), row_keys(seed, len(asked))
         if self.inserts:
             made = self._insert(asked, wish, c, keys, stream)
         elif self.run.experiment.family == "dial":
@@ -202,6 +200,22 @@ class Trained:
         return [
             parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
         ]
+
+    def _check_pictures(self, asked: Sequence[request.Request], pictures: int, stop: int) -> None:
+        """Checks that so many can be drawn; raises a UserError that names what cannot be."""
+        family = self.run.experiment.family
+        if not isinstance(pictures, int) or pictures < 0:
+            raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
+        if not isinstance(stop, int) or not 0 <= stop <= pictures:
+            raise UserError(f"stop={stop} must be a whole number, 0 to pictures={pictures}")
+        if stop and (self.inserts or family == "dial"):
+            raise UserError(f"a {family} does not write on behind a picture; leave stop out")
+        draws = getattr(self.run.model.parts.config, "draws", not self.only_writes)
+        if not draws and (pictures or any(r.draw for r in asked)):
+            what = "" if self.only_writes else " whose codec was imported without a decoder"
+            raise UserError(
+                f"a {family}{what} draws no pictures; ask for text, or load a model that does"
+            )
 
     def of_kind(self, name: str) -> "Trained":
         """This model drawing pictures of a kind; "image" is the default one.
@@ -264,7 +278,7 @@ class Trained:
 
     def laid(self, documents: Sequence) -> Batch:
         """The same of any family."""
-        given = request.parse_all(documents)
+        given = request.parse_all(documents, "document")
         if not given:
             raise UserError("no documents were given; give at least one")
         for number, asked in enumerate(given, start=1):

@@ -7,7 +7,7 @@ Chameleon's (section 2.1, from Gafni et al. 2022): 128 channels times (1, 1, 2, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,6 +21,8 @@ from mmjax.layers.conv import Conv, PlaceAttention, Residual, double, group_norm
 from mmjax.layers.patch import to_pixels, to_signal
 from mmjax.layers.weight import Layer, check_dtype, ones, pieces, zeros
 from mmjax.mesh import Rules
+
+HELD = 2**30  # bytes of one activation of an encoder or decoder that need no gradient
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,19 @@ class Codec(NamedTuple):
 
     Attributes:
         config: what it was built with.
+        rules: the layout.
         encode: (params, signal [n, h, w, 3]) -> [n, h', w', c], what the bottleneck reads.
+        read: the same in f32, whatever the precision in training: rounded to bf16, the code nearest
+            to a place changes with the number of pictures that are encoded together.
         bottleneck: (params, z, weight [n], keys [n]) -> Quantised.
         features: (params, values [n, h', w', c]) -> [n, h, w, channels].
         last: (params, features) -> signal [n, h, w, 3] f32, not clipped.
     """
 
     config: CodecConfig
+    rules: Rules
     encode: Callable
+    read: Callable
     bottleneck: Callable
     features: Callable
     last: Callable
@@ -215,7 +222,13 @@ def build(c: CodecConfig, rules: Rules) -> Codec:
     def last(params, features):
         return piece("last")(params, features).astype(jnp.float32)  # whatever the precision inside
 
-    return Codec(c, piece("encoder"), bottleneck, piece("decoder"), last)
+    exact = pieces(modules(replace(c, dtype="float32"), rules))("encoder")
+
+    def read(params, signal):
+        with jax.default_matmul_precision("highest"):
+            return exact(params, signal)
+
+    return Codec(c, rules, piece("encoder"), read, bottleneck, piece("decoder"), last)
 
 
 def to_ids(c: CodecConfig, codes):
@@ -231,12 +244,51 @@ def from_ids(c: CodecConfig, ids):
     return codes % c.quantiser.codes
 
 
+def at_a_time(c: CodecConfig) -> int:
+    """Pictures whose widest activations are HELD bytes, or one."""
+    return max(HELD // (4 * c.channels * c.image**2), 1)
+
+
+def in_groups(codec: Codec, function: Callable, x, used):
+    """function(x) of rows [n, ...], `at_a_time` a data shard; 0 for groups of which none is used.
+
+    used: [n] bool.
+    """
+    n = len(x)
+    shards = codec.rules.split("batch") if n % codec.rules.split("batch") == 0 else 1
+    each = min(at_a_time(codec.config), -(-n // shards))
+    like = jax.eval_shape(function, jax.ShapeDtypeStruct((shards * each, *x.shape[1:]), x.dtype))
+
+    def one(group):
+        x, used = group
+        nothing = lambda x: jnp.zeros(like.shape, like.dtype)  # noqa: E731
+        return jax.lax.cond(used.any(), function, nothing, x)
+
+    if n == shards * each:
+        return one((x, used))
+    groups = -(-n // (shards * each))
+
+    def split(x):
+        """[n, ...] -> [groups, shards * each, ...], every shard's rows remaining its own."""
+        x = x.reshape(shards, n // shards, *x.shape[1:])
+        x = jnp.pad(x, [(0, 0), (0, groups * each - n // shards)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(shards, groups, each, *x.shape[2:]), 1, 0)
+        return x.reshape(groups, shards * each, *x.shape[3:])
+
+    made = jax.lax.map(one, (split(x), split(used)))
+    made = jnp.moveaxis(made.reshape(groups, shards, each, *made.shape[2:]), 0, 1)
+    return made.reshape(shards, groups * each, *made.shape[3:])[:, : n // shards].reshape(
+        n, *made.shape[3:]
+    )
+
+
 def encode_ids(codec: Codec, params, pixels):
     """uint8 [n, h, w, 3] -> [n, tokens] int32 below `config.codes`."""
-    z = codec.encode(params, to_signal(pixels))
-    found = codec.bottleneck(
-        params, z, jnp.ones(len(z)), jax.random.split(jax.random.key(0), len(z))
-    )
+    z = codec.read(params, to_signal(pixels))
+    with jax.default_matmul_precision("highest"):
+        found = codec.bottleneck(
+            params, z, jnp.ones(len(z)), jax.random.split(jax.random.key(0), len(z))
+        )
     return to_ids(codec.config, found.codes)
 
 
@@ -249,8 +301,7 @@ def decode_ids(codec: Codec, params, ids):
 
 def encode_latents(codec: Codec, params, pixels):
     """uint8 [n, h, w, 3] -> [n, h', w', c] f32: the mean, of a KL codec."""
-    z = codec.encode(params, to_signal(pixels))
-    return jnp.split(z.astype(jnp.float32), 2, axis=-1)[0]
+    return jnp.split(codec.read(params, to_signal(pixels)), 2, axis=-1)[0]
 
 
 def decode_latents(codec: Codec, params, latents):

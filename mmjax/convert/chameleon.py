@@ -324,7 +324,7 @@ def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapp
     tokens = np.array(inputs["input_ids"], np.int32)
     if "pixel_values" in inputs:
         signal = jnp.moveaxis(jnp.asarray(inputs["pixel_values"], jnp.float32), 1, -1)
-        z = jax.jit(parts.codec.encode)(params["codec"], signal)
+        z = jax.jit(parts.codec.read)(params["codec"], signal)
         keys = jax.random.split(jax.random.key(0), len(z))
         codes = parts.codec.bottleneck(params["codec"], z, jnp.ones(len(z)), keys).codes
         ids = np.asarray(autoencoder.to_ids(c.codec, codes)) + v.codes

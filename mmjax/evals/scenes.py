@@ -39,7 +39,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
     `drawn_<what>_<split>`: share of captions whose drawing shows what the caption says, by the
     oracle; <what> is count, colours, shapes, pairs (colour with shape), objects (size too),
-    relations, background or all of it; what a caption does not tell holds. `_true`: of the true
+    relations (of the captions that tell one), background, all of it, or all of it of the captions
+    of so many objects (`all_of_2`); what a caption does not tell holds. `_true`: of the true
     pictures; `_codec`: of their reconstructions, which bounds what a model of codes can do;
     `_nearest`: of the training picture with the likeliest caption by words in common; `_chance`: of
     other captions' drawings.
@@ -56,7 +57,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         if not records or "objects" not in records[0].facts or read(records[0].caption) is None:
             continue
         for name, hits in drawn(trained, records, base, split, seed, out).items():
-            values[f"drawn_{name}_{split}"] = proportion(hits, seed)
+            if hits:
+                values[f"drawn_{name}_{split}"] = proportion(hits, seed)
         for name, hits in written(trained, records, base, split, seed, out).items():
             values[f"written_{name}_{split}"] = proportion(hits, seed)
     return values
@@ -83,9 +85,16 @@ def shows(picture: np.ndarray, caption: str) -> dict[str, bool]:
 
 
 def table(pictures, records) -> dict[str, list[bool]]:
-    """`shows` for each picture and record, as columns."""
+    """`shows` for each picture and record, as columns; some are of some records, see `evaluate`."""
     rows = [shows(p, r.caption) for p, r in zip(pictures, records, strict=True)]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    told = [read(r.caption) or [] for r in records]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    tells = [any(one.where for one in ones) for ones in told]
+    columns["relations"] = list(itertools.compress(columns["relations"], tells))
+    for count in sorted({len(ones) for ones in told}):
+        of_it = [len(ones) == count for ones in told]
+        columns[f"all_of_{count}"] = list(itertools.compress(columns["all"], of_it))
+    return columns
 
 
 def drawn(trained: Trained, records, base, split: str, seed: int, out: Path):
@@ -104,7 +113,7 @@ def drawn(trained: Trained, records, base, split: str, seed: int, out: Path):
         others["codec"] = reconstruction.reconstruct(trained, true)
     for name, pictures in others.items():
         columns = table(pictures, records)
-        hits |= {f"{what}_{name}": columns[what] for what in BESIDE}
+        hits |= {f"{w}_{name}": x for w, x in columns.items() if w.startswith(BESIDE)}
     rows = list(zip(made, true, records, hits["all"], strict=True))[: heldout.SHOWN]
     cells = [Cell([m, t], [("right: " if ok else "wrong: ") + r.caption]) for m, t, r, ok in rows]
     sheet(cells, out / f"scenes_drawn_{split}.png", f"{split}: drawn (left) and true (right)")

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import flops
-from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, causal_mask, next_weight
+from mmjax.batch import (
+    IMAGE,
+    TEXT,
+    Batch,
+    Vocabulary,
+    causal_mask,
+    next_weight,
+    slot_columns,
+)
 from mmjax.codecs import autoencoder
 from mmjax.codecs.autoencoder import Codec, CodecConfig
 from mmjax.error import UserError
@@ -99,14 +107,16 @@ class Parts(NamedTuple):
 def with_codes(parts: Parts, params, batch: Batch) -> Batch:
     """The batch with every picture's codes as tokens.
 
-    Pictures are encoded here and now; where the data hold codes already there are no pixels, and
-    the tokens stand.
+    Pictures are encoded here and now, empty slots only beside others; where the data hold codes
+    already there are no pixels, and the tokens stand.
     """
     if batch.pixels.size == 0 or batch.pixels.shape[2] == 0:
         return batch
     b, slots = batch.pixels.shape[:2]
     pixels = batch.pixels.reshape(b * slots, *batch.pixels.shape[2:])
-    ids = autoencoder.encode_ids(parts.codec, params["codec"], pixels) + parts.vocabulary.codes
+    used = slot_columns(batch.image, slots)[1].reshape(-1)
+    encode = partial(autoencoder.encode_ids, parts.codec, params["codec"])
+    ids = autoencoder.in_groups(parts.codec, encode, pixels, used) + parts.vocabulary.codes
     placed = spread(ids.reshape(b, slots, -1, 1), batch.image)[..., 0]
     return batch._replace(tokens=jnp.where(batch.modality == IMAGE, placed, batch.tokens))
 

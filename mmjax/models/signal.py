@@ -4,6 +4,8 @@ Everywhere `c` says how (`transfusion.Config`, or one `models.kind.Kind`), and `
 of `c.codec`, None for pixels.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 
 from mmjax.codecs import autoencoder
@@ -16,7 +18,9 @@ def of_pixels(c, codec: Codec | None, params, x):
     if codec is None:
         x = to_signal(x)
     elif x.dtype == jnp.uint8:
-        made = autoencoder.encode_latents(codec, params["codec"], x.reshape(-1, *x.shape[2:]))
+        flat, encode = x.reshape(-1, *x.shape[2:]), partial(autoencoder.encode_latents, codec)
+        used = jnp.ones(len(flat), bool)
+        made = autoencoder.in_groups(codec, partial(encode, params["codec"]), flat, used)
         x = made.reshape(*x.shape[:2], *made.shape[1:])
     return (x.astype(jnp.float32) - c.signal_mean) / c.signal_std
 

@@ -1,8 +1,12 @@
 """What a user asks for, as parts in a row: what is given, and what is to be made."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import PIL.Image
 
 from mmjax.batch import Document, Image, Text
 from mmjax.data.pixels import size_of
@@ -21,6 +25,7 @@ class Slot:
 
 
 IMAGE, TEXT = Slot("IMAGE"), Slot("TEXT")
+PICTURES = bytes | Path | np.ndarray | PIL.Image.Image  # besides `Image`
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Request:
     answer: bool
 
 
-def parse_all(prompts) -> list[Request]:
-    """Prompts, see `parse`.
+def parse_all(prompts, called: str = "prompt") -> list[Request]:
+    """Prompts, see `parse`; in errors they are `called` so, and numbered.
 
     Raises:
         UserError: for one that is none, or a prompt where a list of them is asked for.
@@ -49,11 +54,11 @@ def parse_all(prompts) -> list[Request]:
         raise UserError(
             f"give a list of prompts, such as [[text, mmjax.IMAGE]], not a {type(prompts).__name__}"
         )
-    return [parse(parts) for parts in prompts]
+    return [parse(parts, f"{called} {number}") for number, parts in enumerate(prompts, start=1)]
 
 
-def parse(parts) -> Request:
-    """Strings, paths, bytes, `Text`, `Image` and at most one slot -> Request.
+def parse(parts, where: str = "a prompt") -> Request:
+    """Text, pictures (see `as_part`) and at most one slot -> Request; `where` begins its errors.
 
     A prompt that ends in IMAGE asks for a picture; one that ends otherwise, or in TEXT, for text. A
     slot before other parts is a hole, which a model trained on CM3's objective can fill.
@@ -61,18 +66,21 @@ def parse(parts) -> Request:
     Raises:
         UserError: for a second slot, a picture that is not there, or what is no part or prompt.
     """
-    if isinstance(parts, str | bytes | Path | Slot | Text | Image):
+    if isinstance(parts, Slot | Text | Image | PICTURES | str):
         parts = [parts]
     if not isinstance(parts, Sequence):
         raise UserError(
-            f"a prompt is a list of text, pictures and a slot, or one of them, not a "
+            f"{where} must be a list of text, pictures and a slot, or one of them, not a "
             f"{type(parts).__name__}"
         )
-    document = [part if isinstance(part, Slot) else as_part(part) for part in parts]
+    try:
+        document = [part if isinstance(part, Slot) else as_part(part) for part in parts]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     slots = [i for i, part in enumerate(document) if isinstance(part, Slot)]
     if len(slots) > 1:
         raise UserError(
-            f"a prompt may hold one slot, but parts {slots[0] + 1} and {slots[1] + 1} both are "
+            f"{where} may hold one slot, but parts {slots[0] + 1} and {slots[1] + 1} are "
             f"{document[slots[0]]!r} and {document[slots[1]]!r}; ask for one at a time, or give "
             f"pictures=N for free interleaving"
         )
@@ -88,7 +96,9 @@ def parse(parts) -> Request:
 
 
 def as_part(part) -> Text | Image:
-    """One part of a prompt.
+    """One part of a prompt: text, or a picture as a file's path, as its bytes or as its pixels.
+
+    Pixels are a PIL.Image, or uint8 [h, w, 3], which `generate` returns.
 
     Raises:
         UserError: for a picture that is not there, or what is no part.
@@ -99,9 +109,19 @@ def as_part(part) -> Text | Image:
         return Image(part)
     if isinstance(part, str):
         return Text(part)
-    if not isinstance(part, Path):
+    if isinstance(part, Path):
+        return Image(read(part))
+    if isinstance(part, np.ndarray):
+        if part.dtype != np.uint8 or part.ndim != 3 or part.shape[2] != 3 or not part.size:
+            raise UserError(
+                f"a picture's pixels are uint8 [h, w, 3], not {part.dtype} {list(part.shape)}"
+            )
+        part = PIL.Image.fromarray(part)
+    if not isinstance(part, PIL.Image.Image):
         raise UserError(f"a prompt holds text, pictures and a slot, not {type(part).__name__}")
-    return Image(read(part))
+    file = io.BytesIO()
+    part.save(file, "PNG")
+    return Image(file.getvalue())
 
 
 def read(path: Path) -> bytes:

@@ -1,7 +1,8 @@
 """From requests to parts of text and pictures through the interleaved engine; the host's side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from mmjax.sample.engine import Options, Plan
 from mmjax.sample.request import Request
 
 ROWS = 64  # prompts in one compiled batch, at most
+DECODED = 16  # pictures at a time, at most
 STREAMED = 8  # tokens between two calls of a streaming callback
 
 Compiled = Callable[..., Callable]  # (function, **static) -> jitted function(params, *arrays)
@@ -28,10 +30,14 @@ Callback = Callable[[int, str], None]  # (number of the prompt, its text so far)
 
 
 class Wish(NamedTuple):
-    """Lengths of what is to be made: tokens of text, and pictures begun freely."""
+    """What is to be made: most tokens of text, and most pictures, where none is asked for.
+
+    stop: after so many such pictures an answer ends; 0 lets words follow the last.
+    """
 
     text: int
     pictures: int
+    stop: int = 0
 
 
 def rows_of(requests: Sequence[Request], c: DataConfig, run: Run, first: int = 1) -> Batch:
@@ -72,7 +78,7 @@ def plan(
         [size + 1 if r.draw else 0 for r in requests],
         [v.eoi] * len(requests),
         [0 if r.draw else wish.pictures for r in requests],
-        [int(r.draw) for r in requests],
+        [1 if r.draw else wish.stop for r in requests],
         limit,
         [length] * len(requests),
         free,
@@ -132,14 +138,16 @@ def _advance(
     c, parts = run.experiment.data, run.model.parts
     asked = plan(requests, rows, wish, c.length, engine.turns(parts, options), parts)
     columns, pictures = room(requests, rows, wish, c.length, parts)
-    chosen = replace(options, count=int(asked.limit.max()), room=columns, pictures=pictures)
+    # Rows stop at their own limits; one of a few counts compiles once for prompts of many lengths.
+    count = -(-int(asked.limit.max()) // prompt.BUCKET) * prompt.BUCKET
+    chosen = replace(options, count=count, room=columns, pictures=pictures)
     multiple = run.rules.split("batch")
     index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)
     rows, asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, asked))
     rows, asked = put((rows, asked), run.rules)
     keys = keys[index]
     state = compiled(engine.begin, options=chosen)(params, rows, asked)
-    go = compiled(engine.advance, options=chosen)
+    go = compiled(engine.advance, donate=(1,), options=chosen)  # one cache, not two
     step = chosen.count if stream is None else STREAMED
     told: dict[int, str] = {}
     for until in range(step, chosen.count + step, step):
@@ -205,8 +213,17 @@ def draw_signals(parts, params, signals):
     return parts.picture(params, signals)
 
 
+def in_groups(function: Callable, x: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """function(x) row by row, of at most so many rows at a time, and few different numbers."""
+    for first in range(0, len(x), most):
+        some = x[first : first + most]
+        count = min(1 << (len(some) - 1).bit_length(), most)
+        index = np.minimum(np.arange(count), len(some) - 1)
+        yield from np.asarray(function(some[index]))[: len(some)]
+
+
 def _parts(run: Run, params, compiled, count: int, state: engine.State) -> list[list]:
-    """What `count` rows have made -> parts, all pictures decoded in one batch."""
+    """What `count` rows have made -> parts, their pictures decoded."""
     parts = run.model.parts
     rows = np.asarray(state.tokens)[:count]
     v, size = parts.vocabulary, parts.config.tokens
@@ -220,9 +237,9 @@ def _parts(run: Run, params, compiled, count: int, state: engine.State) -> list[
         for part in some
         if isinstance(part, np.ndarray)
     ]
-    pictures = iter(())
+    pictures: Iterator[np.ndarray] = iter(())
     if drawn:
-        index = np.minimum(np.arange(-(-len(drawn) // 16) * 16), len(drawn) - 1)
-        whole = np.stack(drawn)[index]
-        pictures = iter(np.asarray(compiled(to_pixels)(params, whole))[: len(drawn)])
+        codec = getattr(parts, "codec", None)
+        most = min(DECODED, autoencoder.at_a_time(codec.config)) if codec else DECODED
+        pictures = in_groups(partial(compiled(to_pixels), params), np.stack(drawn), most)
     return [[next(pictures) if isinstance(p, np.ndarray) else p for p in some] for some in found]

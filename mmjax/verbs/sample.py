@@ -27,7 +27,7 @@ from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
-from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, read
+from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse, read
 from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
@@ -41,6 +41,9 @@ SEED = flags.DEFINE_multi_integer(
     "seed", [0], "of noise and text; one for all, or repeat it for one a prompt"
 )
 INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
+STOP = flags.DEFINE_integer(
+    "stop", 0, "after how many pictures a free answer ends; 0: words may follow", lower_bound=0
+)
 STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
 SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "of pictures that are denoised")
 KIND = flags.DEFINE_string("kind", None, "of the pictures to draw, by its name in model.kinds")
@@ -98,9 +101,8 @@ def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
             prompts.append([Path(value)])
         else:
             prompts.append([value, IMAGE] if draws else [value])
-    for part in (part for prompt in prompts for part in prompt):
-        if isinstance(part, Path):
-            read(part)  # complains before the model is loaded
+        if not value.endswith(".jsonl"):
+            parse(prompts[-1], f"--prompt={value}")  # complains before the model is loaded
     return prompts
 
 
@@ -129,6 +131,7 @@ def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
         else:
             part = one_part(row, where, path.parent)
             prompts.append([part, IMAGE] if draws and isinstance(part, str) else [part])
+        parse(prompts[-1], where)
     if not prompts:
         raise UserError(f"prompt file {path} holds no prompt")
     return prompts
@@ -172,7 +175,7 @@ def main(rest: list[str]) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     stream = show if STREAM.value else None
     seed = SEED.value if len(SEED.value) > 1 else SEED.value[0]
-    results = trained.generate(prompts, seed, INTERLEAVED.value, stream, **options)
+    results = trained.generate(prompts, seed, INTERLEAVED.value, stream, STOP.value, **options)
     try:
         write(prompts, results, trained.run.experiment.data)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The codec's network: Chameleon's shapes, its padding, its ids, its cost."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -256,3 +257,48 @@ def test_a_codec_goes_over_pictures_of_any_shape(shape):
 def test_a_picture_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"^codec\.image=10 must be divisible by 4"):
         replace(tiny(), image=10, multipliers=(1, 1, 1))
+
+
+def test_ids_are_those_of_f32_whatever_the_precision_in_training():
+    """And so the same however many are encoded together; what training itself rounds is not."""
+    c = tiny(codes=256)
+    params = weights(c)[1]
+    exact, rounded = (
+        autoencoder.build(replace(c, dtype=d), RULES) for d in ("float32", "bfloat16")
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
+    encode = jax.jit(partial(autoencoder.encode_ids, rounded))
+    together = encode(params, pixels)
+    np.testing.assert_array_equal(together, autoencoder.encode_ids(exact, params, pixels))
+    np.testing.assert_array_equal(together[:4], encode(params, pixels[:4]))
+    coarse = jax.jit(partial(autoencoder.encode_ids, rounded._replace(read=rounded.encode)))
+    assert (np.asarray(coarse(params, pixels)) != together).any()
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("count", [24, 20, 4, 6])
+def test_groups_are_of_few_pictures_and_empty_ones_cost_nothing(monkeypatch, devices, count):
+    mesh = make_mesh(devices, 1, 1, jax.devices()[:devices])
+    c, rules = tiny(), Rules(mesh)
+    monkeypatch.setattr(autoencoder, "HELD", 3 * 4 * c.channels * c.image**2)
+    assert autoencoder.at_a_time(c) == 3
+    codec, seen = autoencoder.build(c, rules), set()
+
+    def function(x):
+        seen.add(len(x))
+        return x.astype(jnp.float32).mean((1, 2, 3)) + 1.0
+
+    x = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+    if count % devices == 0:
+        x = jax.device_put(x, rules.sharding("batch"))
+    grouped = jax.jit(lambda x, used: autoencoder.in_groups(codec, function, x, used))
+    every = np.ones(count, bool)
+    want = np.asarray(function(x))
+    seen.clear()
+    np.testing.assert_allclose(grouped(x, every), want, rtol=1e-6)
+    shards = devices if count % devices == 0 else 1
+    assert seen == {shards * min(3, count // shards)}
+    assert not np.asarray(grouped(x, ~every)).any()
+    one = every & (np.arange(count) == count - 1)
+    found = np.asarray(grouped(x, one))
+    assert found[-1] == pytest.approx(want[-1]) and (found == 0).any() == (count > max(seen))

@@ -9,6 +9,7 @@ import pytest
 from mmjax.data.scenes import draw, oracle, say
 from mmjax.data.scenes.items import items
 from mmjax.data.scenes.scene import COLOURS, MOST, SHAPES, Scene, Thing, sample
+from mmjax.evals import heldout
 from mmjax.evals import scenes as evals
 from mmjax.evals.scenes import nearest_pictures, nearest_words, placed, said
 
@@ -223,6 +224,7 @@ def test_a_drawn_scene_shows_what_its_facts_say():
     rows = evals.table(pixels, records)
     assert set(rows) == {
         "count", "colours", "shapes", "pairs", "objects", "relations", "background", "all",
+        *(f"all_of_{n}" for n in {len(scene.things) for scene in scenes}),
     }  # fmt: skip
     assert sum(rows["all"]) >= 10 and len(rows["all"]) == 12
     rolled = evals.table(pixels[1:] + pixels[:1], records)
@@ -230,6 +232,19 @@ def test_a_drawn_scene_shows_what_its_facts_say():
     for record in records:
         assert said(record.caption, evals.things(record.facts))["all"]
     assert evals.things(records[0].facts)[0].x == records[0].facts["objects"][0]["x"]
+
+
+def test_relations_are_of_the_captions_that_tell_one_and_all_is_told_by_number():
+    """Two drawings of two objects, one of them wrongly placed, and two of one, one wrong."""
+    apart = tuple(replace(t, x=0.3 + 0.4 * i) for i, t in enumerate(TWO))
+    both, single = Scene(apart, "grey"), Scene(apart[:1], "grey")
+    turned = (replace(apart[0], x=0.7), replace(apart[1], x=0.3))
+    pictures = [drawing(*t, background="grey") for t in (apart, turned, apart[:1], apart[1:])]
+    scenes = both, both, single, single
+    rows = evals.table(pictures, [heldout.Pair(say.caption(s, 3), b"") for s in scenes])
+    assert rows["relations"] == [True, False] and rows["all"] == [True, False, True, False]
+    assert rows["all_of_2"] == [True, False] and rows["all_of_1"] == [True, False]
+    assert rows["count"] == [True] * 4
 
 
 def test_nearest_words_finds_the_same_caption():

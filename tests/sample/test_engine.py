@@ -231,6 +231,9 @@ def test_guidance_of_one_is_the_condition_alone():
     ones = replace(base, guidance=1.0, image_guidance=1.0)
     assert len(ones.streams) == 3
     np.testing.assert_array_equal(plain, whole(rows(*MIXED), ASKED, keys(4), ones).tokens)
+    two = replace(base, guidance=float(np.nextafter(1.0, 2.0)))  # 1 in f32, with its stream
+    assert len(two.streams) == 2 and np.float32(two.guidance) == 1.0
+    np.testing.assert_array_equal(plain, whole(rows(*MIXED), ASKED, keys(4), two).tokens)
     strong = whole(rows(*MIXED), ASKED, keys(4), replace(base, guidance=5.0)).tokens
     assert (plain != np.asarray(strong)).any()
 

@@ -1,12 +1,14 @@
 """Talking to a loaded Chameleon: what is asked and answered, streaming, infilling, mistakes."""
 
 import dataclasses
+import io
 import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from tiny import tiny_chameleon_config, tiny_codec_config
 
@@ -96,6 +98,17 @@ def test_a_path_and_its_bytes_ask_for_the_same(model, prompts, photo, first):
     assert same(model.generate(slots, [3, 4, 5, 6], **WARM), first)
 
 
+def test_what_was_drawn_can_be_given_back(model, prompts, first):
+    """As pixels, as a PIL.Image and as a file's bytes it is the same picture."""
+    drawn, file = PIL.Image.fromarray(first[0]), io.BytesIO()
+    drawn.save(file, "PNG")
+    given = [[first[0]], [drawn], [file.getvalue()], prompts[1]]
+    found = model.generate(given, [4] * 4, **WARM)
+    assert found[0] == found[1] == found[2] and found[3] == first[1]
+    vectors = model.embed(given)
+    assert (vectors[:3] == vectors[0]).all() and (vectors[3] != vectors[0]).any()
+
+
 def test_the_same_seed_gives_the_same_result(model, prompts, first):
     assert same(model.generate(prompts, [3, 4, 5, 6], **WARM), first)
     other = model.generate(prompts, [13, 14, 15, 16], **WARM)
@@ -115,6 +128,15 @@ def test_a_result_does_not_depend_on_the_prompts_beside_it(model, prompts, first
     beside = [prompts[2], prompts[0], prompts[3], ["two shapes"]]
     assert same(model.generate(beside, [9, 3, 9, 9], **WARM)[1], first[0])
     assert not same(model.generate(beside, [9, 4, 9, 9], **WARM)[1], first[0])
+
+
+def test_a_result_depends_on_no_padding_slots_or_size_of_the_batch(model, prompts, photo, first):
+    """Alone, and beside a prompt of two pictures that makes all rows longer."""
+    longer = [photo, "and", photo, "and"]
+    assert same(model.generate([prompts[3]], 6, **WARM)[0], first[3])
+    assert same(model.generate([longer, prompts[3]], [1, 6], **WARM)[1], first[3])
+    assert same(model.generate([prompts[1], longer], [4, 1], **WARM)[0], first[1])
+    assert not same(model.generate([longer, prompts[3]], [1, 7], **WARM)[1], first[3])
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +162,19 @@ def test_free_answers_are_lists_of_text_and_pictures(model, eager, prompts):
                 assert not any(a and b for a, b in itertools.pairwise(texts))
                 seen.add(len(parts) - sum(texts))
     assert seen >= {0, 2} and max(seen) == 2
+
+
+def test_an_answer_may_end_with_its_first_picture(eager, prompts):
+    """Words that followed it are the only difference."""
+    asked, drew = [prompts[1], prompts[2]], 0
+    for seed in range(3):
+        free = eager.generate(asked, seed, pictures=1, **WARM)
+        ended = eager.generate(asked, seed, pictures=1, stop=1, **WARM)
+        for parts, short in zip(free, ended, strict=True):
+            at = next((i for i, part in enumerate(parts) if is_picture(part)), len(parts))
+            assert same(short, parts[: at + 1])
+            drew += at < len(parts) - 1
+    assert drew
 
 
 def test_streamed_text_ends_as_the_result(model, prompts, first, monkeypatch):
@@ -232,6 +267,8 @@ def test_a_row_is_planned_by_what_is_asked(model, photo):
     assert plan.left.tolist() == [17, 0, 0, 0, 17]
     assert plan.pictures.tolist() == [0, 2, 2, 2, 0]
     assert plan.until.tolist() == [1, 0, 0, 0, 1]
+    stops = talk.plan(asked, rows, talk.Wish(10, 2, 2), 64, 16, model.run.model.parts)
+    assert stops.until.tolist() == [1, 2, 2, 2, 1]
     assert plan.limit.tolist() == [17, 46, 46, min(46, 65 - taken[3]), 17]
     # No row grows beyond its length, whatever is asked.
     length = model.run.experiment.data.length
@@ -330,7 +367,7 @@ def test_a_picture_that_cannot_be_read_names_its_prompt(model, photo, tmp_path):
     cut = photo.read_bytes()[:-40]
     bad.write_bytes(cut)
     said = refusal(model, [photo], ["text", mmjax.IMAGE], [bad])
-    assert said.startswith(f"picture {bad}: a picture of {len(cut)} bytes cannot be decoded: ")
+    assert said.startswith(f"prompt 3: picture {bad}: a picture of {len(cut)} bytes cannot be")
     said = refusal(model, [photo], ["text", mmjax.IMAGE], [cut])
     assert said.startswith(f"prompt 3: a picture of {len(cut)} bytes cannot be decoded: ")
     why = "it is no PNG, JPEG or other format that Pillow reads; convert it"
@@ -338,7 +375,7 @@ def test_a_picture_that_cannot_be_read_names_its_prompt(model, photo, tmp_path):
     assert said == f"prompt 1: a picture of 10 bytes cannot be decoded: {why}"
     bad.write_bytes(b"a red apple")
     said = refusal(model, ["text", mmjax.IMAGE], [bad])
-    assert said.startswith(f"picture {bad}: a picture of 11 bytes cannot be decoded: it is no PNG")
+    assert said.startswith(f"prompt 2: picture {bad}: a picture of 11 bytes cannot be decoded: it")
 
 
 def test_a_codec_without_its_decoder_draws_nothing(model, photo):
@@ -361,20 +398,26 @@ def test_numbers_of_numpy_are_numbers(model, photo):
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        (["a", mmjax.IMAGE, "b", mmjax.TEXT], ["parts 2 and 4", "mmjax.IMAGE and mmjax.TEXT"]),
+        (
+            ["a", mmjax.IMAGE, "b", mmjax.TEXT],
+            ["prompt 1 may hold one slot", "parts 2 and 4 are mmjax.IMAGE and mmjax.TEXT"],
+        ),
         (
             ["a", mmjax.IMAGE, "b"],
             ["prompt 1 has a slot before its end", "data.spans", "last"],
         ),
         ([mmjax.TEXT, "b"], ["prompt 1 has a slot before its end"]),
-        ([Path("none.png")], ["picture none.png does not exist"]),
-        (["a", 3], ["text, pictures and a slot, not int"]),
+        ([Path("none.png")], ["prompt 1: picture none.png does not exist"]),
+        (["a", 3], ["prompt 1: a prompt holds text, pictures and a slot, not int"]),
         (["a", None], ["not NoneType"]),
-        ({"text": "a"}, ["a prompt is a list of text, pictures", "not a dict"]),
-        (None, ["a prompt is a list of text, pictures", "not a NoneType"]),
+        ({"text": "a"}, ["prompt 1 must be a list of text, pictures", "not a dict"]),
+        (None, ["prompt 1 must be a list of text, pictures", "not a NoneType"]),
         ([Path("x" * 300 + ".png")], ["x.png cannot be read: File name too long"]),
         ([Path(__file__) / "a.png"], ["a.png does not exist"]),
         ([Path("/")], ["picture / does not exist"]),
+        (np.zeros((4, 4), np.uint8), ["prompt 1: a picture's pixels are uint8 [h, w, 3], not"]),
+        ([np.zeros((4, 4, 3))], ["are uint8 [h, w, 3], not float64 [4, 4, 3]"]),
+        ([np.zeros((0, 4, 3), np.uint8)], ["not uint8 [0, 4, 3]"]),
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, words):
@@ -402,6 +445,8 @@ def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, word
         ({"image_top_k": None}, ["image_top_k=None must be a number"]),
         ({"pictures": -1}, ["pictures=-1 must be a whole number, 0 or more"]),
         ({"pictures": 1.5}, ["pictures=1.5 must be a whole number, 0 or more"]),
+        ({"stop": 1}, ["stop=1 must be a whole number, 0 to pictures=0"]),
+        ({"pictures": 2, "stop": 2.0}, ["stop=2.0 must be a whole number, 0 to pictures=2"]),
     ],
 )
 def test_a_wrong_option_is_named(model, options, words):
@@ -441,7 +486,8 @@ def test_a_picture_one_may_not_read_is_named(monkeypatch, photo):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(UserError, match=r"^picture .*photo.png cannot be read: Permission denied$"):
+    said = r"^a prompt: picture .*photo.png cannot be read: Permission denied$"
+    with pytest.raises(UserError, match=said):
         request.parse([photo])
 
 

@@ -65,10 +65,11 @@ def test_text_asks_for_a_picture_and_a_picture_for_text(verb, photo):
 )
 def test_a_picture_is_known_by_its_ending_and_must_be_there(verb, tmp_path, ending):
     path = tmp_path / f"a b{ending}"
-    with pytest.raises(UserError, match=f"^picture .*a b{ending} does not exist$"):
+    with pytest.raises(UserError, match=f"^--prompt=.*: picture .*a b{ending} does not exist$"):
         verb.read_prompts(["text", str(path)])
     path.touch()
-    with pytest.raises(UserError, match=f"^picture .*a b{ending}: a picture of 0 bytes cannot be"):
+    said = f"^--prompt=.*: picture .*a b{ending}: a picture of 0 bytes cannot be"
+    with pytest.raises(UserError, match=said):
         verb.read_prompts([str(path)])
     PIL.Image.new("RGB", (4, 4)).save(path, "PNG")
     assert verb.read_prompts([str(path)]) == [[path]]
@@ -201,10 +202,16 @@ def test_files_that_are_not_there_are_named(verb, lines, tmp_path):
     (tmp_path / "of.jsonl").mkdir()
     with pytest.raises(UserError, match=r"^prompt file .*of.jsonl cannot be read: Is a directory$"):
         verb.read_prompts([str(tmp_path / "of.jsonl")])
-    with pytest.raises(UserError, match=r"^picture .*/none.png does not exist$"):
+    with pytest.raises(UserError, match=r"^.*jsonl:1: picture .*/none.png does not exist$"):
         verb.read_prompts([lines({"parts": [{"text": "a"}, {"image": "none.png"}]})])
-    with pytest.raises(UserError, match=r"^picture .*/none.txt does not exist$"):
+    with pytest.raises(UserError, match=r"^.*jsonl:1: picture .*/none.txt does not exist$"):
         verb.read_prompts([lines({"image": "none.txt"})])
+
+
+def test_a_slot_too_many_is_named_by_file_and_line(verb, lines):
+    twice = {"parts": [{"make": "image"}, {"make": "text"}]}
+    with pytest.raises(UserError, match=r"^.*jsonl:2 may hold one slot, but parts 1 and 2 are"):
+        verb.read_prompts([lines({"text": "a"}, twice)])
 
 
 def test_only_a_line_feed_ends_a_line(verb, tmp_path):
@@ -252,8 +259,8 @@ class Fake:
         self.answers, self.asked = list(answers), None
         self.run = SimpleNamespace(experiment=tiny())
 
-    def generate(self, prompts, seed, pictures, stream, **options):
-        self.asked = prompts, seed, pictures, options
+    def generate(self, prompts, seed, pictures, stream, stop, **options):
+        self.asked = prompts, seed, pictures, stop, options
         if stream is not None:
             stream(0, "a red")
         return self.answers
@@ -282,12 +289,13 @@ def test_answers_are_written_and_told(sample, lines, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "made"
     PIL.Image.fromarray(DRAWN).save(photo)
     file = lines({"parts": [{"text": "a"}, {"image": str(photo)}]})
-    argv = ["--prompt=a cat", f"--prompt={photo}", f"--prompt={file}", "--pictures=2", "--stream"]
+    argv = ["--prompt=a cat", f"--prompt={photo}", f"--prompt={file}"]
+    argv += ["--pictures=2", "--stop=1", "--stream"]
     answers = [DRAWN, ["a ring", DRAWN, "é"], []]
     asked, code, said, told = sample(answers, *argv, f"--out={out}", "--image_repetition=1.5")
     assert code == 0
     assert asked == (
-        [["a cat"], [photo], ["a", photo]], 0, 2, {"image_repetition": 1.5},
+        [["a cat"], [photo], ["a", photo]], 0, 2, 1, {"image_repetition": 1.5},
     )  # fmt: skip
     assert told == "0: a red\n"
     assert said.splitlines() == [
