@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import runpy
 from functools import partial
 
 import jax
@@ -108,3 +109,19 @@ def test_a_misspelt_override_is_refused_with_the_nearest_name(path):
         c.optimm = 1
     with pytest.raises(TypeError):
         c.steps = "many"
+
+
+def test_both_stages_of_chameleon_7b_hold_the_same_share_of_pictures():
+    """And the second gives half its tokens to what the first was made of."""
+    path = ROOT / "experiments" / "chameleon_7b.py"
+    named = runpy.run_path(str(path))
+    stages, shares = config.load(str(path)).data.stages, []
+    for stage in (stages.first, stages.second):
+        tokens = {n: w * named["DOCUMENTS"][n][0] for n, w in stage.weights.items()}
+        assert sum(tokens.values()) == pytest.approx(1.0)
+        shares.append(tokens)
+    first, second = shares
+    assert named["drawn"](first) == pytest.approx(named["drawn"](second), rel=1e-9)
+    assert 0.2 < named["drawn"](first) < 0.5 and min(second.values()) > 0
+    for name, tokens in named["FIRST"].items():
+        assert first[name] == pytest.approx(tokens / 4.8) == pytest.approx(2 * second[name])
