@@ -28,7 +28,7 @@ from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.models import MODELS, Model
 from mmjax.models.family import lies_in
-from mmjax.run import CONFIG, VOCABULARY, directory, families, read_config, read_vocabulary
+from mmjax.run import CONFIG, GIVEN, VOCABULARY, directory, families, read_config, read_vocabulary
 
 # model_type of a config.json -> the module that knows it, and family -> the same.
 KINDS: dict[str, Any] = {
@@ -41,7 +41,6 @@ KINDS: dict[str, Any] = {
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 MARK = "source.json"  # of a directory in the making: what it is made from
-GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 

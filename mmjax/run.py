@@ -24,6 +24,7 @@ from mmjax.models import MODELS, Model
 from mmjax.step import State, abstract_state, init_state, train_step
 
 CONFIG, VOCABULARY = "config.json", "vocabulary.json"
+GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 
 
 def families() -> dict[str, type]:
@@ -39,6 +40,7 @@ class Run:
         experiment, rules, tokenizer, model: what they say.
         tx, rate: optimizer and learning rate by step.
         abstract: shapes and shardings of the state.
+        vocabulary: the model's ids.
     """
 
     experiment: Experiment
@@ -48,6 +50,7 @@ class Run:
     tx: optax.GradientTransformation
     rate: optax.Schedule
     abstract: State
+    vocabulary: Vocabulary
 
     def init(self) -> State:
         """A fresh state, created where it belongs."""
@@ -74,17 +77,23 @@ class Run:
         )
 
 
-def prepare(e: Experiment, devices=None, workdir: str | Path | None = None) -> Run:
+def prepare(
+    e: Experiment,
+    devices=None,
+    workdir: str | Path | None = None,
+    ids: str | Path | None = None,
+) -> Run:
     """Builds mesh, tokenizer, model and optimizer; allocates nothing.
 
     Args:
         e: the experiment. devices: default all.
         workdir: of a run that was begun, whose own tokenizer is taken.
+        ids: a workdir whose vocabulary.json, if it has one, is taken; default `workdir`.
 
     Raises:
         UserError: for anything that does not fit together.
     """
-    run = assemble(e, devices, workdir)
+    run = assemble(e, devices, workdir, ids or workdir)
     if wrong := undivided(run.abstract):
         raise UserError(wrong)
     return run
@@ -97,26 +106,45 @@ def prepare_here(workdir: str | Path, devices=None) -> Run:
     """
     e = read_config(workdir)
     split, whole = config.MeshConfig(1, -1, 1), config.MeshConfig(-1, 1, 1)
-    run = assemble(dataclasses.replace(e, mesh=split), devices, workdir)
+    run = assemble(dataclasses.replace(e, mesh=split), devices, workdir, workdir)
     if undivided(run.abstract):
-        run = assemble(dataclasses.replace(e, mesh=whole), devices, workdir)
+        run = assemble(dataclasses.replace(e, mesh=whole), devices, workdir, workdir)
     return run
 
 
-def assemble(e: Experiment, devices=None, workdir: str | Path | None = None) -> Run:
+def assemble(e: Experiment, devices, workdir: str | Path | None, ids: str | Path | None) -> Run:
     """`prepare` without its last check."""
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
-    codes = getattr(e.model, "codes", 0)
-    if workdir and (Path(workdir) / VOCABULARY).is_file():
-        vocabulary = read_vocabulary(workdir, codes)
-    else:
-        vocabulary = bpe.vocabulary(tokenizer, codes)
+    vocabulary = vocabulary_of(e, tokenizer, ids)
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)
-    return Run(e, rules, tokenizer, model, tx, optim.schedule(e.optim, e.steps), abstract)
+    rate = optim.schedule(e.optim, e.steps)
+    return Run(e, rules, tokenizer, model, tx, rate, abstract, vocabulary)
+
+
+def vocabulary_of(e: Experiment, tokenizer: Tokenizer, workdir: str | Path | None) -> Vocabulary:
+    """A run's ids: those written down in its workdir, or its tokenizer's with codes behind them.
+
+    A run that begins as an imported model with image codes has that model's, whose codes lie among
+    the words.
+
+    Raises:
+        UserError: if they have no ids for what the data need.
+    """
+    codes, begun = getattr(e.model, "codes", 0), e.start.get("all") if workdir is None else None
+    place = workdir if begun is None or not codes else begun
+    if place is None or not (Path(place) / VOCABULARY).is_file():
+        return bpe.vocabulary(tokenizer, codes)
+    found = read_vocabulary(place, codes)
+    if e.data.spans and not found.masks:
+        raise UserError(
+            f"config.data.spans={e.data.spans} takes ids of masks, which the imported "
+            f"{Path(place) / VOCABULARY} does not have; give 0.0"
+        )
+    return found
 
 
 def undivided(abstract: State) -> str:

@@ -102,7 +102,10 @@ def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
     path = Path(workdir) / TOKENIZER
     mine, theirs = run.tokenizer, bpe.load(path)
     new = () if bpe.vocabulary(theirs).registers else bpe.vocabulary(mine).registers
-    if (Path(workdir) / VOCABULARY).is_file():
+    imported = (Path(workdir) / VOCABULARY).is_file()
+    if imported and run.vocabulary == read_vocabulary(workdir, 0):
+        new = ()  # its ids are the run's
+    elif imported:
         new = tuple(range(read_vocabulary(workdir, 0).size, bpe.vocabulary(mine).size))
         theirs = bpe.with_registers(theirs) if bpe.vocabulary(mine).registers else theirs
         if mine.to_str() == theirs.to_str():

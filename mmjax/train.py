@@ -18,12 +18,13 @@ import jax
 from mmjax import checkpoint, config, flops, start, values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
+from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.layers.tower import shared_fraction
 from mmjax.log import Bar, MetricsFile, rewind, tidy, write_json
 from mmjax.mesh import put
-from mmjax.run import CONFIG, Run, directory, prepare
+from mmjax.run import CONFIG, GIVEN, VOCABULARY, Run, directory, prepare
 
 # Groups and fields that may differ from the checkpoint's: they do not change what is learned.
 FREE = ("log_every", "save_every", "evals.", "sample.", "mesh.", "data.workers")
@@ -179,14 +180,15 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
         check_unchanged(found["config"], values.to_dict(e), found["step"])
     if found is None:
         start.check(e)
-    run = prepare(e, devices)
+    run = prepare(e, devices, ids=None if found is None else workdir)
     config.check_devices(e, run.rules.split("batch"))
     about = identity(run)
     if found is not None:
         check_same_data(found["identity"], about, found["step"])
     batches = pipeline.train_batches(
-        e.data, run.tokenizer, e.batch, e.steps, e.seed, jax.process_index(), jax.process_count()
-    )
+        e.data, run.tokenizer, e.batch, e.steps, e.seed, jax.process_index(), jax.process_count(),
+        run.vocabulary,
+    )  # fmt: skip
     with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
         state, done = restore_or_init(run, workdir, batches, bar.say)
         start.check_codes(run, state)
@@ -194,11 +196,23 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
         with checkpoint.open_checkpoints(directory(workdir), done) as store:
             write_json(workdir / CONFIG, values.to_dict(e))
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
+            keep_ids(run, workdir)
             rewind(workdir, done or 0)
             meta = {"config": values.to_dict(e), "identity": about}
             say_shared(run, bar.say)
             loop(run, workdir, state, done or 0, batches, store, meta, signals, bar)
     return signals.received or 0
+
+
+def keep_ids(run: Run, workdir: Path) -> None:
+    """Writes down ids that are not the tokenizer's, and what the weights with them came with."""
+    e = run.experiment
+    if run.vocabulary == bpe.vocabulary(run.tokenizer, getattr(e.model, "codes", 0)):
+        return
+    write_json(workdir / VOCABULARY, dataclasses.asdict(run.vocabulary))
+    given = Path(e.start.get("all", workdir)) / GIVEN
+    if given.is_file():
+        write_json(workdir / GIVEN, json.loads(given.read_text()))
 
 
 def loop(run: Run, workdir: Path, state, done: int, batches, store, meta, signals, bar) -> None:

@@ -142,10 +142,13 @@ def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def to_pieces(
-    c: DataConfig, tokenizer: Tokenizer, rng: np.random.Generator, documents: Sequence[Document]
+    c: DataConfig,
+    tokenizer: Tokenizer,
+    vocab: Vocabulary,
+    rng: np.random.Generator,
+    documents: Sequence[Document],
 ) -> list[Piece]:
     """Documents -> positions, pictures still encoded; `rng` draws CM3's spans."""
-    vocab = bpe.vocabulary(tokenizer)
     how = c.counts, c.shared_position
     pieces = bpe.lay_out_all(documents, tokenizer, vocab, *how, ends=c.ends)
     for piece, document in zip(pieces, documents, strict=True):
@@ -243,7 +246,14 @@ def mix(parts: Sequence, weights: Sequence[float]):
     return grain.MapDataset.mix([part for part, _ in taken], weights=[w for _, w in taken])
 
 
-def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weights: Mapping):
+def documents(
+    c: DataConfig,
+    tokenizer: Tokenizer,
+    vocab: Vocabulary,
+    seed: int,
+    stage: int,
+    weights: Mapping,
+):
     """A stage's stream: a function from a window of document numbers to laid-out documents."""
     parts = [
         stream(source, records(c, name, "train"), seed + number + 1000 * stage, name)
@@ -259,7 +269,7 @@ def documents(c: DataConfig, tokenizer: Tokenizer, seed: int, stage: int, weight
             with_kinds(c, to_document(c, c.sources[name].template, record, rng), name)
             for name, record in known
         ]
-        return to_pieces(c, tokenizer, rng, drawn)
+        return to_pieces(c, tokenizer, vocab, rng, drawn)
 
     return read
 
@@ -333,6 +343,7 @@ def train_batches(
     seed: int,
     process: int = 0,
     processes: int = 1,
+    vocab: Vocabulary | None = None,
 ) -> Batches:
     """This process's share of an endless stream of batches.
 
@@ -340,18 +351,20 @@ def train_batches(
         c: what to read. tokenizer: see `tokenizer_of`.
         batch: rows over all processes; divides by `processes`. steps: of the run, for its stages.
         seed: of order and drop-out. process: number of this one. processes: how many.
+        vocab: the model's ids; default the tokenizer's.
     """
+    vocab = vocab or bpe.vocabulary(tokenizer)
     for name in c.sources:
         records(c, name, "train")  # complains now rather than in a thread
     shape = shape_of(c)
     streams = [
-        (first, partial(documents, c, tokenizer, seed, stage, weights))
+        (first, partial(documents, c, tokenizer, vocab, seed, stage, weights))
         for stage, (first, weights) in enumerate(stages(c, steps))
     ]
     share = batch // processes
     mine = slice(process * share, (process + 1) * share)
     make = partial(BatchIterDataset, streams, c.window, shape, rows=batch, share=mine)
-    begin = partial(begin_rows, shape, bpe.vocabulary(tokenizer), c.resize)
+    begin = partial(begin_rows, shape, vocab, c.resize)
     return Batches(make, begin, c.workers)
 
 

@@ -1,6 +1,7 @@
 """Chameleon as Facebook laid it out, in two shards, with the codec's decoder; torch wrote it."""
 
 import collections
+import dataclasses
 import json
 import pickle
 import shutil
@@ -12,16 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from tiny import tiny_chameleon_config
 
 import mmjax
-from mmjax import conversion, verification
+from mmjax import config, conversion, run, start, values, verification
 from mmjax.batch import Text
 from mmjax.codecs import autoencoder, quantise
 from mmjax.convert import chameleon, hub, original, pickled
+from mmjax.data import build
 from mmjax.error import UserError
+from mmjax.run import read_config
+from mmjax.train import train
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "facebook"
 MODEL = Path("models") / "7b"
+ONE = jax.devices()[:1]
 INPUTS = ("input_ids", "pixel_values", "attention_mask", "labels")
 
 
@@ -180,3 +186,43 @@ def test_a_view_is_read_as_what_it_shows(tmp_path):
     np.testing.assert_array_equal(found, [[1, 3, 5], [2, 4, 6]])
     with pytest.raises(UserError, match="cut short"):
         pickled.numbers(tmp_path / "view.pth", pickled.Stored(storage, 8, (2, 3), (1, 2)))
+
+
+def test_it_is_trained_on_with_its_own_ids_and_draws(work, tmp_path):
+    """Codes stay among the words: where a run is resumed, and where it goes out."""
+    given = read_config(work).model
+    build.build(
+        "scenes", tmp_path / "scenes",
+        tokenizer=str(work / "tokenizer.json"),
+        options={"count": 40, "size": given.codec.image, "level": 2},
+    )  # fmt: skip
+    c = tiny_chameleon_config(tmp_path / "scenes", steps=2, save_every=2)
+    c.model, c.start = values.to_dict(given), {"all": str(work)}
+    c.data.image, c.data.patch, c.data.length = given.codec.image, given.codec.factor, 128
+    c.data.tokenizer = str(work / "tokenizer.json")
+    e = config.resolve(c, run.families())
+    prepared = run.prepare(e, ONE)
+    begun = start.begin(prepared, prepared.init())
+    held = mmjax.load(work, devices=ONE)
+    jax.tree.map(np.testing.assert_array_equal, begun.params, held.params)
+    place = tmp_path / "tuned"
+    assert train(e, place, ONE) == 0
+    tuned = mmjax.load(place, devices=ONE)
+    v = tuned.run.vocabulary
+    assert v == held.run.vocabulary and v.codes < v.boi < v.size
+    moved = np.abs(tuned.params["embed"]["table"] - held.params["embed"]["table"]).max(1) > 0
+    assert moved[v.codes : v.codes + v.code_count].any() and not moved[list(v.barred)].any()
+    (picture,) = tuned.generate([["a red circle", mmjax.IMAGE]])
+    assert picture.shape == (given.codec.image, given.codec.image, 3)
+    shutil.copytree(place, tmp_path / "later")
+    further = dataclasses.replace(e, start={"all": str(tmp_path / "gone")}, steps=2)
+    assert run.prepare(further, ONE, ids=tmp_path / "later").vocabulary == v
+    out = conversion.convert(place, tmp_path / "out", said=lambda _: None)
+    assert hub.read(out).config["vocabulary_map"] == held_map(work)
+    refused = dataclasses.replace(e, data=dataclasses.replace(e.data, spans=0.5))
+    with pytest.raises(UserError, match=r"spans=0\.5 takes ids of masks, which the imported"):
+        run.prepare(refused, ONE)
+
+
+def held_map(work: Path) -> dict:
+    return json.loads((work / run.GIVEN).read_text())["vocabulary_map"]

@@ -365,8 +365,10 @@ def test_spans_move_in_the_stream_and_back(openmoji):
     c = settings(openmoji, **BOTH | {"data.spans": 1.0})
     tokenizer = pipeline.tokenizer_of(c)
     vocab = bpe.vocabulary(tokenizer)
-    plain = pipeline.documents(settings(openmoji, **BOTH), tokenizer, 0, 0, {"openmoji": 1.0})
-    moved = pipeline.documents(c, tokenizer, 0, 0, {"openmoji": 1.0})
+    plain = pipeline.documents(
+        settings(openmoji, **BOTH), tokenizer, vocab, 0, 0, {"openmoji": 1.0}
+    )
+    moved = pipeline.documents(c, tokenizer, vocab, 0, 0, {"openmoji": 1.0})
     some = list(zip(plain(range(200)), moved(range(200)), strict=True))
     for a, b in some:
         back = invert(b, vocab)

@@ -139,6 +139,12 @@ def test_a_result_depends_on_no_padding_slots_or_size_of_the_batch(model, prompt
     assert not same(model.generate([longer, prompts[3]], [1, 7], **WARM)[1], first[3])
 
 
+def test_rows_over_four_devices_are_what_one_device_makes(workdir, prompts, first):
+    wide = mmjax.load(workdir, devices=jax.devices()[:4])
+    assert wide.run.rules.split("batch") == 4
+    assert same(wide.generate(prompts, [3, 4, 5, 6], **WARM), first)
+
+
 @pytest.fixture(scope="module")
 def eager(model, photo):
     """The same weights, but BOI likelier than any word: pictures do begin."""
