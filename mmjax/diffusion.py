@@ -21,6 +21,9 @@ KINDS = ("velocity", "data", "noise")
 # Smallest divisor in a conversion: where nearly all is data, it says next to nothing of the noise,
 # and the reverse (Li and He 2025, arXiv 2511.13720, bound 1 - t by the same number).
 FLOOR = 0.05
+# The same for data while drawing: a step to t' <= 1 moves at most all the way to the data, whatever
+# the divisor, while a bounded one would stop short of them and leave noise behind.
+SHORT = 1e-4
 
 
 def check_names(path: str, prediction: str, target: str, at: str = "model") -> None:
@@ -78,12 +81,18 @@ def truth(path: str, clean, noise, t) -> Estimate:
     return Estimate(velocity, clean, jnp.broadcast_to(noise, velocity.shape))
 
 
-def estimate(path: str, prediction: str, output, noisy, t) -> Estimate:
+def aim(path: str, prediction: str, clean, noise, noisy, t) -> Estimate:
+    """What `estimate` makes of a perfect network's output: the truth, but for bounded divisors."""
+    output = truth(path, clean, noise, t)._asdict()[prediction]
+    return estimate(path, prediction, output, noisy, t)
+
+
+def estimate(path: str, prediction: str, output, noisy, t, floor: float = FLOOR) -> Estimate:
     """A network's output as velocity, data and noise, which follow from one another given x_t.
 
     Args:
         prediction: what the output is, of KINDS.
-        output, noisy: [...]. t: broadcasts against them.
+        output, noisy: [...]. t: broadcasts against them. floor: least divisor of data.
     """
     a, s, da, ds = coefficients(path, t)
     det = a * ds - s * da  # -1 on the flow path, -pi / 2 on the cosine path
@@ -91,7 +100,7 @@ def estimate(path: str, prediction: str, output, noisy, t) -> Estimate:
         data = (ds * noisy - s * output) / det
         return Estimate(output, data, (a * output - da * noisy) / det)
     if prediction == "data":
-        s = jnp.maximum(s, FLOOR)
+        s = jnp.maximum(s, floor)
         return Estimate((ds * noisy - det * output) / s, output, (noisy - a * output) / s)
     a = jnp.maximum(a, FLOOR)
     return Estimate((da * noisy + det * output) / a, (noisy - s * output) / a, output)

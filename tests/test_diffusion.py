@@ -7,6 +7,7 @@ import pytest
 
 from mmjax import diffusion
 from mmjax.error import UserError
+from mmjax.sample import flow
 
 CLEAN, NOISE = jax.random.normal(jax.random.key(0), (2, 64, 8))
 TIMES = jnp.linspace(0.1, 0.9, 64)[:, None]
@@ -39,6 +40,38 @@ def test_each_prediction_gives_the_two_others(path, kind):
     wrong = diffusion.estimate(path, kind, getattr(true, kind) + 0.1, noisy, TIMES)
     others = [name for name in diffusion.KINDS if name != kind]
     assert all(np.abs(getattr(wrong, n) - getattr(true, n)).max() > 1e-3 for n in others)
+
+
+@pytest.mark.parametrize("path", diffusion.PATHS)
+@pytest.mark.parametrize("kind", diffusion.KINDS)
+def test_a_perfect_network_has_no_loss_at_any_time(path, kind):
+    """Where divisors are bounded the aim is bounded with them; the truth is not."""
+    t = jnp.linspace(0.0, 1.0, 64)[:, None]
+    noisy = diffusion.mix(path, CLEAN, NOISE, t)
+    true = diffusion.truth(path, CLEAN, NOISE, t)
+    found = diffusion.estimate(path, kind, getattr(true, kind), noisy, t)
+    aim = diffusion.aim(path, kind, CLEAN, NOISE, noisy, t)
+    for name in diffusion.KINDS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(aim, name))
+        apart = np.abs(np.asarray(getattr(aim, name) - getattr(true, name))).max(1)
+        middle = (t[:, 0] > 0.06) & (t[:, 0] < 0.94)
+        assert apart[middle].max() < 1e-3
+        assert (apart.max() > 0.1) == (name != kind and kind != "velocity")
+
+
+@pytest.mark.parametrize("path", diffusion.PATHS)
+@pytest.mark.parametrize("solver", ["euler", "heun", "ddim"])
+def test_a_perfect_network_of_data_is_drawn_to_the_end(path, solver):
+    """Its own data, from any noise; with the divisor of training some of the noise would stay."""
+    times = jnp.linspace(0.0, 1.0, 51)
+    for floor, done in ((diffusion.SHORT, True), (diffusion.FLOOR, False)):
+
+        def velocity(x, t, floor=floor):
+            return diffusion.estimate(path, "data", CLEAN, x, t[:, None], floor).velocity
+
+        x = flow.solve(solver, path, velocity, NOISE, times)
+        off = np.sqrt(np.mean((np.asarray(x) - CLEAN) ** 2))
+        assert (off < 1e-3) == done, (floor, off)
 
 
 def test_cosine_is_ddpm_with_noise_and_salimans_v():

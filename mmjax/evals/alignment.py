@@ -230,7 +230,7 @@ def flow_errors(parts, params, batch: Batch, numbers, seed: int, noises: int):
     Over TIMES and `noises` noises, which follow from the seed and the picture's number [b].
     Pictures without a loss are read as they are.
     """
-    path = parts.config.path
+    path, prediction = parts.config.path, parts.config.prediction
     clean, written = parts.signal(params, batch), slot_weight(batch)
 
     def one(draw):
@@ -242,7 +242,7 @@ def flow_errors(parts, params, batch: Batch, numbers, seed: int, noises: int):
         t = jnp.where(written > 0, time, 1.0)
         noisy = diffusion.mix(path, clean, noise, wide(t))
         _, found = denoise(parts, params, batch, noisy, t)
-        true = diffusion.truth(path, clean, noise, wide(t))
+        true = diffusion.aim(path, prediction, clean, noise, noisy, wide(t))
         error = ((found.velocity - true.velocity) ** 2).mean((2, 3, 4))
         return (error * written).sum(1) / written.sum(1)
 

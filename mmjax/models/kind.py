@@ -22,7 +22,7 @@ from mmjax.kind import modalities
 from mmjax.layers import unet
 from mmjax.layers.patch import collect
 from mmjax.layers.weight import Layer
-from mmjax.losses import Terms, flow_loss
+from mmjax.losses import Term, Terms, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models import signal
 from mmjax.models.denoise import beside, check_numbers, inputs, noise_level, pick, wide
@@ -30,7 +30,7 @@ from mmjax.models.patches import PatchIn, PatchOut
 from mmjax.models.tokens import token_terms
 from mmjax.values import build
 
-SHARED = ("height", "width", "like", "image_weight")  # what a kind like another may say itself
+SHARED = ("height", "width", "like")  # what a kind like another may say itself
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,9 @@ def times(parts, batch: Batch, keys):
 def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
     """All losses of a batch at given times; the arguments are those of `transfusion.loss_at`.
 
-    Noise is drawn for the whole canvas and cut, so that a picture's is that of its place.
+    Pictures of the default kind and of those like it have one mean, "image"; the terms of those
+    like it are beside it to be looked at. A modality of its own has a mean of its own. Noise is
+    drawn for the whole canvas and cut, so that a picture's is that of its place.
     """
     kinds = [view.config for view in parts.kinds]
     canvas = (*batch.pixels.shape[1:4], max(k.shape[2] for k in kinds))
@@ -285,11 +287,15 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
     for n, (name, k) in enumerate(zip(("", *c.kinds), kinds, strict=True)):
         output = parts.kinds[n].patch_out(params, found[:, :, : k.tokens], kept[n])
         made = diffusion.estimate(k.path, k.prediction, output, noisy[n], wide(t))
-        true = diffusion.truth(k.path, clean[n], noises[n], wide(t))
+        true = diffusion.aim(k.path, k.prediction, clean[n], noises[n], noisy[n], wide(t))
         mine = jnp.where(numbers(batch) == n, slot_weight(batch), 0.0)
-        terms[f"image_{name}" if n else "image"] = flow_loss(
-            pick(made, k.target), pick(true, k.target), mine
-        )
+        term = flow_loss(pick(made, k.target), pick(true, k.target), mine)
+        if n:
+            terms[f"image_{name}"] = term
+        if k.like:
+            terms["image"] = Term(*map(jnp.add, terms["image"], term))
+        elif not n:
+            terms["image"] = term
     return terms
 
 

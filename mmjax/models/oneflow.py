@@ -161,11 +161,12 @@ def mask_of(c: Config, batch: Batch):
     return mixed_mask(batch) if c.mask == "causal" else same_document(batch.segment, batch.segment)
 
 
-def look(parts: Parts, params, batch: Batch, noisy, t, drop=None):
+def look(parts: Parts, params, batch: Batch, noisy, t, drop=None, floor=diffusion.FLOOR):
     """One pass over X_t.
 
     Args:
         batch: X_t. noisy: [b, i, h, w, c]. t: [b, i]. drop: [b] keys of dropout.
+        floor: see `diffusion.estimate`.
 
     Returns:
         (outputs [b, l, d], velocity of its pictures [b, i, h, w, c] f32).
@@ -176,7 +177,7 @@ def look(parts: Parts, params, batch: Batch, noisy, t, drop=None):
     at = parts.mask(batch), batch.position
     hidden, _ = parts.run(params, x, *at, keys=drop, tower=batch.modality)
     output = parts.patch_out(params, collect(hidden, batch.image, t.shape[1], c.tokens), kept)
-    return hidden, diffusion.estimate("flow", c.prediction, output, noisy, wide(t)).velocity
+    return hidden, diffusion.estimate("flow", c.prediction, output, noisy, wide(t), floor).velocity
 
 
 def text_terms(c: Config, parts: Parts, params, batch: Batch, x: Corrupted, hidden) -> Terms:
@@ -218,7 +219,8 @@ def loss(c: Config, parts: Parts, params, batch: Batch, keys) -> Terms:
     noisy = diffusion.mix("flow", clean, noise, wide(x.t))
     drop = split[:, 2] if c.decoder.dropout > 0 else None
     hidden, velocity = look(parts, params, x.batch, noisy, x.t, drop)
-    image = flow_loss(velocity, clean - noise, x.drawn)
+    true = diffusion.aim("flow", c.prediction, clean, noise, noisy, wide(x.t)).velocity
+    image = flow_loss(velocity, true, x.drawn)
     return text_terms(c, parts, params, batch, x, hidden) | {"image": image}
 
 

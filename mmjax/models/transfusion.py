@@ -246,7 +246,7 @@ def loss_at(
     noisy = diffusion.mix(c.path, clean, noise, over(c, t))
     drop = drop if c.decoder.dropout > 0 else None
     hidden, found = denoise(parts, params, batch, noisy, t, drop, sight)
-    true = diffusion.truth(c.path, clean, noise, over(c, t))
+    true = diffusion.aim(c.path, c.prediction, clean, noise, noisy, over(c, t))
     counts = None if share is None else over(c, share)
     image = flow_loss(pick(found, c.target), pick(true, c.target), slot_weight(batch), counts)
     weight = target_weight(batch)[..., None]
@@ -326,7 +326,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         loss=partial(loss, c, parts),
         flops=partial(forward_flops, c, vocabulary),
         weights={"text": 1.0, "image": c.image_weight}
-        | {f"image_{n}": k.image_weight for n, k in kind.others(c)},
+        | {f"image_{n}": k.image_weight for n, k in kind.others(c) if not k.like},
         parts=parts,
         frozen=(*frozen, *text) if c.text_rate == 0 else frozen,
         rates={k: c.text_rate for k in text} if c.text_rate not in (0.0, 1.0) else {},

@@ -232,7 +232,8 @@ def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
         found, row, cache = run(patches[:, 0], step, cache)
         hidden = jnp.zeros(patches.shape, found.dtype).at[:, 0, row].set(found, mode="drop")
         output = parts.base.patch_out(params, hidden, kept)
-        v = diffusion.estimate(c.path, c.prediction, output, noisy, over(c, t)).velocity[:, 0]
+        at = over(c, t), diffusion.SHORT
+        v = diffusion.estimate(c.path, c.prediction, output, noisy, *at).velocity[:, 0]
         v = v if streams == 1 else guided(v[:b], v[b:], options.guidance)
         ahead = jnp.where(step.active, step.to - step.time, 0.0)
         return (x + over(c, ahead[None, None])[0] * v, cache), None

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import diffusion
 from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary, patch_index
 from mmjax.layers.linear import linear
 from mmjax.models.deletion import compact, shift, take
@@ -131,7 +132,7 @@ def network(parts: Parts, params) -> Network:
     """The model as what `fill` asks."""
 
     def ask(batch: Batch, x, t) -> Seen:
-        hidden, velocity = look(parts, params, batch, x, t)
+        hidden, velocity = look(parts, params, batch, x, t, floor=diffusion.SHORT)
         empty, log_rate = parts.gaps(params, hidden)
         logits = linear(hidden, parts.head(params), 1, "float32")
         return Seen(empty, log_rate, jax.nn.log_softmax(logits, axis=-1), velocity)

@@ -82,7 +82,8 @@ def looker(parts: Parts, params, stand: Stand, solver: Solver, shared: bool):
         tower = jnp.full(columns.shape, c.modality)
         hidden, cache = parts.run(params, patches[:, 0], mask, place, cache, columns, tower=tower)
         output = parts.patch_out(params, hidden[:, None], kept)
-        found = diffusion.estimate(c.path, c.prediction, output, noisy, wide(level))
+        at = wide(level), diffusion.SHORT
+        found = diffusion.estimate(c.path, c.prediction, output, noisy, *at)
         v = found.velocity[:, 0]
         return (v if streams == 1 else solver.guide(v[:b], v[b:], t)), cache
 

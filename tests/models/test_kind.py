@@ -16,6 +16,7 @@ from mmjax.batch import TEXT, Batch
 from mmjax.codecs.autoencoder import CodecConfig
 from mmjax.error import UserError
 from mmjax.layers.patch import collect
+from mmjax.losses import means, total
 from mmjax.models import denoise, kind, transfusion
 from mmjax.models.decoder import UNTIE
 from mmjax.sample.decode import prefill
@@ -114,9 +115,13 @@ def test_kinds_in_one_batch_give_what_each_gives_alone(which):
     b, loss, params = batch([0, 1, 2, 3]), LOSSES[which], MADE[which][1]
     (_, terms), grads = loss(params, b, keys(4))
     alone = [loss(params, row(b, r), keys(4)[r : r + 1]) for r in range(4)]
-    for n, name in enumerate(["image", "image_wide", "image_tall", "image_depth"]):
+    for n, name in enumerate(["image_wide", "image_tall", "image_depth"], start=1):
         assert terms[name].count == 1
         np.testing.assert_allclose(terms[name].sum, alone[n][0][1][name].sum, rtol=1e-5)
+    square, whole = alone[0][0][1]["image"].sum, terms["image"]
+    like = sum(terms[name].sum for name in ("image_wide", "image_tall"))
+    assert whole.count == 3
+    np.testing.assert_allclose(whole.sum, square + like, rtol=1e-5)
     assert close(grads, jax.tree.map(lambda *g: sum(g), *[g for _, g in alone]), 1e-4)
     assert not close(grads, alone[0][1], 1e-4)
 
@@ -127,6 +132,7 @@ def test_shapes_of_equal_length_are_told_apart():
     tall = LOSS(PARAMS, b._replace(kind=b.kind + 1), keys(1))[0][1]
     assert wide["image_wide"].count == tall["image_tall"].count == 1
     assert wide["image_tall"].count == tall["image_wide"].count == 0
+    assert wide["image"].count == tall["image"].count == 1
     assert abs(wide["text"].sum - tall["text"].sum) > 1e-4
 
 
@@ -153,7 +159,21 @@ def test_a_modality_has_ends_of_its_own_and_a_shape_only_places():
     assert abs(grads["patch_in"]["patch"]).max() > 0 and abs(grads["patch_out"]["patch"]).max() > 0
     assert abs(grads["patch_in_wide"]["place"]).max() > 0 == abs(grads["patch_in"]["place"]).max()
     assert list(PARAMS["patch_in_wide"]) == ["place"] and "patch_out_wide" not in PARAMS
-    assert MODEL.weights["image_depth"] == 2.0 != MODEL.weights["image_wide"] == 5.0
+    assert MODEL.weights == {"text": 1.0, "image": 5.0, "image_depth": 2.0}
+
+
+def test_shapes_of_one_modality_have_one_mean_and_a_modality_its_own():
+    """However they are spread over shapes, pictures weigh as much as in a model of one shape."""
+    b = batch([0, 1, 1, 2, 3])
+    terms = LOSS(PARAMS, b, keys(5))[0][1]
+    alone = [LOSS(PARAMS, row(b, r), keys(5)[r : r + 1])[0][1] for r in range(4)]
+    alike = [found["image"].sum for found in alone]
+    assert terms["image"].count == 4 and terms["image_depth"].count == 1
+    np.testing.assert_allclose(means(terms)["image"], np.mean(alike), rtol=1e-5)
+    assert terms["image_wide"].count == 2 and terms["image_tall"].count == 1
+    whole = total(terms, MODEL.weights)
+    apart = means(terms)["text"] + 5.0 * np.mean(alike) + 2.0 * means(terms)["image_depth"]
+    np.testing.assert_allclose(whole, apart, rtol=1e-5)
 
 
 def test_a_model_without_kinds_is_as_it_was():
@@ -181,6 +201,7 @@ def test_flops_count_true_patches():
     [
         ({"kinds": {"a": {"height": 3, "width": 4}}}, "patch=2"),
         ({"kinds": {"a": {"height": 4, "width": 4, "path": "cosine"}}}, "like=''"),
+        ({"kinds": {"a": {"height": 4, "width": 4, "image_weight": 2.0}}}, "like=''"),
         ({"kinds": {"a": {"height": 4, "width": 4, "hight": 4}}}, "hight"),
         ({"kinds": {"a": {"height": 4, "width": 4, "like": "b"}}}, "like='b'"),
         ({"kinds": {"a": {"height": 4, "width": 4, "path": "x"}}}, "model.kinds.a.path='x'"),
