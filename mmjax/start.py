@@ -1,6 +1,7 @@
 """What a run begins with: parts of the weights of other runs (`config.start`)."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.layers.tower import dense_name
 from mmjax.models import Params
+from mmjax.models.decoder import DecoderConfig
 from mmjax.models.family import lies_in, split
 from mmjax.run import VOCABULARY, Run, read_config, read_vocabulary
 from mmjax.step import State
@@ -61,8 +63,11 @@ def begin(run: Run, state: State) -> State:
     for name, workdir in run.experiment.start.items():
         new = new_ids(run, workdir) if name in (ALL, LANGUAGE) else ()
         held = flatten_dict(load(workdir).params, sep="/")
+        if name in (ALL, LANGUAGE):
+            theirs = getattr(read_config(workdir).model, "decoder", None)
+            held = in_runs(held, theirs, getattr(run.experiment.model, "decoder", None))
         found = {k: _with_slices(k, x, params.get(k), new) for k, x in held.items()}
-        wanted = origins(name, list(params))
+        wanted = origins(name, list(params), found)
         if not wanted:
             raise UserError(f"config.start names {name!r}, of which this model has no weights")
         for key, origin in wanted.items():
@@ -80,10 +85,42 @@ def begin(run: Run, state: State) -> State:
     return state._replace(params=whole, ema=average)
 
 
-def origins(name: str, keys: list[str]) -> dict[str, str]:
-    """Which weight, "a/b", begins as which of the other run's, for a name in `config.start`."""
+def in_runs(held: Params, theirs: DecoderConfig | None, mine: DecoderConfig | None) -> Params:
+    """Weights by path, with the layers of a decoder stacked as `mine` has them.
+
+    Where some layers are untied there are several stacks, "blocks_0", "blocks_1", ...
+    """
+    if theirs is None or mine is None or theirs.runs == mine.runs:
+        return held
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    found = dict(held)
+    for stack, numbers, _ in theirs.runs:
+        for key in [k for k in held if k.startswith(f"decoder/{stack}/")]:
+            rows = layers.setdefault(key.removeprefix(f"decoder/{stack}/"), {})
+            rows.update(zip(numbers, np.asarray(found.pop(key)), strict=True))
+    for stack, numbers, _ in mine.runs:
+        for key, rows in layers.items():
+            if rows.keys() >= set(numbers):
+                found[f"decoder/{stack}/{key}"] = np.stack([rows[n] for n in numbers])
+    return found
+
+
+def origins(name: str, keys: list[str], there: Collection[str]) -> dict[str, str]:
+    """Which weight, "a/b", begins as which of the other run's, for a name in `config.start`.
+
+    there: what that run has. A tower it does not have begins as a copy of the one it has.
+
+    Raises:
+        UserError: if it has towers that this model does not have.
+    """
     if name == ALL:
-        return {k: k for k in keys}
+        apart = [k for k in there if dense_name(k) != k and lies_in(k, "decoder")]
+        if lost := sorted(set(apart) - set(keys)):
+            raise UserError(
+                f"config.start.all: this model has no {lost[0]}, a tower's own weight there; give "
+                f"model.decoder the towers, untie and untied_layers that it has"
+            )
+        return {k: k if k in there or not lies_in(k, "decoder") else dense_name(k) for k in keys}
     if name == LANGUAGE:
         text = [k for k in keys if lies_in(k, "embed") or lies_in(k, "head")]
         decoder = {k: dense_name(k) for k in keys if lies_in(k, "decoder")}

@@ -41,6 +41,17 @@ class Head(Layer):
         return self.weight("w", shape, ("embed", "vocab"), fan_in_of(self.width))
 
 
+class Column(Layer):
+    """One id's column of logits, apart from the matrix of the others; [d]."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        """-> [d]."""
+        return self.weight("w", (self.width,), ("embed",), fan_in_of(self.width))
+
+
 def token_terms(
     name: str, groups: Sequence[str], hidden, head, batch: Batch, weight, z_weight: float
 ) -> Terms:

@@ -50,7 +50,7 @@ from mmjax.models.denoise import (
 )
 from mmjax.models.family import Model, lies_in
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
-from mmjax.models.tokens import Embed, Head, token_terms
+from mmjax.models.tokens import Column, Embed, Head, token_terms
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,12 @@ class Config:
 def modules(c: Config, vocabulary: Vocabulary, rules: Rules) -> dict[str, Layer]:
     """The family's submodules by the name of their subtree of the parameters."""
     at = (rules, c.decoder.dtype)
-    # Frozen, the table's rows of BOI and EOI would stay as a text model has them: never trained.
-    borders = {"borders": Embed(*at, 2, c.decoder.width)} if c.text_rate == 0 else {}
+    borders: dict[str, Layer] = {}
+    if c.text_rate == 0:
+        # Frozen, the table's rows of BOI and EOI would stay as a text model has them, never
+        # trained, and so would the column that says whether a picture follows.
+        borders["borders"] = Embed(*at, 2, c.decoder.width)
+        borders["opens"] = Column(*at, c.decoder.width)
     own = {
         "embed": Embed(*at, vocabulary.size, c.decoder.width),
         "patch_in": PatchIn(*at, c.unet, c.cells, c.tokens, c.decoder.width),
@@ -196,7 +200,9 @@ def boxed_init(key, c: Config, layers: dict[str, Layer], codec_layers, rows: int
     patches, kept = make("patch_in", noisy, level)
     make("decoder", x, jnp.ones((1, 1, 1), bool), token)
     make("patch_out", patches, kept)
-    make("head")
+    for name in ("head", "opens"):
+        if name in layers:
+            make(name)
     kind.start(c, make, params, rows)
     if c.codec is not None:
         params["codec"] = autoencoder.boxed_init(keys["codec"], c.codec, codec_layers)
@@ -297,7 +303,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         patch_in=piece("patch_in"),
         patch_out=piece("patch_out"),
         run=piece("decoder"),
-        head=piece("head"),
+        head=lambda params: head(params),
         coded=lambda params, batch: batch,
         clean=lambda params, batch: clean_inputs(parts, params, batch),
         mask=partial(mask_of, c, vocabulary.registers),
@@ -312,6 +318,12 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
         v = vocabulary
         own = piece("borders")(params, (tokens == v.eoi).astype(jnp.int32))
         return jnp.where(((tokens == v.boi) | (tokens == v.eoi))[..., None], own, x)
+
+    def head(params):
+        w = piece("head")(params)
+        if "opens" not in layers:
+            return w
+        return w.at[:, vocabulary.boi].set(piece("opens")(params).astype(w.dtype))
 
     codec_layers = {} if c.codec is None else autoencoder.modules(c.codec, rules)
     start = partial(

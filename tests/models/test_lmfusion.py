@@ -21,7 +21,7 @@ from mmjax.models.decoder import UNTIE
 from mmjax.models.family import lies_in, merge, split
 from mmjax.models.transfusion import text_weights
 from mmjax.run import prepare
-from mmjax.sample.decode import logits_of
+from mmjax.sample.decode import logits_of, text_log_likelihood
 from mmjax.step import init_state, train_step
 from mmjax.train import train
 
@@ -43,7 +43,7 @@ def trained(text_rate: float, decoder=APART):
 
 
 def text_logits(model, params):
-    """Of rows without pictures, by one compiled program for all weights."""
+    """Of rows without pictures, by one compiled program for all weights; BOI's are left out."""
     words = BATCH._replace(
         tokens=np.where(BATCH.modality == IMAGE, 9, BATCH.tokens),
         modality=np.zeros_like(BATCH.modality), image=np.zeros_like(BATCH.image),
@@ -52,7 +52,7 @@ def text_logits(model, params):
     words = words._replace(tokens=np.where(borders, 10, words.tokens))
     x = model.parts.embed(params, words.tokens)
     hidden, _ = model.parts.run(params, x, mixed_mask(words), words.position, tower=words.modality)
-    return np.asarray(logits_of(model.parts, params, hidden))
+    return np.delete(np.asarray(logits_of(model.parts, params, hidden)), VOCABULARY.boi, axis=-1)
 
 
 def moved(old, new) -> set[str]:
@@ -65,8 +65,19 @@ def test_text_is_bit_for_bit_what_it_was():
     np.testing.assert_array_equal(text_logits(model, new.params), text_logits(model, old.params))
     changed = moved(old, new)
     assert changed and not changed & set(text_weights(old.params))
-    assert {"borders/table", "patch_in/patch", "patch_out/patch"} <= changed
+    assert {"borders/table", "opens/w", "patch_in/patch", "patch_out/patch"} <= changed
     assert "decoder/blocks/mlp/up_1" in changed and "decoder/final_norm_1" in changed
+
+
+def test_frozen_text_learns_when_a_picture_follows():
+    """By BOI's own column, from what frozen weights make of the words before it."""
+    model, old, new = trained(0.0)
+    at = (BATCH.tokens == VOCABULARY.boi) & (BATCH.weight > 0)
+    assert at.sum() > 3
+    likely = jax.jit(lambda p: text_log_likelihood(model.parts, p, BATCH)[at].mean())
+    column = float(likely(old.params | {"opens": new.params["opens"]}) - likely(old.params))
+    rest = float(likely(new.params) - likely(new.params | {"opens": old.params["opens"]}))
+    assert min(column, rest) > 0.05
 
 
 def test_with_a_rate_of_its_own_text_moves_but_less():
@@ -143,3 +154,35 @@ def test_it_starts_as_the_text_model_and_images_as_its_copy(home):
 def test_a_negative_rate_is_refused():
     with pytest.raises(UserError, match=r"model.text_rate=-1.0 must be at least 0"):
         transfusion_config(text_rate=-1.0)
+
+
+@pytest.mark.parametrize("name", ["language", "all"])
+@pytest.mark.parametrize("layers", [(1,), (0,), ()])
+def test_any_layers_may_be_untied_of_a_run_that_is_dense(home, name, layers):
+    """Every tower of a layer begins as that layer, in whichever stack it lies."""
+    apart = {"towers": 2, "untie": ("qkv", "ffn"), "untied_layers": layers}
+    changes = {f"model__decoder__{field}": x for field, x in apart.items()}
+    e = tiny(home / "scenes", **changes, start={name: str(home / "text")})
+    run = prepare(e, ONE)
+    begun = flatten_dict(start.begin(run, run.init()).params, sep="/")
+    text = flatten_dict(mmjax.load(home / "text", devices=ONE).params, sep="/")
+    seen = set()
+    for stack, numbers, untied in run.experiment.model.decoder.runs:
+        for key in (k for k in begun if k.startswith(f"decoder/{stack}/")):
+            whole = text[dense_name(key.replace(f"/{stack}/", "/blocks/"))]
+            np.testing.assert_array_equal(begun[key], whole[numbers[0] : numbers[-1] + 1])
+            seen.add((key.endswith("up_1"), untied))
+    assert (True, True) in seen and (True, False) not in seen
+    np.testing.assert_array_equal(begun["decoder/final_norm"], text["decoder/final_norm"])
+
+
+def test_towers_are_not_lost_in_silence(home, tmp_path):
+    e = tiny(home / "scenes", steps=1, model__decoder__towers=2, model__decoder__untie=("ffn",))
+    assert train(e, tmp_path / "apart", ONE) == 0
+    run = prepare(tiny(home / "scenes", start={"all": str(tmp_path / "apart")}), ONE)
+    with pytest.raises(UserError, match=r"this model has no decoder/blocks/mlp/down_1, a tower's"):
+        start.begin(run, run.init())
+    run = prepare(tiny(home / "scenes", start={"language": str(tmp_path / "apart")}), ONE)
+    begun = flatten_dict(start.begin(run, run.init()).params, sep="/")
+    there = flatten_dict(mmjax.load(tmp_path / "apart", devices=ONE).params, sep="/")
+    np.testing.assert_array_equal(begun["decoder/blocks/mlp/up"], there["decoder/blocks/mlp/up"])
