@@ -25,7 +25,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
     `absolute`: mean absolute difference in [-1, 1]. `psnr`: decibels. `ssim`: at most 1.
     `_mean_picture`: the same for the mean training picture. `codes_used`: share of the codes used
-    at least once over at least 2,000 training pictures, `perplexity` of their use.
+    at least once over at least 2,000 training pictures, `perplexity` of their use; `_heldout`: over
+    the held-out ones, which are fewer.
     """
     e = trained.run.experiment
     known = heldout.draw(trained, "train", max(e.evals.documents, 2000), seed)
@@ -38,6 +39,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         records = heldout.draw(trained, split, e.evals.documents, seed)
         true = pictures(trained, records)
         made = reconstruct(trained, true)
+        used = usage(trained, true, seed)
+        values |= {f"{name}_heldout{suffix}": value for name, value in used.items()}
         for ending, other in (("", made), ("_mean_picture", np.broadcast_to(blank, true.shape))):
             found = distances(to_signal(true), to_signal(other))
             for name, each in zip(MEASURES, found, strict=True):

@@ -49,8 +49,12 @@ def test_every_split_has_its_distances_and_its_sheet(untrained, tmp_path):
     values = reconstruction.evaluate(untrained, 0, tmp_path)
     splits = heldout.splits(untrained)
     names = [f"{m}{b}" for m in reconstruction.MEASURES for b in ("", "_mean_picture")]
-    wanted = {f"{n}{s}" for n in names for s in splits.values()} | {"codes_used", "perplexity"}
+    wanted = {f"{n}{s}" for n in names for s in splits.values()}
+    for name in ("codes_used", "perplexity"):
+        wanted |= {name} | {f"{name}_heldout{s}" for s in splits.values()}
     assert set(values) == wanted and 0 < values["codes_used"].value <= 1
+    held = values["codes_used_heldout"]
+    assert held.n < values["codes_used"].n and 0 < held.value <= values["codes_used"].value
     assert 1 <= values["perplexity"].value <= 12
     assert values["psnr_mean_picture"].value > values["psnr"].value  # it has learnt nothing yet
     for split in splits:
