@@ -40,6 +40,7 @@ KINDS: dict[str, Any] = {
     "idefics": idefics,
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
+OURS = "mmjax_vocabulary"  # in a config.json of theirs, ids for which they have no names
 MARK = "source.json"  # of a directory in the making: what it is made from
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
@@ -141,10 +142,15 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     source = source.renamed(getattr(kind, "RENAMED", ()))
     try:
         c = around.standardised(kind.config(source.config), source.path)
-        vocabulary = kind.vocabulary(source.config)
-    except (TypeError, AttributeError, KeyError) as error:  # a word for a number, or none at all
-        raise UserError(f"{source.path / CONFIG} is damaged: {error!r}; fetch it anew") from error
-    rows = kind.rows(c, vocabulary, source.config)
+        vocabulary = vocabulary_of(kind, source.config)
+        rows = kind.rows(c, vocabulary, source.config)
+    except UserError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
+        raise UserError(  # a word for a number, or none at all
+            f"{source.path / CONFIG} holds what no such model has: {error!r}; correct it or fetch "
+            f"it anew"
+        ) from error
     if hasattr(kind, "more"):
         beside = kind.more(c, source.shapes)
         rows, c = rows + beside, replace(c, draws=bool(beside))
@@ -173,6 +179,13 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
     if not (dst / TOKENIZER).is_file():
         said(f"{source.path} has no {TOKENIZER}: what reads or writes text needs one in {dst}")
+
+
+def vocabulary_of(kind, given: Mapping) -> Vocabulary:
+    """The ids of their config.json; of a model made here those it went out with."""
+    if OURS in given:
+        return values.build(Vocabulary, given[OURS], OURS)
+    return kind.vocabulary(given)
 
 
 def untied(given: Mapping) -> dict:
@@ -306,6 +319,8 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     kind = kind_of(src)
     held = hold(src)
     given = held.given or kind.given(held.experiment.model, held.vocabulary)
+    if vocabulary_of(kind, given) != held.vocabulary:  # they have no names for all sentinels
+        given = given | {OURS: asdict(held.vocabulary)}
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
     with making(dst, overwrite) as place:
         about = held.directory / str(held.step) / "about" / "data.json"

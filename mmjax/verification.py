@@ -8,13 +8,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mmjax.conversion import Held, Report, hold, kind_of
-from mmjax.convert import clip
+from mmjax.convert import clip, idefics
 from mmjax.error import UserError
 
 # How many axes inputs of `transformers` have.
 AXES = {
-    "input_ids": (2,), "attention_mask": (2,), "labels": (2,), "pixel_values": (4, 5),
-    "image_attention_mask": (3,),
+    "input_ids": 2, "attention_mask": 2, "labels": 2, "pixel_values": 4, "image_attention_mask": 3,
 }  # fmt: skip
 
 
@@ -33,7 +32,10 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
     inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
     kind = kind_of(workdir)
     held = hold(workdir)
-    check_inputs(f"{place}/inputs.npz", inputs, needs_words=kind is not clip)
+    axes = AXES | ({"pixel_values": 5} if kind is idefics else {})
+    check_inputs(f"{place}/inputs.npz", inputs, axes, needs_words=kind is not clip)
+    if unread := sorted(set(inputs) - set(AXES)):
+        said(f"not read: {', '.join(unread)}")
     check_sizes(f"{place}/inputs.npz", inputs, held)
     with jax.default_matmul_precision("highest"):
         given = held.given or kind.given(held.experiment.model, held.vocabulary)
@@ -68,19 +70,27 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
     return worst
 
 
-def check_inputs(path: str, inputs: Mapping[str, np.ndarray], needs_words: bool) -> None:
-    """Holds inputs of `transformers` against each other.
+def check_inputs(
+    path: str, inputs: Mapping[str, np.ndarray], axes: Mapping[str, int], needs_words: bool
+) -> None:
+    """Holds inputs of `transformers` against each other, and against how many axes they have.
 
     Raises:
         UserError: for words that are missing, and arrays of other axes than theirs.
     """
     if needs_words and "input_ids" not in inputs:
         raise UserError(f"{path} lacks input_ids; it has: {', '.join(inputs) or 'nothing'}")
-    for name, axes in AXES.items():
-        if name in inputs and inputs[name].ndim not in axes:
+    for name, count in axes.items():
+        if name in inputs and inputs[name].ndim != count:
             raise UserError(
-                f"{path}: {name} has shape {inputs[name].shape}; it must have "
-                f"{' or '.join(map(str, axes))} axes"
+                f"{path}: {name} has shape {inputs[name].shape}; it must have {count} axes"
+            )
+    if "image_attention_mask" in inputs and {"input_ids", "pixel_values"} <= set(inputs):
+        want = (*inputs["input_ids"].shape, inputs["pixel_values"].shape[1])
+        if inputs["image_attention_mask"].shape != want:
+            raise UserError(
+                f"{path}: image_attention_mask has shape {inputs['image_attention_mask'].shape}; "
+                f"with these input_ids and pixel_values it must be {want}"
             )
     for name in ("attention_mask", "labels"):
         both = [inputs[n].shape for n in (name, "input_ids") if n in inputs]
@@ -114,12 +124,14 @@ def check_sizes(path: str, inputs: Mapping[str, np.ndarray], held: Held) -> None
 def pixel_shape(c, pixels: np.ndarray) -> tuple[int, int, int]:
     """What pictures [..., 3, h, w] must end in: sides that patches divide.
 
-    A vision tower takes other sides than it was made for; a codec only its own.
+    Vision towers and codecs take other sides than they were made for. A tower leaves out what is
+    no whole patch.
     """
     high, wide = pixels.shape[-2:]
-    if (tower := getattr(c, "vision", None)) is None:
-        return (3, c.image, c.image)
-    return (3, max(high // tower.patch, 1) * tower.patch, max(wide // tower.patch, 1) * tower.patch)
+    if (tower := getattr(c, "vision", None)) is not None:
+        return (3, max(high, tower.patch), max(wide, tower.patch))
+    side = c.codec.factor
+    return (3, max(high // side, 1) * side, max(wide // side, 1) * side)
 
 
 def arrays(path: Path) -> Mapping[str, np.ndarray]:
@@ -129,8 +141,14 @@ def arrays(path: Path) -> Mapping[str, np.ndarray]:
         UserError: if it is absent or damaged.
     """
     try:
+        found = {}
         with np.load(path) as file:
-            return {name: file[name] for name in file.files}
+            for name in file.files:
+                try:
+                    found[name] = file[name]
+                except ValueError:  # an object: nothing that a model reads or makes
+                    found[name] = np.zeros(0)
+        return found
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; --verify names a directory that has it") from error
     except (ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 """Hugging Face's directories in and out, on models that torch has run."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -277,6 +278,60 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(edit, words, t
     assert [p.name for p in tmp_path.iterdir()] == ["hub"]
 
 
+def test_all_that_is_missing_is_named_in_the_order_of_layers(tmp_path):
+    source = theirs("clip", tmp_path / "hub")
+    whole = json.loads((source / "config.json").read_text())
+    whole["vision_config"]["num_hidden_layers"] = 12
+    (source / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError) as error:
+        conversion.convert(source, tmp_path / "work")
+    said = str(error.value)
+    count = int(re.search(r"(\d+) missing: ", said)[1])
+    names = re.findall(r"vision_model\.\S+?(?=[,;]|$)", said)
+    assert count == len(names) > 100
+    layers = [int(n.split(".layers.")[1].split(".")[0]) for n in names]
+    assert layers == sorted(layers) and layers[-1] == 11
+
+
+def test_a_picture_mask_of_other_pictures_is_one_line(tmp_path):
+    source = theirs("idefics", tmp_path / "hub")
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    with np.load(source / "inputs.npz") as file:
+        held = dict(file)
+    cut = held["image_attention_mask"][:, :, :1]
+    for other in (cut, held["image_attention_mask"][:1]):
+        np.savez(source / "inputs.npz", **held | {"image_attention_mask": other})
+        with pytest.raises(UserError, match=r"image_attention_mask has shape .* it must be"):
+            verification.verify(work, source, said=lambda _: None)
+
+
+def test_what_is_not_read_is_told_and_objects_are_skipped(both, tmp_path):
+    source, work = both
+    with np.load(source / "inputs.npz") as file:
+        held = dict(file)
+    np.savez(tmp_path / "inputs.npz", **held, position_ids=np.arange(3))
+    with np.load(source / "outputs.npz") as file:
+        made = dict(file)
+    np.savez(tmp_path / "outputs.npz", **made, others=np.array([{}], object))
+    told: list[str] = []
+    assert verification.verify(work, tmp_path, said=told.append) < 1e-4
+    assert "not read: position_ids" in told and "not compared: others" in told
+
+
+def test_ids_they_have_no_names_for_come_back(tmp_path):
+    """Of a model trained here: what goes out and comes in again has the sentinels it had."""
+    for name in ("siglip", "llava"):
+        source = theirs(name, tmp_path / name)
+        work = conversion.convert(source, tmp_path / f"{name}_work", said=lambda _: None)
+        old = run.read_vocabulary(work, 0)
+        mine = dataclasses.replace(old, pad=20, bos=21, eos=22, boi=23, eoi=24, sep=25)
+        (work / run.VOCABULARY).write_text(json.dumps(dataclasses.asdict(mine)))
+        out = conversion.convert(work, tmp_path / f"{name}_out", said=lambda _: None)
+        back = conversion.convert(out, tmp_path / f"{name}_back", said=lambda _: None)
+        assert run.read_vocabulary(back, 0) == mine != old
+        assert conversion.OURS not in json.loads((source / "config.json").read_text())
+
+
 def test_damaged_files_are_named(tmp_path, capsys):
     source = theirs("clip", tmp_path / "hub", shards=2)
     words = [f"--src={source}", f"--dst={tmp_path / 'work'}"]
@@ -349,17 +404,26 @@ def test_inputs_that_do_not_fit_are_named(change, words):
     inputs = {n: np.ones((2, 2), int) for n in ("input_ids", "attention_mask", "labels")} | change
     inputs = {name: x for name, x in inputs.items() if x is not None}
     with pytest.raises(UserError, match=words):
-        verification.check_inputs("inputs.npz", inputs, needs_words=True)
+        verification.check_inputs("inputs.npz", inputs, verification.AXES, needs_words=True)
     if "input_ids" not in inputs:
-        verification.check_inputs("inputs.npz", inputs, needs_words=False)
+        verification.check_inputs("inputs.npz", inputs, verification.AXES, needs_words=False)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("null", "config.json is damaged: it holds a NoneType"),
+        (
+            '{"model_type": "llama", "rope_scaling": {"type": "linear", "factor": "x"}}',
+            "no such model has: ValueError",
+        ),
+        (
+            '{"model_type": "idefics", "cross_layer_interval": 0}',
+            "no such model has: ZeroDivisionError",
+        ),
+        ('{"model_type": "chameleon", "vocabulary_map": {"IMGIMGZ": 3}}', "has: ValueError"),
         ('{"model_type": ["llama"]}', r"model_type=\['llama'\] is unknown"),
-        ('{"model_type": "llama", "num_attention_heads": "four"}', "config.json is damaged: Type"),
+        ('{"model_type": "llama", "num_attention_heads": "four"}', "no such model has: TypeErr"),
     ],
 )
 def test_a_config_of_wrong_values_is_named(content, words, tmp_path):
@@ -389,8 +453,9 @@ def test_nothing_to_compare_is_an_error(both, tmp_path, capsys):
         ("input_ids", lambda x: x + 10**6, r"input_ids has 10\d+; the model has \d+ ids"),
         ("input_ids", lambda x: x - 10**6, r"input_ids has -\d+; the model has \d+ ids"),
         ("pixel_values", lambda x: np.moveaxis(x, 1, -1), r"it must end in \(3, "),
-        ("pixel_values", lambda x: x[..., 1:], r"pixel_values has shape .* it must end in \(3, "),
-        ("pixel_values", lambda x: x[:, 0], r"pixel_values has shape .* must have 4 or 5 axes"),
+        ("pixel_values", lambda x: x[..., :1], r"pixel_values has shape .* it must end in \(3, "),
+        ("pixel_values", lambda x: x[:, 0], r"pixel_values has shape .* must have 4 axes"),
+        ("pixel_values", lambda x: x[:, None], r"pixel_values has shape .* must have 4 axes"),
     ],
 )
 def test_inputs_that_the_model_does_not_read_are_one_line(

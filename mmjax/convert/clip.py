@@ -21,7 +21,7 @@ FAMILY = "clip"
 IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "swish": "silu", "silu": "silu",
 }  # fmt: skip
 HIGHEST = 2  # the eos_token_id by which CLIP takes a text's highest id for its end
 # What a config.json may leave out.
@@ -183,6 +183,11 @@ def given(c: Config, v: Vocabulary) -> dict:
         if x != wanted:
             kind = "CLIP" if clip else "SigLIP"
             raise UserError(f"model.{name}={x!r} is not what a {kind} of theirs has, {wanted!r}")
+    if c.text.pool == "end" and v.eos == HIGHEST:
+        raise UserError(
+            f"the tokenizer's EOS has id {HIGHEST}, by which a CLIP of theirs looks for a text's "
+            f"highest id instead; train with model.text.pool='highest' or another tokenizer"
+        )
     eos = HIGHEST if c.text.pool == "highest" else v.eos
     ids = {"vocab_size": v.size, "pad_token_id": v.pad, "eos_token_id": eos}
     ids |= {"bos_token_id": v.bos} if v.bos >= 0 else {}

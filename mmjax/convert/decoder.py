@@ -15,6 +15,7 @@ from mmjax.models.decoder import BIASES, Block, DecoderConfig
 
 # rope_type -> the fields that say how its frequencies are scaled; see `layers.position.scaled`.
 ROPE = {
+    "dynamic": (),  # as the default, for texts no longer than those of its training
     "default": (),
     "linear": ("factor",),
     "llama3": (
@@ -41,7 +42,10 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     heads, width = given["num_attention_heads"], given["hidden_size"]
     for wrong, what in (
         (kind not in ROPE, f"rope_type={kind!r}"),
-        (given.get("hidden_act", "silu") != "silu", f"hidden_act={given.get('hidden_act')!r}"),
+        (
+            given.get("hidden_act", "silu") not in ("silu", "swish"),
+            f"hidden_act={given.get('hidden_act')!r}",
+        ),
     ):
         if wrong:
             raise UserError(f"config.json has {what}, which the decoder here does not have")

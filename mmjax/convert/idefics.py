@@ -133,6 +133,7 @@ def config(given: Mapping) -> Config:
             positions="learned",
             patch_bias=False,
             pre_norm=True,
+            nudge=0.1,
         ),
         resampler=resampler if given["use_resampler"] else None,
         cross=CrossConfig(

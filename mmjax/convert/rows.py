@@ -4,6 +4,7 @@ Theirs keep matrices as [out, in], ours as [in, out]; theirs a tensor a layer, o
 axis 0. A row says both, and both directions follow from it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -103,13 +104,18 @@ def check(rows: Sequence[Row], shapes: Mapping[str, tuple[int, ...]], ignored=()
     known = {n: s for n, s in shapes.items() if not any(part in n for part in ignored)}
     wrong = {n: f"{known[n]} for {want[n]}" for n in want if n in known and known[n] != want[n]}
     said = {
-        "missing": sorted(set(want) - set(known)),
-        "unknown": sorted(set(known) - set(want)),
-        "of another shape": [f"{n} {s}" for n, s in sorted(wrong.items())],
+        "missing": sorted(set(want) - set(known), key=by_number),
+        "unknown": sorted(set(known) - set(want), key=by_number),
+        "of another shape": [f"{n} {wrong[n]}" for n in sorted(wrong, key=by_number)],
     }
     if any(said.values()):
-        told = "; ".join(f"{len(x)} {what}: {', '.join(x[:20])}" for what, x in said.items() if x)
+        told = "; ".join(f"{len(x)} {what}: {', '.join(x)}" for what, x in said.items() if x)
         raise UserError(f"these weights are not those of this configuration: {told}")
+
+
+def by_number(name: str) -> list:
+    """Sorts layer 2 before layer 10."""
+    return [part.zfill(9) for part in re.split(r"(\d+)", name)]
 
 
 def stacked(row: Row, get: Callable[[str], np.ndarray], path: Path) -> None:

@@ -23,13 +23,15 @@ class VisionConfig:
     """Shape of a vision tower.
 
     Attributes:
-        encoder: its blocks. image: side of a picture in pixels. patch: side of a patch.
+        encoder: its blocks. image: side of a picture in pixels. patch: side of a patch; of a side
+            that it does not divide the rest is left out, as by a convolution without padding.
         pool: what stands for the whole picture: "token" (a class token, CLIP and the first ViT),
             "mean" of all positions, "attention" of one learned query (SigLIP's MAP head), or
             "none": all positions as they are.
         positions: "learned", or "sincos" in two dimensions (MoCo v3).
         patch_bias: whether patches are embedded with a bias. pre_norm: a norm before the blocks
-            (CLIP).
+            (CLIP). nudge: added to the size of another grid before positions are brought to it
+            (IDEFICS adds 0.1, which moves what is read).
     """
 
     encoder: EncoderConfig
@@ -39,11 +41,12 @@ class VisionConfig:
     positions: str
     patch_bias: bool
     pre_norm: bool
+    nudge: float = 0.0
 
     def __post_init__(self):
         """Checks fields against each other."""
-        if self.patch < 1 or self.image % self.patch:
-            raise UserError(f"vision.patch={self.patch} must divide vision.image={self.image}")
+        if not 1 <= self.patch <= self.image:
+            raise UserError(f"vision.patch={self.patch} must be 1 to vision.image={self.image}")
         if self.pool not in POOLS:
             raise UserError(f"vision.pool={self.pool!r} is unknown; have: {', '.join(POOLS)}")
         if self.positions not in POSITIONS:
@@ -94,11 +97,12 @@ def sincos(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def bicubic(old: int, new: int) -> np.ndarray:
+def bicubic(old: int, new: int, nudge: float = 0.0) -> np.ndarray:
     """[new, old] f64: what resizes an axis as torch's `interpolate(mode="bicubic")` does.
 
     Cubic convolution with a = -0.75, half-pixel centres, edges repeated, no smoothing; that of
-    `jax.image.resize` has a = -0.5.
+    `jax.image.resize` has a = -0.5. nudge: torch was asked for the factor (new + nudge) / old,
+    which it reads by even where the size is rounded down to new.
     """
     a = -0.75
 
@@ -106,7 +110,7 @@ def bicubic(old: int, new: int) -> np.ndarray:
         near = (a + 2) * t**3 - (a + 3) * t**2 + 1
         return np.where(t <= 1, near, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0.0))
 
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    centre = (np.arange(new) + 0.5) * old / (new + nudge) - 0.5
     first = np.floor(centre).astype(int)
     matrix = np.zeros((new, old))
     for m in range(-1, 3):
@@ -115,14 +119,15 @@ def bicubic(old: int, new: int) -> np.ndarray:
     return matrix
 
 
-def resized(table, old: int, new: tuple[int, int]):
+def resized(table, old: int, new: tuple[int, int], nudge: float = 0.0):
     """Learned positions of a square grid for another grid, bicubically.
 
     table: [old^2 or 1 + old^2, d], a class token's row first. new: rows and columns of patches.
+    nudge: see `bicubic`.
     """
     extra = len(table) - old**2
     grid = jnp.asarray(table)[extra:].astype(jnp.float32).reshape(old, old, -1)
-    tall, wide = (jnp.asarray(bicubic(old, size), jnp.float32) for size in new)
+    tall, wide = (jnp.asarray(bicubic(old, size, nudge), jnp.float32) for size in new)
     grid = jnp.einsum("yh,xw,hwd->yxd", tall, wide, grid, precision="highest")
     grid = grid.reshape(new[0] * new[1], -1).astype(table.dtype)
     return jnp.concatenate([jnp.asarray(table)[:extra], grid])
@@ -142,7 +147,9 @@ class Vision(Layer):
         c, e = self.c, self.c.encoder
         d, size = e.width, c.patch * c.patch * 3
         embed = partial(normal, scale=size**-0.5)
-        patches = patchify(signal.astype(self.dtype), c.patch)
+        grid = signal.shape[1] // c.patch, signal.shape[2] // c.patch
+        whole = signal[:, : grid[0] * c.patch, : grid[1] * c.patch]
+        patches = patchify(whole.astype(self.dtype), c.patch)
         if c.patch_bias:
             x = affine(self, "patch", patches, (size, d), (None, "embed"), embed)
         else:
@@ -151,7 +158,6 @@ class Vision(Layer):
             token = self.weight("token", (d,), (None,), partial(normal, scale=d**-0.5))
             first = jnp.broadcast_to(token[None, None], (len(x), 1, d))
             x = jnp.concatenate([first, x], axis=1)
-        grid = signal.shape[1] // c.patch, signal.shape[2] // c.patch
         x = x + self.places(d, grid).astype(x.dtype)[None]
         x = norm(self, "pre_norm", x, e.eps) if c.pre_norm else x
         mask = jnp.ones((1, x.shape[1], x.shape[1]), bool)
@@ -164,7 +170,8 @@ class Vision(Layer):
         if c.positions == "learned":
             scale = partial(normal, scale=d**-0.5)
             table = self.weight("position", (c.length, d), (None, None), scale)
-            return table if grid == (c.side, c.side) else resized(table, c.side, grid)
+            own = grid == (c.side, c.side)
+            return table if own else resized(table, c.side, grid, c.nudge)
         fixed = sincos(grid, d)
         return jnp.asarray(np.pad(fixed, ((c.length - c.side**2, 0), (0, 0))))
 

@@ -291,6 +291,11 @@ def positions() -> None:
     for size in ((6, 5), (2, 7), (4, 4)):
         made = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False)
         arrays[f"{size[0]}x{size[1]}"] = made.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+        by = tuple((n + 0.1) / 4 for n in size)  # as IDEFICS asks for it
+        made = torch.nn.functional.interpolate(
+            grid, scale_factor=by, mode="bicubic", align_corners=False
+        )
+        arrays[f"{size[0]}x{size[1]}_by_factor"] = made.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     np.savez_compressed(HERE / "torch_bicubic.npz", **arrays)
 
 

@@ -48,7 +48,10 @@ def test_patches_and_a_matrix_are_a_convolution():
 def test_positions_of_other_grids_are_torchs(size):
     with np.load(GOLDEN / "torch_bicubic.npz") as file:
         table, want = file["table"], file[f"{size[0]}x{size[1]}"]
+        by_factor = file[f"{size[0]}x{size[1]}_by_factor"]
     np.testing.assert_allclose(resized(table, 4, size), want, atol=2e-6)
+    np.testing.assert_allclose(resized(table, 4, size, nudge=0.1), by_factor, atol=4e-6)
+    assert np.abs(by_factor - want).max() > 1e-2
     token = np.full((1, 3), 7.0, np.float32)
     with_token = resized(np.concatenate([token, table]), 4, size)
     np.testing.assert_array_equal(with_token[:1], token)
@@ -118,8 +121,8 @@ def test_a_text_is_the_place_of_its_end_or_of_its_highest_id(pool, places):
 
 def test_shapes_that_do_not_fit_are_named():
     for change, said in (
-        ({"patch": 5}, "vision.patch=5 must divide vision.image=12"),
-        ({"patch": 0}, "vision.patch=0 must divide vision.image=12"),
+        ({"patch": 13}, "vision.patch=13 must be 1 to vision.image=12"),
+        ({"patch": 0}, "vision.patch=0 must be 1 to vision.image=12"),
         ({"pool": "max"}, "vision.pool='max' is unknown; have: token, mean, attention, none"),
         ({"positions": "rope"}, "vision.positions='rope' is unknown"),
     ):
