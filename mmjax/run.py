@@ -112,7 +112,12 @@ def prepare_here(workdir: str | Path, devices=None) -> Run:
     return run
 
 
-def assemble(e: Experiment, devices, workdir: str | Path | None, ids: str | Path | None) -> Run:
+def assemble(
+    e: Experiment,
+    devices=None,
+    workdir: str | Path | None = None,
+    ids: str | Path | None = None,
+) -> Run:
     """`prepare` without its last check."""
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
