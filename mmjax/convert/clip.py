@@ -20,7 +20,7 @@ from mmjax.models.clip import Config, Parts, unit
 FAMILY = "clip"
 IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 ACTIVATIONS = {
-    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "swish": "silu", "silu": "silu",
 }  # fmt: skip
 HIGHEST = 2  # the eos_token_id by which CLIP takes a text's highest id for its end
