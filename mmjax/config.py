@@ -80,6 +80,7 @@ class DataConfig:
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
+        spans_fixed: that number in every document, not its mean.
         ends: EOS fill a last text up to a multiple of so many tokens; see `models.dial`.
         bottleneck: what keeps the template "reconstruct" from being solved by copying: "lowres"
             shrinks the given picture, "registers" puts 16 learned tokens behind it, through which
@@ -109,11 +110,16 @@ class DataConfig:
     window: int
     workers: int
     kinds: Mapping[str, KindConfig] = field(default_factory=dict)
+    spans_fixed: bool = False
     ends: int = 1
     extra: int = 0
 
     def __post_init__(self):
         """Checks fields against each other."""
+        if self.spans_fixed and (self.spans < 1 or self.spans % 1):
+            raise UserError(
+                f"data.spans={self.spans} with data.spans_fixed=True must be a whole number above 0"
+            )
         if self.ends < 1 or (self.ends > 1 and self.spans):
             raise UserError(
                 f"data.ends={self.ends} must be at least 1, and 1 where data.spans moves some"

@@ -1,4 +1,4 @@
-"""Four ways to let a language model see, on equal data and at equal training FLOPs.
+"""Four ways to let a language model see, from one data set and at equal training FLOPs.
 
     python experiments/evidence/fusion.py [--seeds=3] [--steps=1000]
 

@@ -157,7 +157,7 @@ def to_pieces(
         piece["kinds"] = [p.kind for p in pictures]
     if c.spans == 0.0:
         return pieces
-    return [move_spans(p, rng, vocab, c.spans, length=c.length) for p in pieces]
+    return [move_spans(p, rng, vocab, c.spans, c.spans_fixed, c.length) for p in pieces]
 
 
 def stages(c: DataConfig, steps: int) -> list[tuple[int, dict[str, float]]]:

@@ -376,6 +376,12 @@ def test_spans_move_in_the_stream_and_back(openmoji):
     assert 60 < sum(len(a["tokens"]) < len(b["tokens"]) for a, b in some) < 180
     for (_, a), b in zip(some, moved(range(200)), strict=True):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])
+    exact = settings(openmoji, **BOTH | {"data.spans": 1.0, "data.spans_fixed": True})
+    every = pipeline.documents(exact, tokenizer, vocab, 0, 0, {"openmoji": 1.0})(range(200))
+    grown = [len(b["tokens"]) - len(a["tokens"]) for (a, _), b in zip(some, every, strict=True)]
+    assert set(grown) <= {0, 3} and sum(g == 3 for g in grown) > 190
+    with pytest.raises(UserError, match=r"data\.spans=0\.5 with data\.spans_fixed=True must be"):
+        settings(openmoji, **BOTH | {"data.spans": 0.5, "data.spans_fixed": True})
     other = moved(range(200, 400))
     assert not np.array_equal(other[0]["tokens"], some[0][1]["tokens"])
 
