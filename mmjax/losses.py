@@ -20,8 +20,8 @@ class Term(NamedTuple):
 Terms = dict[str, Term]
 
 
-def add(a: Terms, b: Terms) -> Terms:
-    """Sums two groups of terms, for example those of two microbatches."""
+def add(a, b):
+    """Sums two terms, or two groups of them, for example those of two microbatches."""
     return jax.tree.map(jnp.add, a, b)
 
 

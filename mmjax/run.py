@@ -93,7 +93,7 @@ def prepare(
     Raises:
         UserError: for anything that does not fit together.
     """
-    run = assemble(e, devices, workdir, ids or workdir)
+    run = assemble(e, devices, workdir, ids)
     if wrong := undivided(run.abstract):
         raise UserError(wrong)
     return run
@@ -106,9 +106,9 @@ def prepare_here(workdir: str | Path, devices=None) -> Run:
     """
     e = read_config(workdir)
     split, whole = config.MeshConfig(1, -1, 1), config.MeshConfig(-1, 1, 1)
-    run = assemble(dataclasses.replace(e, mesh=split), devices, workdir, workdir)
+    run = assemble(dataclasses.replace(e, mesh=split), devices, workdir)
     if undivided(run.abstract):
-        run = assemble(dataclasses.replace(e, mesh=whole), devices, workdir, workdir)
+        run = assemble(dataclasses.replace(e, mesh=whole), devices, workdir)
     return run
 
 
@@ -122,7 +122,7 @@ def assemble(
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
-    vocabulary = vocabulary_of(e, tokenizer, ids)
+    vocabulary = vocabulary_of(e, tokenizer, ids or workdir)
     model = MODELS[e.family].build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)

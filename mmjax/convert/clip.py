@@ -125,6 +125,7 @@ def config(given: Mapping, dtype: str = "float32") -> Config:
             encoder=seen,
             image=vision["image_size"],
             patch=vision["patch_size"],
+            crop=vision["image_size"] % vision["patch_size"] > 0,
             pool="token" if clip else "attention",
             positions="learned",
             patch_bias=not clip,

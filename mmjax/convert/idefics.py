@@ -129,6 +129,7 @@ def config(given: Mapping) -> Config:
             encoder=encoder_config(vision, "float32"),
             image=vision["image_size"],
             patch=vision["patch_size"],
+            crop=vision["image_size"] % vision["patch_size"] > 0,
             pool="token",
             positions="learned",
             patch_bias=False,

@@ -98,6 +98,7 @@ def config(given: Mapping) -> Config:
             encoder=encoder_config(vision, "float32"),
             image=vision["image_size"],
             patch=vision["patch_size"],
+            crop=vision["image_size"] % vision["patch_size"] > 0,
             pool=tower.pool if vision.get("vision_use_head", True) else "mean",  # it is not read
             positions=tower.positions,
             patch_bias=tower.patch_bias,

@@ -23,15 +23,15 @@ class VisionConfig:
     """Shape of a vision tower.
 
     Attributes:
-        encoder: its blocks. image: side of a picture in pixels. patch: side of a patch; of a side
-            that it does not divide the rest is left out, as by a convolution without padding.
+        encoder: its blocks. image: side of a picture in pixels. patch: side of a patch.
         pool: what stands for the whole picture: "token" (a class token, CLIP and the first ViT),
             "mean" of all positions, "attention" of one learned query (SigLIP's MAP head), or
             "none": all positions as they are.
         positions: "learned", or "sincos" in two dimensions (MoCo v3).
         patch_bias: whether patches are embedded with a bias. pre_norm: a norm before the blocks
             (CLIP). nudge: added to the size of another grid before positions are brought to it
-            (IDEFICS adds 0.1, which moves what is read).
+            (IDEFICS adds 0.1, which moves what is read). crop: of a side that `patch` does not
+            divide the rest is left out, as by a convolution without padding (imported towers).
     """
 
     encoder: EncoderConfig
@@ -42,11 +42,12 @@ class VisionConfig:
     patch_bias: bool
     pre_norm: bool
     nudge: float = 0.0
+    crop: bool = False
 
     def __post_init__(self):
         """Checks fields against each other."""
-        if not 1 <= self.patch <= self.image:
-            raise UserError(f"vision.patch={self.patch} must be 1 to vision.image={self.image}")
+        if not 1 <= self.patch <= self.image or (self.image % self.patch and not self.crop):
+            raise UserError(f"vision.patch={self.patch} must divide vision.image={self.image}")
         if self.pool not in POOLS:
             raise UserError(f"vision.pool={self.pool!r} is unknown; have: {', '.join(POOLS)}")
         if self.positions not in POSITIONS:

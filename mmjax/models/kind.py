@@ -22,7 +22,7 @@ from mmjax.kind import modalities
 from mmjax.layers import unet
 from mmjax.layers.patch import collect
 from mmjax.layers.weight import Layer
-from mmjax.losses import Term, Terms, flow_loss
+from mmjax.losses import Terms, add, flow_loss
 from mmjax.mesh import Rules
 from mmjax.models import signal
 from mmjax.models.denoise import beside, check_numbers, inputs, noise_level, pick, wide
@@ -293,7 +293,7 @@ def loss_at(c, parts, params, batch: Batch, t, noise, drop) -> Terms:
         if n:
             terms[f"image_{name}"] = term
         if k.like:
-            terms["image"] = Term(*map(jnp.add, terms["image"], term))
+            terms["image"] = add(terms["image"], term)
         elif not n:
             terms["image"] = term
     return terms

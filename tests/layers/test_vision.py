@@ -121,8 +121,8 @@ def test_a_text_is_the_place_of_its_end_or_of_its_highest_id(pool, places):
 
 def test_shapes_that_do_not_fit_are_named():
     for change, said in (
-        ({"patch": 13}, "vision.patch=13 must be 1 to vision.image=12"),
-        ({"patch": 0}, "vision.patch=0 must be 1 to vision.image=12"),
+        ({"patch": 5}, "vision.patch=5 must divide vision.image=12"),
+        ({"patch": 0}, "vision.patch=0 must divide vision.image=12"),
         ({"pool": "max"}, "vision.pool='max' is unknown; have: token, mean, attention, none"),
         ({"positions": "rope"}, "vision.positions='rope' is unknown"),
     ):
