@@ -2,8 +2,8 @@
 
 A rate of 1e-5 that decays by a cosine, 128 rows of 4,096 positions, dropout 0.05, z-loss kept, and
 loss on answers alone. Sets are drawn as often as keeps words and pictures in balance: half of the
-documents ask for a picture, where by size it would be every third. Pictures are cut to a square;
-the paper pads those of prompts instead.
+documents ask for a picture, where by size it would be every third. Pictures to draw are cut to a
+square, those of prompts padded (in white; the paper does not tell the colour).
 
 Run:  mmjax tokenize --config=experiments/chameleon_7b_sft.py --workdir=out/codec_chameleon
       mmjax train    --config=experiments/chameleon_7b_sft.py --workdir=out/chameleon_7b_sft
@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     }  # fmt: skip
     c.data.stages = {}
     c.data.caption_dropout = 0.0
+    c.data.resize_prompt = "pil_lanczos_pad"
     c.model.decoder.dropout = 0.05
     o = c.optim
     o.peak, o.warmup, o.decay, o.floor = 1e-5, 100, "cosine", 0.0

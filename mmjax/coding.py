@@ -18,8 +18,9 @@ from mmjax.batch import Batch, Coded, Image
 from mmjax.codecs import autoencoder
 from mmjax.config import DataConfig
 from mmjax.data import pipeline, store
-from mmjax.data.pixels import decode_image
+from mmjax.data.pixels import Encoded, decode_all
 from mmjax.data.record import Item, Record
+from mmjax.data.transform import only_read
 from mmjax.data.write import write
 from mmjax.error import UserError
 from mmjax.models.codec import Parts
@@ -58,9 +59,9 @@ def coded(trained: Trained, pictures: Sequence[np.ndarray]) -> list[Coded]:
 class Block:
     """Records that are encoded together, when the first of them is asked for."""
 
-    def __init__(self, trained: Trained, records, numbers: range, resize: str):
-        self._trained, self._records, self._resize = trained, records, resize
-        self._numbers = numbers
+    def __init__(self, trained: Trained, records, numbers: range, c: DataConfig, template: str):
+        self._trained, self._records, self._numbers = trained, records, numbers
+        self._c, self._template = c, template
         self._done: list[Record | UserError] = []
 
     def read(self, number: int) -> Record:
@@ -77,16 +78,15 @@ class Block:
         return found
 
     def _encode(self) -> list[Record | UserError]:
-        size = self._trained.run.experiment.model.codec.image
         read: list[tuple[Record, list[np.ndarray]] | UserError] = []
         for n in self._numbers:
             try:
                 record = self._records[n]
-                read.append((record, [decode_image(p, size, self._resize) for p in record.images]))
+                read.append((record, decode_all(pictures(self._c, self._template, record))))
             except UserError as error:
                 read.append(error)
         whole = [one for one in read if not isinstance(one, UserError)]
-        made = iter(coded(self._trained, [p for _, pictures in whole for p in pictures]))
+        made = iter(coded(self._trained, [p for _, shown in whole for p in shown]))
         return [one if isinstance(one, UserError) else with_codes(one[0], made) for one in read]
 
 
@@ -99,13 +99,20 @@ def with_codes(record: Record, made: Iterator[Coded]) -> Record:
     return dataclasses.replace(record, document=document)
 
 
-def items(trained: Trained, path: Path, resize: str) -> Iterator[Item]:
+def pictures(c: DataConfig, template: str, record: Record) -> list[Encoded]:
+    """A record's pictures, those of prompts by the mode for prompts, if there is one."""
+    shown = record.images
+    read = only_read(template, record) if c.resize_prompt else [False] * len(shown)
+    return [Encoded(p, c.image, c.resizes(not r)) for p, r in zip(shown, read, strict=True)]
+
+
+def items(trained: Trained, path: Path, c: DataConfig, template: str) -> Iterator[Item]:
     """All documents of a data set, coded, split by split in order."""
     for split in pipeline.splits(path):
         records = pipeline.open_split(path, split)
         for first in range(0, len(records), AHEAD):
             numbers = range(first, min(first + AHEAD, len(records)))
-            block = Block(trained, records, numbers, resize)
+            block = Block(trained, records, numbers, c, template)
             for n in numbers:
                 yield Item(f"{split} {n}", partial(block.read, n), split)
 
@@ -124,6 +131,25 @@ def whole(path: Path) -> int:
         if isinstance(one, store.Source):
             one.open()
     return sum(map(len, splits))
+
+
+def templates(c: DataConfig) -> dict[str, str]:
+    """Path of each source -> template it is read by.
+
+    Raises:
+        UserError: where pictures of prompts are read in a mode of their own, and two sources do not
+            agree on a path's prompts, or one has its pictures in prompts and answers.
+    """
+    found: dict[str, str] = {}
+    for name, source in c.sources.items():
+        other = found.setdefault(source.path, source.template)
+        if c.resize_prompt and (other != source.template or other == "reconstruct"):
+            raise UserError(
+                f"data.resize_prompt={c.resize_prompt!r} reads pictures of prompts and of answers "
+                f"in two ways, but {source.path} is read by the templates {other!r} and "
+                f"{source.template!r} ({name}); give each a copy of the data, or data.coded=False"
+            )
+    return found
 
 
 def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
@@ -149,17 +175,21 @@ def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
             f"one size"
         )
     about = {"codec": start.digest(trained.params["codec"]), "image": c.image, "resize": c.resize}
+    if c.resize_prompt:
+        about |= {"resize_prompt": c.resize_prompt}
     if codec.codes:
         about |= {"dtype": "int32", "shape": [codec.tokens]}
     else:
         about |= {"dtype": "float16", "shape": [codec.side, codec.side, codec.quantiser.width]}
-    made = []
+    made, by = [], templates(c)
     for source in c.sources.values():
         src = Path(source.path)
         dst, known, total = store.coded(src), pipeline.digest(src), whole(src)
         origin = {"coded": about, "of": known}
+        if c.resize_prompt:
+            origin |= {"template": by[source.path]}
         if not (dst / store.INFO).is_file():
-            write(items(trained, src, c.resize), dst, origin, {}, total)
+            write(items(trained, src, c, source.template), dst, origin, {}, total)
         elif store.info(dst)["source"] != origin:
             raise UserError(f"{dst} was made by another codec or of other data; remove it first")
         shutil.copyfile(src / store.TOKENIZER, dst / store.TOKENIZER)

@@ -79,6 +79,8 @@ class DataConfig:
         caption_dropout: share of documents that lose their caption (for guidance).
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
+        resize_prompt: the same of pictures that are only read, as those of prompts are: Chameleon
+            pads them, and cuts those it draws (section 3.2). "" reads all alike.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
         spans_fixed: that number in every document, not its mean.
         ends: EOS fill a last text up to a multiple of so many tokens; see `models.dial`.
@@ -113,6 +115,7 @@ class DataConfig:
     spans_fixed: bool = False
     ends: int = 1
     extra: int = 0
+    resize_prompt: str = ""
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -160,6 +163,10 @@ class DataConfig:
             last = stage.until
         if self.stages and last != 1.0:
             raise UserError(f"the last of data.stages ends at {last}; it must end at 1")
+
+    def resizes(self, loss: bool) -> str:
+        """How a picture is brought to size that is learned to be drawn, or is only read."""
+        return self.resize if loss else self.resize_prompt or self.resize
 
     @property
     def patches(self) -> int:

@@ -252,7 +252,8 @@ class Trained:
 
     def _advance(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
         """Answers by the interleaved engine."""
-        how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance)
+        masked = self.run.experiment.data.spans > 0
+        how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance, masked=masked)
         if self.only_writes:
             how = replace(how, guidance=1.0)
         elif self.writes_codes:

@@ -1,5 +1,6 @@
 """Data sets coded by a trained codec, and runs that begin with its weights."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from tiny import ROOT, changed, tiny_chameleon_config, tiny_codec, tiny_codec_config, tiny_config
 
@@ -301,8 +303,10 @@ def test_codes_of_another_size_are_refused(home, coded, codec, tmp_path):
     larger = {"data__image": 16, "data__patch": 4}
     third = {"multipliers": (1, 2, 2)}  # a level more: as many codes of a larger picture
     e = chameleon(home / "scenes", **larger, model__codec=tiny_codec(16) | third)
-    refused(e, tmp_path, r"made with data.image=8 and data.resize='pil_box', not 16.*elsewhere")
-    refused(chameleon(home / "scenes", data__resize="nearest"), tmp_path, r"not 8 and 'nearest'")
+    refused(e, tmp_path, r"made with data.image=8, not 16; tokenize it again, elsewhere")
+    refused(
+        chameleon(home / "scenes", data__resize="nearest"), tmp_path, r"'pil_box', not 'nearest'"
+    )
     with pytest.raises(UserError, match=r"data.image=16, but the codec was trained at 8"):
         coding.tokenize(e.data, codec)
 
@@ -434,13 +438,14 @@ def test_a_codec_of_latents_writes_float16_and_batches_carry_them(home, tmp_path
 
 def test_one_damaged_picture_costs_one_document(home, codec, tmp_path, monkeypatch):
     shutil.copytree(home / "scenes", tmp_path / "scenes")
-    decode, seen = coding.decode_image, []
+    decode, seen = coding.decode_all, []
 
-    def one_is_damaged(data, size, resize):
-        seen.append(data)
-        return decode(b"no picture" if len(seen) == 7 else data, size, resize)
+    def one_is_damaged(pictures):
+        seen.append(pictures)
+        bad = [picture._replace(data=b"no picture") for picture in pictures]
+        return decode(bad if len(seen) == 7 else pictures)
 
-    monkeypatch.setattr(coding, "decode_image", one_is_damaged)
+    monkeypatch.setattr(coding, "decode_all", one_is_damaged)
     (made,) = coding.tokenize(chameleon(tmp_path / "scenes").data, codec)
     assert store.info(made)["rejected"] == 1
     assert store.left_out(made, store.info(made)).startswith("\ndamaged and left out: 1, named in ")
@@ -451,6 +456,75 @@ def test_one_damaged_picture_costs_one_document(home, codec, tmp_path, monkeypat
         sum(map(len, records(made).values()))
         == sum(map(len, records(home / "scenes").values())) - 1
     )
+
+
+@pytest.fixture(scope="module")
+def talks(home) -> Path:
+    """Twelve conversations about wide pictures: the odd ones show them, the even ones ask for."""
+    path = home / "talks"
+    path.mkdir()
+    told = []
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 24, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(path / f"{number}.png")
+        texts = ("<image>What is it?", "noise") if number % 2 else ("Noise, please.", "<image>")
+        turns = [{"from": who, "value": t} for who, t in zip(("human", "gpt"), texts, strict=True)]
+        told.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (path / "talks.json").write_text(json.dumps(told))
+    words = str(home / "scenes/tokenizer.json")
+    build.build(str(path / "talks.json"), home / "talked", "llava", tokenizer=words)
+    return home / "talked"
+
+
+PADDED = {"data__sources__openmoji__template": "sep", "data__resize_prompt": "pil_lanczos_pad"}
+
+
+def test_pictures_of_prompts_are_padded_and_those_of_answers_cut(talks, codec):
+    (made,) = coding.tokenize(chameleon(talks, **PADDED).data, codec)
+    parts, modes = codec.run.model.parts, {True: "pil_lanczos_pad", False: "pil_box"}
+    after = {r.id: r for part in records(made).values() for r in part}
+    before = [r for part in records(talks).values() for r in part]
+    assert len(after) == len(before) == 12
+    for record in before:
+        read = int(record.id) % 2 == 1
+        (found,) = [p.coded.array() for p in after[record.id].document if isinstance(p, Image)]
+        for mode, same in ((modes[read], True), (modes[not read], False)):
+            pixels = decode_image(record.images[0], 8, mode)[None]
+            want = autoencoder.encode_ids(parts.codec, codec.params["codec"], pixels)
+            assert np.array_equal(np.asarray(want)[0], found) is same, (record.id, mode)
+
+
+def test_rows_of_conversations_are_padded_and_cut_alike(talks):
+    c = chameleon(talks, **PADDED, data__coded=False).data
+    batches = pipeline.train_batches(c, bpe.load(talks / "tokenizer.json"), 8, 1, 0)
+    with contextlib.closing(batches):
+        batch = next(batches)
+    known = {r.id: r.images[0] for part in records(talks).values() for r in part}
+    seen = {True: 0, False: 0}
+    for row, slot in np.argwhere(batch.pixels.any((2, 3, 4))):
+        read = batch.weight[row][batch.image[row] == slot + 1].max() == 0
+        mode = "pil_lanczos_pad" if read else "pil_box"
+        mine = [decode_image(data, 8, mode) for n, data in known.items() if int(n) % 2 == read]
+        assert any((batch.pixels[row, slot] == pixels).all() for pixels in mine)
+        seen[bool(read)] += 1
+    assert min(seen.values()) > 0
+
+
+def test_codes_of_other_prompts_are_refused(home, talks, codec, tmp_path):
+    shutil.copytree(talks, tmp_path / "talks")
+    e = chameleon(tmp_path / "talks", **PADDED)
+    coding.tokenize(e.data, codec)
+    pipeline.shape_of(e.data)
+    for change, message in (
+        ({"data__resize_prompt": ""}, "was made with data.resize_prompt='pil_lanczos_pad', not ''"),
+        ({"data__sources__openmoji__template": ""}, r"openmoji.template='sep', not '', and"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline.shape_of(chameleon(tmp_path / "talks", **PADDED | change).data)
+    both = config.SourceConfig(str(tmp_path / "talks"), 1.0, "sep_draw", False)
+    two = dataclasses.replace(e.data, sources={**e.data.sources, "drawn": both})
+    with pytest.raises(UserError, match=r"read by the templates 'sep' and 'sep_draw' \(drawn\)"):
+        coding.tokenize(two, codec)
 
 
 def test_codes_are_for_families_that_read_them(home, coded, codec):

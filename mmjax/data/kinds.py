@@ -6,15 +6,21 @@ import numpy as np
 
 from mmjax.batch import Document, Image
 from mmjax.config import DataConfig
-from mmjax.data.pixels import Shaped, Shrunk, size_of
+from mmjax.data.pixels import Encoded, size_of
 from mmjax.error import UserError
 
 
-def encoded(c: DataConfig, picture: Image) -> bytes | Shrunk | Shaped | np.ndarray:
+def encoded(c: DataConfig, picture: Image) -> Encoded | np.ndarray:
     """A picture as `decode_all` takes it."""
-    if picture.kind:
-        return Shaped(picture.data, c.sizes[picture.kind])
-    return Shrunk(picture.data, picture.shrink) if picture.shrink > 1 else picture.content
+    if isinstance(picture.content, np.ndarray):
+        return picture.content
+    size = c.sizes[picture.kind] if picture.kind else c.image
+    return Encoded(picture.data, size, c.resizes(picture.loss), picture.shrink)
+
+
+def only_read(picture: Image) -> Image:
+    """A picture as it is in the prompts of training."""
+    return replace(picture, loss=False)
 
 
 def kind_of(c: DataConfig, data: bytes) -> int:

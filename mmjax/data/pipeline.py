@@ -42,9 +42,12 @@ def check(c: DataConfig) -> None:
         UserError: for an unknown way of resizing, template or bottleneck, or a bottleneck that
             does not go with the rest.
     """
-    for name, known in (("resize", tuple(RESIZE)), ("bottleneck", BOTTLENECKS)):
+    for name, known in (
+        ("resize", tuple(RESIZE)), ("resize_prompt", ("", *RESIZE)), ("bottleneck", BOTTLENECKS)
+    ):  # fmt: skip
         if (value := getattr(c, name)) not in known:
-            raise UserError(f"data.{name}={value!r} is unknown; have: {', '.join(known)}")
+            have = ", ".join(k or "''" for k in known)
+            raise UserError(f"data.{name}={value!r} is unknown; have: {have}")
     if c.bottleneck == "lowres" and c.coded:
         raise UserError(
             "data.bottleneck='lowres' shrinks pictures before they are coded; give data.coded=False"
@@ -187,15 +190,31 @@ def shape_of(c: DataConfig) -> Shape:
                 f"data sources {first} and {name} were coded by different codecs ({about} and "
                 f"{other}); tokenize both with one"
             )
-    if (about["image"], about["resize"]) != (c.image, c.resize):
-        raise UserError(
-            f"{path_of(c, first)} was made with data.image={about['image']} and data.resize="
-            f"{about['resize']!r}, not {c.image} and {c.resize!r}; tokenize it again, elsewhere"
-        )
+    for field in ("image", "resize", "resize_prompt"):
+        was, wanted = about.get(field, ""), getattr(c, field)
+        if was != wanted:
+            raise UserError(
+                f"{path_of(c, first)} was made with data.{field}={was!r}, not {wanted!r}; tokenize "
+                f"it again, elsewhere"
+            )
+    if c.resize_prompt:
+        _check_prompts(c)
     if about["dtype"] == "int32":
         return Shape(c.length, c.images, 0)
     size, _, channels = about["shape"]
     return Shape(c.length, c.images, size, channels, about["dtype"])
+
+
+def _check_prompts(c: DataConfig) -> None:
+    """Checks that sources were coded by the templates they are read by, which tell prompts."""
+    for name, source in c.sources.items():
+        was = store.info(path_of(c, name))["source"]["template"]
+        if was != source.template:
+            raise UserError(
+                f"{path_of(c, name)} was made with data.sources.{name}.template={was!r}, not "
+                f"{source.template!r}, and data.resize_prompt depends on it; tokenize it again, "
+                f"elsewhere"
+            )
 
 
 def plain_shape(c: DataConfig, length: int, images: int) -> Shape:
@@ -364,12 +383,12 @@ def train_batches(
     share = batch // processes
     mine = slice(process * share, (process + 1) * share)
     make = partial(BatchIterDataset, streams, c.window, shape, rows=batch, share=mine)
-    begin = partial(begin_rows, shape, vocab, c.resize)
+    begin = partial(begin_rows, shape, vocab)
     return Batches(make, begin, c.workers)
 
 
 def begin_rows(
-    shape: Shape, vocab: Vocabulary, resize: str, rows, pool: ProcessPoolExecutor | None = None
+    shape: Shape, vocab: Vocabulary, rows, pool: ProcessPoolExecutor | None = None
 ) -> Callable[[], Batch]:
     """Packed rows of pieces -> a function that returns their batch, pictures decoded.
 
@@ -379,7 +398,7 @@ def begin_rows(
     batch = join(rows, shape, vocab.pad)
     if shape.size == 0:  # codes, which are tokens already
         return lambda: batch
-    decode = partial(decode_all, pictures, shape.size, resize)
+    decode = partial(decode_all, pictures)
     with worker_lost_is_one_line():
         decoded = pool.submit(decode).result if pool else decode
 

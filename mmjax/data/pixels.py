@@ -19,18 +19,13 @@ from mmjax.error import UserError
 UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 
 
-class Shrunk(NamedTuple):
-    """An encoded picture that is read as if its side had `factor` times fewer pixels."""
+class Encoded(NamedTuple):
+    """An encoded picture and how it is to be read, see `decode_image`."""
 
     data: bytes
-    factor: int
-
-
-class Shaped(NamedTuple):
-    """An encoded picture and the (height, width) of its kind."""
-
-    data: bytes
-    size: tuple[int, int]
+    size: Size
+    resize: str
+    shrink: int = 1
 
 
 def unreadable(data: bytes, error: Exception) -> UserError:
@@ -103,20 +98,9 @@ def flatten(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def decode_all(
-    pictures: Sequence[bytes | Shrunk | Shaped | np.ndarray], size: int, resize: str
-) -> list[np.ndarray]:
+def decode_all(pictures: Sequence[Encoded | np.ndarray]) -> list[np.ndarray]:
     """Encoded pictures -> [size, size, 3] uint8 each, see `decode_image`; latents as they are."""
-
-    def pixels(p: bytes | Shrunk | Shaped | np.ndarray) -> np.ndarray:
-        if isinstance(p, np.ndarray):
-            return p
-        if isinstance(p, Shaped):
-            return decode_image(p.data, p.size, resize)
-        data, factor = p if isinstance(p, Shrunk) else (p, 1)
-        return decode_image(data, size, resize, factor)
-
-    return [pixels(p) for p in pictures]
+    return [p if isinstance(p, np.ndarray) else decode_image(*p) for p in pictures]
 
 
 def start_worker() -> None:

@@ -1,6 +1,6 @@
 """Resizing by named modes: the same picture, shrunk by two libraries, is not the same picture.
 
-All modes but `pil_bicubic_pad` and `pil_bicubic_stretch` keep the largest box of the wanted shape
+All modes but those in `_pad` and `_stretch` keep the largest box of the wanted shape
 at the centre and bring it to `size`, a side or (height, width); for a side the box is the central
 square. Where a kernel reaches over the square's border it sees the pixels there, as if the whole
 picture had been resized and its centre cut out. Only Pillow rounds and clips between rows and
@@ -21,6 +21,7 @@ from PIL.Image import Resampling
 from scipy.sparse import csr_array
 
 MEAN_COLOUR = (122, 116, 104)  # int(255 * mean) of each channel of CLIP's
+WHITE = (255, 255, 255)
 Size = int | tuple[int, int]  # a side, or (height, width)
 
 
@@ -50,14 +51,16 @@ def pil_bicubic_pad(pixels: np.ndarray, size: Size) -> np.ndarray:
     The picture in the middle of the smallest box of the wanted shape, the rest in the mean colour
     of CLIP's pictures, brought to size as by `pil_bicubic_aa`.
     """
-    high, wide = (size, size) if isinstance(size, int) else size
-    height, width = pixels.shape[:2]
-    h, w = max(height, -(-width * high // wide)), max(width, -(-height * wide // high))
-    canvas = np.empty((h, w, 3), np.uint8)
-    canvas[:] = MEAN_COLOUR
-    top, left = (h - height) // 2, (w - width) // 2
-    canvas[top : top + height, left : left + width] = pixels
-    return pil_bicubic_aa(canvas, size)
+    return pil_bicubic_aa(_padded(pixels, size, MEAN_COLOUR), size)
+
+
+def pil_lanczos_pad(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: nothing is cut off, the rest is white.
+
+    For pictures in Chameleon's prompts (section 3.2, which does not tell the colour; transparent
+    pictures its code lays on white).
+    """
+    return pil_lanczos(_padded(pixels, size, WHITE), size)
 
 
 def pil_bicubic_stretch(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -123,6 +126,7 @@ RESIZE: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "pil_bicubic_pad": pil_bicubic_pad,
     "pil_bicubic_stretch": pil_bicubic_stretch,
     "pil_lanczos": pil_lanczos,
+    "pil_lanczos_pad": pil_lanczos_pad,
     "torch_bicubic": torch_bicubic,
     "tf1_bilinear": tf1_bilinear,
     "jax_cubic": jax_cubic,
@@ -137,6 +141,18 @@ def _box(pixels: np.ndarray, size: Size) -> tuple[tuple[int, int], tuple[int, in
     h = max(min(height, width * high // wide), 1)
     w = max(min(width, height * wide // high), 1)
     return (high, wide), ((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _padded(pixels: np.ndarray, size: Size, colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture in the middle of the smallest box of the shape of `size` that holds it."""
+    high, wide = (size, size) if isinstance(size, int) else size
+    height, width = pixels.shape[:2]
+    h, w = max(height, -(-width * high // wide)), max(width, -(-height * wide // high))
+    canvas = np.empty((h, w, 3), np.uint8)
+    canvas[:] = colour
+    top, left = (h - height) // 2, (w - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
 
 
 def _pillow(pixels: np.ndarray, size: Size, kernel: Resampling) -> np.ndarray:

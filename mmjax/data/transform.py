@@ -96,6 +96,22 @@ def templated(template: str, record: Record) -> Document:
     return conversation(record, "sep" if template == "sep_one" else template)
 
 
+def only_read(template: str, record: Record) -> list[bool]:
+    """Of each picture of a record, whether a template makes it part of a prompt.
+
+    Raises:
+        UserError: as `templated`.
+    """
+    named = itertools.count()
+    document = tuple(
+        replace(part, data=str(next(named)).encode()) if isinstance(part, Image) else part
+        for part in record.document
+    )
+    made = templated(template, replace(record, document=document))
+    drawn = {part.data for part in made if isinstance(part, Image) and part.loss}
+    return [p.data not in drawn for p in document if isinstance(p, Image)]
+
+
 def order(document: Document, rng: np.random.Generator, text_first: float) -> Document:
     """Puts the text before the picture with probability `text_first`, else behind it.
 

@@ -39,6 +39,8 @@ class Options:
             prompt, s_img of the three-way form; 0 leaves it two-way.
         contrast: alpha of contrastive decoding (CD-K) of codes, instead of guidance; 0 is none.
         contrast_k: its k.
+        masked: the further streams have `<mask>` in place of words, as models of CM3's objective
+            know captions that are still to come (CM3Leon, section 3.1); without it nothing.
     """
 
     count: int
@@ -52,6 +54,7 @@ class Options:
     image_guidance: float = 0.0
     contrast: float = 0.0
     contrast_k: int = 1
+    masked: bool = False
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -135,8 +138,22 @@ def compress(prompt: Batch, keep) -> Batch:
     )  # fmt: skip
 
 
-def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> Batch:
-    """A stream's prompt: all of it, its pictures, or BOS and what opens the picture to draw."""
+def with_mask(blank: Batch, vocabulary: Vocabulary) -> Batch:
+    """`BOS ...` -> `BOS <mask> ...`, a position longer."""
+    index = jnp.arange(blank.tokens.shape[1], dtype=jnp.int32)[None]
+    held = (index <= blank.segment.sum(1, keepdims=True)).astype(jnp.int32)
+    tokens = jnp.where(index > 1, jnp.roll(blank.tokens, 1, axis=1), blank.tokens)
+    tokens = jnp.where(index == 1, vocabulary.masks[0], tokens)
+    return blank._replace(tokens=tokens * held, segment=held, position=index * held)
+
+
+def stream_of(
+    name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary, masked: bool = False
+) -> Batch:
+    """A stream's prompt: all of it, its pictures, or BOS and what opens the picture to draw.
+
+    With `masked` the words between those are one `<mask>`, of the blank stream in any case.
+    """
     if name == "full":
         return prompt
     v, held = vocabulary, prompt.segment > 0
@@ -144,9 +161,16 @@ def stream_of(name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary) -> B
     last = index == held.sum(1, keepdims=True) - 1
     opened = last & (plan.left > 0)[:, None]
     if name == "blank":
-        return compress(prompt, (index == 0) | opened)
+        blank = compress(prompt, (index == 0) | opened)
+        return with_mask(blank, v) if masked else blank
     around = jnp.array([v.bos, v.boi, v.eoi, *v.registers])
     picture = (prompt.modality != TEXT) | jnp.isin(prompt.tokens, around)
+    if masked:
+        word = held & ~picture
+        first = word & ~jnp.pad(word, ((0, 0), (1, 0)))[:, :-1]
+        number = jnp.clip(jnp.cumsum(first, axis=1) - 1, 0, len(v.masks) - 1)
+        tokens = jnp.where(first, jnp.array(v.masks)[number], prompt.tokens)
+        prompt, picture = prompt._replace(tokens=tokens), picture | first
     return compress(prompt, held & (picture | opened))
 
 
@@ -157,7 +181,7 @@ def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
     prompt = parts.coded(params, prompt)
     if v.code_count:  # the codes stand in the tokens now: pixels have done their part
         prompt = prompt._replace(pixels=prompt.pixels[:, :0])
-    rows = [stream_of(name, prompt, plan, v) for name in streams]
+    rows = [stream_of(name, prompt, plan, v, options.masked) for name in streams]
     whole = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
     filled = prefill(parts, params, whole, options.room)
     by_stream = (len(streams), b)
@@ -286,9 +310,10 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
     fed = jnp.stack([read & ~done] + [beside & ~done] * (streams - 1))
     column, position = state.column, state.position
     if streams > 1:
-        # The blank stream holds nothing but BOS when a picture begins.
-        column = column.at[-1].set(jnp.where(begins, 1, column[-1]))
-        position = position.at[-1].set(jnp.where(begins, 1, position[-1]))
+        # The blank stream holds nothing but BOS, and perhaps a mask, when a picture begins.
+        start = 1 + options.masked
+        column = column.at[-1].set(jnp.where(begins, start, column[-1]))
+        position = position.at[-1].set(jnp.where(begins, start, position[-1]))
 
     def look(held):
         cache, hidden = held

@@ -10,9 +10,9 @@ from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
-from mmjax.data.kinds import with_kinds
+from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pack import Piece
-from mmjax.data.pixels import decode_image
+from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
 
 BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever compiled
@@ -33,7 +33,8 @@ def lay_out(
     Args:
         documents: what is given. c, tokenizer, vocab: as in training.
         draw: open a picture (BOI) at the end of every row, or of which.
-        end: close every row with EOS (whole documents, for scoring).
+        end: close every row with EOS (whole documents, for scoring); without it their pictures are
+            prompts, which are only read.
         size: patches of the picture that is opened; without it those of the default kind.
         numbers: of the prompts, in errors; without them from 1 on.
 
@@ -51,7 +52,7 @@ def lay_out(
             piece = _append(piece, vocab.boi)
         given = [p for p in document if isinstance(p, Image)]
         piece["kinds"] = [p.kind for p in given]
-        piece["pictures"] = [_decoded(p, c, number) for p in given]
+        piece["pictures"] = [_decoded(p if end else only_read(p), c, number) for p in given]
         pieces.append(piece)
         need = len(piece["tokens"]) + (size if opens else 0)
         if need > c.length:
@@ -63,7 +64,7 @@ def lay_out(
     length = -(-longest // BUCKET) * BUCKET
     images = max([1, *(len(p["pictures"]) for p in pieces)])
     shape = pipeline.plain_shape(c, length, images)
-    return pipeline.begin_rows(shape, vocab, c.resize, [[p] for p in pieces])()
+    return pipeline.begin_rows(shape, vocab, [[p] for p in pieces])()
 
 
 def _kinds(document: Document, c: DataConfig, number: int) -> Document:
@@ -77,8 +78,7 @@ def _kinds(document: Document, c: DataConfig, number: int) -> Document:
 def _decoded(picture: Image, c: DataConfig, number: int):
     """A prompt's picture as pixels, here rather than by a worker, so that an error names it."""
     try:
-        size = c.sizes[picture.kind] if picture.kind else c.image
-        return decode_image(picture.data, size, c.resize, picture.shrink)
+        return decode_all([encoded(c, picture)])[0]
     except UserError as error:
         raise UserError(f"prompt {number}: {error}") from error
 

@@ -24,7 +24,7 @@ from absl import flags
 from mmjax.batch import Image
 from mmjax.config import DataConfig
 from mmjax.data.formats.picture import ENDINGS
-from mmjax.data.kinds import encoded, with_kinds
+from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
 from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse, read
@@ -197,8 +197,8 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         given = [part for part in prompt if not isinstance(part, Slot)]
         seen = with_kinds(c, [as_part(part) for part in given if not isinstance(part, str)])
-        pictures = [encoded(c, part) for part in seen if isinstance(part, Image)]
-        shown = decode_all(pictures, c.image, c.resize)
+        pictures = [only_read(part) for part in seen if isinstance(part, Image)]
+        shown = decode_all([encoded(c, picture) for picture in pictures])
         made, words = [], []
         for i, part in enumerate(result if isinstance(result, list) else [result]):
             if isinstance(part, str):

@@ -66,14 +66,14 @@ def test_rows_hold_each_picture_in_its_shape():
         "pictures": [encoded(DATA, p) for p in pictures],
         "kinds": [p.kind for p in pictures],
     }
-    batch = begin_rows(shape, Vocabulary(32), "pil_box", [[piece]])()
+    batch = begin_rows(shape, Vocabulary(32), [[piece]])()
     assert batch.pixels.shape == (1, 3, 8, 16, 3) and batch.kind.tolist() == [[0, 1, 2]]
     assert [(x > 0).any(-1).sum() for x in batch.pixels[0]] == [64, 128, 16]
     assert (batch.pixels[0, 2, :4, :4] == 7).all()
     assert plain_shape(PLAIN, 4, 3).canvas is None
 
 
-@pytest.mark.parametrize("resize", sorted(set(RESIZE) - {"pil_bicubic_pad", "pil_bicubic_stretch"}))
+@pytest.mark.parametrize("resize", [m for m in RESIZE if not m.endswith(("_pad", "_stretch"))])
 def test_the_centre_is_kept_at_the_aspect_that_is_wanted(resize):
     """Of 20 x 60 pixels 8 x 16 shows columns 10 to 50, and 16 x 8 columns 25 to 35."""
     pixels = np.zeros((20, 60, 3), np.uint8)

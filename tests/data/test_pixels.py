@@ -154,8 +154,8 @@ def test_a_shrunk_picture_shows_the_means_of_its_squares_alone():
     )
     other = pixels.decode_image(png(flat[::-1]), 8, "pil_box", 2)
     assert (other != seen).any() and np.abs(other[::-1].astype(int) - seen).max() <= 1
-    given = [pixels.Shrunk(png(flat), 2), png(flat), PICTURE]
-    for found, want in zip(
-        pixels.decode_all(given, 8, "pil_box"), [seen, flat, PICTURE], strict=True
-    ):
+    box = pixels.Encoded(png(flat), 8, "pil_box")
+    given = [box._replace(shrink=2), box, PICTURE, box._replace(size=(4, 8), resize="nearest")]
+    cut = pixels.decode_image(png(flat), (4, 8), "nearest")
+    for found, want in zip(pixels.decode_all(given), [seen, flat, PICTURE, cut], strict=True):
         np.testing.assert_array_equal(found, want)

@@ -15,12 +15,12 @@ import PIL.Image
 import pytest
 from PIL.Image import Resampling
 
-from mmjax.data.resize import MEAN_COLOUR
+from mmjax.data.resize import MEAN_COLOUR, WHITE
 from mmjax.data.resize import RESIZE as ALL
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "resize"
-WHOLE = ("pil_bicubic_pad", "pil_bicubic_stretch")  # which cut nothing off
-RESIZE = {mode: function for mode, function in ALL.items() if mode not in WHOLE}
+WHOLE = ("_pad", "_stretch")  # cut nothing off
+RESIZE = {mode: function for mode, function in ALL.items() if not mode.endswith(WHOLE)}
 NAMES, SIZES = ("china", "flower"), (16, 48)
 # Pillow computes in integers; elsewhere a tie of rounding may fall on either side.
 TOLERANCE = {mode: 0 if mode.startswith("pil") or mode == "nearest" else 1 for mode in RESIZE}
@@ -157,19 +157,21 @@ def test_tf1_bilinear_takes_its_samples_from_the_top_left():
     assert gap(RESIZE["pil_bilinear_aa"](ramp, 8), half) >= 5  # half-pixel centres
 
 
-def test_padding_keeps_all_of_a_picture_in_the_middle():
-    """LLaVA 1.5's: a square of the longer side in CLIP's mean colour, the picture centred."""
+@pytest.mark.parametrize("kernel, colour", [("pil_bicubic", MEAN_COLOUR), ("pil_lanczos", WHITE)])
+def test_padding_keeps_all_of_a_picture_in_the_middle(kernel, colour):
+    """A square of the longer side in the mean colour (LLaVA 1.5) or white, the picture centred."""
+    pad, plain = f"{kernel}_pad", {"pil_bicubic": "pil_bicubic_aa"}.get(kernel, kernel)
     picture = PICTURES["china"]
     tall, wide = picture.shape[:2]
     side = max(tall, wide)
-    square = np.broadcast_to(np.array(MEAN_COLOUR, np.uint8), (side, side, 3)).copy()
+    square = np.broadcast_to(np.array(colour, np.uint8), (side, side, 3)).copy()
     top, left = (side - tall) // 2, (side - wide) // 2
     square[top : top + tall, left : left + wide] = picture
-    np.testing.assert_array_equal(ALL["pil_bicubic_pad"](picture, side), square)
-    found = ALL["pil_bicubic_pad"](picture, 20)
-    np.testing.assert_array_equal(found, ALL["pil_bicubic_aa"](square, 20))
-    assert gap(found, ALL["pil_bicubic_aa"](picture, 20)) > 10
-    np.testing.assert_array_equal(ALL["pil_bicubic_pad"](picture, (tall, wide)), picture)
+    np.testing.assert_array_equal(ALL[pad](picture, side), square)
+    found = ALL[pad](picture, 20)
+    np.testing.assert_array_equal(found, ALL[plain](square, 20))
+    assert gap(found, ALL[plain](picture, 20)) > 10
+    np.testing.assert_array_equal(ALL[pad](picture, (tall, wide)), picture)
 
 
 @pytest.mark.parametrize("size", [16, (16, 8)])

@@ -22,6 +22,7 @@ from mmjax.data.transform import (
     drop_caption,
     kind,
     one_question,
+    only_read,
     order,
     reconstruction,
 )
@@ -128,6 +129,16 @@ def test_questions_about_a_picture():
         *unread(Text("Which colour?")), ASKED, RED,
     )  # fmt: skip
     assert Text("two red squares", loss=False) not in found  # it holds the answers
+
+
+def test_pictures_of_prompts_are_told_from_those_of_answers():
+    roles = ["human", "human", "gpt", "human"]
+    said = Record("1", (RED, B, A, A), {"roles": roles})
+    assert only_read("sep", said) == [True, False, True]  # nobody answered the last
+    asked = Record("2", (RED, A), {"questions": [{"question": "How many?", "answer": 2}]})
+    assert only_read("sep", asked) == only_read("sep_one", asked) == [True]
+    assert only_read("sep_draw", asked) == only_read("", asked) == [False]
+    assert only_read("", Record("3", (*unread(A), RED, B))) == [True, False]
 
 
 def test_one_of_the_questions_is_drawn():

@@ -18,7 +18,7 @@ from mmjax.batch import IMAGE, TEXT, Image, Text, causal_mask, mixed_mask
 from mmjax.data import build, pipeline, transform
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pack import Shape
-from mmjax.data.pixels import decode_image
+from mmjax.data.pixels import Encoded, decode_image
 from mmjax.data.record import Record
 from mmjax.data.transform import asked
 from mmjax.error import UserError
@@ -74,9 +74,10 @@ def rows(documents, side: int, patches: int, length: int = 128):
     vocab = bpe.vocabulary(TOKENIZER)
     pieces = bpe.lay_out_all(documents, TOKENIZER, vocab, patches, False)
     for piece, document in zip(pieces, documents, strict=True):
-        piece["pictures"] = [p.data for p in document if isinstance(p, Image)]
+        images = [p for p in document if isinstance(p, Image)]
+        piece["pictures"] = [Encoded(p.data, side, "pil_box", p.shrink) for p in images]
     slots = sum(len(piece["pictures"]) for piece in pieces)
-    return pipeline.begin_rows(Shape(length, slots, side), vocab, "pil_box", [pieces])()
+    return pipeline.begin_rows(Shape(length, slots, side), vocab, [pieces])()
 
 
 def request(side: int, patches: int, read: int, bottleneck: str = "registers"):

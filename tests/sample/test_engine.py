@@ -106,6 +106,19 @@ WAYS = {
     "three": Options(COUNT, COUNT, 2, WARM, WARM, guidance=3.0, image_guidance=1.2),
     "contrast": Options(COUNT, COUNT, 2, WARM, WARM, contrast=0.1, contrast_k=2),
 }
+WAYS["masked"] = replace(WAYS["three"], masked=True)
+
+
+def around(prompt: list[int], answer: list[int], masked: bool) -> list[int]:
+    """What the stream of pictures holds: those of both, and a mask for each text of the prompt."""
+    found, number = [], 0
+    for before, token in zip([None, *prompt], prompt, strict=False):
+        if token >= V.codes or token in (V.bos, V.boi, V.eoi):
+            found.append(token)
+        elif masked and not 12 <= (before or 0) <= 15:
+            found.append(V.masks[number])
+            number += 1
+    return found + [t for t in answer if t >= V.codes or t in (V.boi, V.eoi)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -132,6 +145,32 @@ def test_rows_that_may_draw_do():
     assert 1 in found and max(found) <= 2
 
 
+def test_each_text_is_one_mask_in_the_streams_beside():
+    """CM3Leon's unconditional stream; a text more than there are masks takes the last again."""
+    prompts = [
+        [V.bos, 12, 13, *PICTURE, 14, V.boi], [V.bos, *PICTURE, 12], [V.bos, V.boi],
+        [V.bos, 15, *PICTURE, 12, *PICTURE, 13, 14, V.boi],
+    ]  # fmt: skip
+    asked = plan(4, left=[SIZE + 1, 0, SIZE + 1, SIZE + 1])
+    one, two = V.masks
+    image = [
+        [V.bos, one, *PICTURE, two, V.boi], [V.bos, *PICTURE, one], [V.bos, V.boi],
+        [V.bos, one, *PICTURE, two, *PICTURE, two, V.boi],
+    ]  # fmt: skip
+    blank = [[V.bos, one, V.boi], [V.bos, one], [V.bos, one, V.boi], [V.bos, one, V.boi]]
+    for name, masked, want in (
+        ("image", True, image), ("blank", True, blank), ("full", True, prompts),
+        ("blank", False, [[t for t in row if t != one] for row in blank]),
+        ("image", False, [[t for t in row if t not in V.masks] for row in image]),
+    ):  # fmt: skip
+        found = stream_of(name, rows(*prompts, length=60), asked, V, masked)
+        like = rows(*want, length=60)
+        for field in ("tokens", "segment", "position", "modality"):
+            np.testing.assert_array_equal(
+                getattr(found, field), getattr(like, field), (name, field)
+            )
+
+
 def untied(layers):
     """The same family with weights of their own for pictures."""
     parts = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
@@ -142,7 +181,9 @@ def untied(layers):
     return model.parts, params
 
 
-@pytest.mark.parametrize(("way", "layers"), [("alone", None), ("three", None), ("three", (1,))])
+@pytest.mark.parametrize(
+    ("way", "layers"), [("alone", None), ("three", None), ("three", (1,)), ("masked", None)]
+)
 def test_cached_steps_equal_recomputation(way, layers):
     """Over words, a picture and words again: each stream's last output, from its whole sequence."""
     options = WAYS[way]
@@ -151,12 +192,14 @@ def test_cached_steps_equal_recomputation(way, layers):
     asked = plan(4, left=[SIZE + 1, 0, 0, SIZE + 1], pictures=[0, 2, 1, 0], limit=30)
     state = whole(rows(*MIXED), asked, keys(4), replace(options, count=29))
     for row, ids in enumerate(written(state)):
-        full = MIXED[row] + (ids[:-1] if ids[-1] == V.eos else ids)  # an end is not read
-        pictures = [t for t in full if t >= V.codes or t in (V.bos, V.boi, V.eoi)]
+        new = ids[:-1] if ids[-1] == V.eos else ids  # an end is not read
+        full = MIXED[row] + new
+        pictures = around(MIXED[row], new, options.masked)
         last = len(full) - full[::-1].index(V.boi) - 1 if V.boi in full else None
         tail = [] if last is None else full[last : last + SIZE + 2]
         # An open picture of the prompt is all the blank stream holds; else the last one begun.
-        blank = [V.bos, *tail] if V.boi in MIXED[row][-1:] + ids else [V.bos]
+        bare = [V.bos, *V.masks[: options.masked]]
+        blank = [*bare, *tail] if V.boi in MIXED[row][-1:] + ids else bare
         for s, sequence in enumerate([full, pictures, blank][: len(options.streams)]):
             batch = rows(sequence, length=64)
             x = parts.embed(params, jnp.asarray(batch.tokens))

@@ -18,9 +18,10 @@ from mmjax.batch import Image, Text
 from mmjax.coding import tokenize
 from mmjax.data import build, pipeline, spans
 from mmjax.data import tokenizer as bpe
+from mmjax.data.resize import RESIZE
 from mmjax.error import UserError
 from mmjax.run import prepare
-from mmjax.sample import request, talk
+from mmjax.sample import prompt, request, talk
 from mmjax.train import train
 from mmjax.trained import Trained
 
@@ -336,6 +337,29 @@ def test_holes_are_filled(filler, photo):
     assert is_picture(drawn) and isinstance(written, str)
     last = filler.generate([["left right", mmjax.IMAGE]], [1], **WARM)
     assert not same(last[0], drawn)
+
+
+def test_models_of_moved_spans_are_guided_away_from_a_mask(model, filler):
+    asked = [["a red star", mmjax.IMAGE]]
+    plain, guided = (
+        [trained.generate(asked, [3], **WARM | {"guidance": g})[0] for trained in (model, filler)]
+        for g in (1.0, 4.0)
+    )
+    assert same(*plain) and not same(*guided)
+
+
+def test_pictures_of_prompts_are_read_as_in_the_prompts_of_training(model):
+    e = model.run.experiment
+    wide = np.random.default_rng(0).integers(0, 255, (8, 24, 3), np.uint8)
+    document = [request.as_part(wide), Text("what?")]
+    for mode in ("", "pil_lanczos_pad"):
+        c = replace(e.data, coded=False, resize_prompt=mode)
+        how = c, model.run.tokenizer, model.run.model.parts.vocabulary, False
+        read = prompt.lay_out([document], *how).pixels[0, 0]
+        scored = prompt.lay_out([document], *how, end=True).pixels[0, 0]
+        assert (read == RESIZE[mode or e.data.resize](wide, 8)).all()
+        assert (scored == RESIZE[e.data.resize](wide, 8)).all()
+    assert (read != scored).any()
 
 
 def refusal(trained, *prompts, **options) -> str:
