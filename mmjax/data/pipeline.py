@@ -17,17 +17,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmjax.batch import Batch, Document, Image, Vocabulary
-from mmjax.config import DataConfig, SourceConfig
+from mmjax.config import DataConfig
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.kinds import encoded, with_kinds
+from mmjax.data.mixture import mix, stream
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
 from mmjax.data.pixels import decode_all, start_worker
-from mmjax.data.record import Record, Records
+from mmjax.data.record import Records
 from mmjax.data.resize import RESIZE
 from mmjax.data.sets import openmoji
 from mmjax.data.spans import move_spans
-from mmjax.data.transform import TEMPLATES, kind, templated, to_document
+from mmjax.data.transform import TEMPLATES, to_document
 from mmjax.error import UserError
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
@@ -226,43 +227,6 @@ def plain_shape(c: DataConfig, length: int, images: int) -> Shape:
 def coding(c: DataConfig, name: str) -> dict[str, Any]:
     """How a source was coded: what `mmjax tokenize` noted."""
     return store.info(path_of(c, name))["source"]["coded"]
-
-
-class Subset:
-    """Some of the records, by number."""
-
-    def __init__(self, whole: Records, numbers: Sequence[int]):
-        self._whole, self._numbers = whole, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._whole[self._numbers[index]]
-
-
-def stream(source: SourceConfig, known: Records, seed: int, name: str = ""):
-    """One source's endless stream of (its name, record), as a grain MapDataset.
-
-    It goes in epochs: every record once, in an order of the epoch's own.
-    """
-
-    def endless(part: Records):
-        shuffled = grain.MapDataset.source(part).seed(seed).shuffle()
-        return shuffled.map(lambda record: (name, record)).repeat()
-
-    if not source.balance:
-        return endless(known)
-    kinds: dict[str, list[int]] = {}
-    for number in range(len(known)):
-        kinds.setdefault(kind(templated(source.template, known[number])), []).append(number)
-    return mix([endless(Subset(known, kinds[k])) for k in sorted(kinds)], [1.0] * len(kinds))
-
-
-def mix(parts: Sequence, weights: Sequence[float]):
-    """Endless streams -> one that takes from each by its weight; those of weight 0 are left out."""
-    taken = [(part, w) for part, w in zip(parts, weights, strict=True) if w > 0]
-    return grain.MapDataset.mix([part for part, _ in taken], weights=[w for _, w in taken])
 
 
 def documents(

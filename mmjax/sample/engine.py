@@ -22,6 +22,7 @@ from mmjax.sample.choose import allow, choose, contrast, guided3
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.flow import Solver, guided
 from mmjax.sample.paint import Canvas, Stand, empty, paint
+from mmjax.sample.streams import stream_of
 from mmjax.sample_config import Choice
 
 
@@ -123,57 +124,6 @@ def turns(parts: Reader, options: Options) -> int:
     return parts.config.tokens if options.solver is None else options.solver.steps + 1
 
 
-def compress(prompt: Batch, keep) -> Batch:
-    """Rows with only the positions `keep` [b, l] says, moved to the left, counted anew."""
-    order = jnp.argsort(~keep, axis=1, stable=True)
-    tokens, modality, image = (
-        jnp.take_along_axis(x, order, axis=1)
-        for x in (prompt.tokens, prompt.modality, prompt.image)
-    )
-    held = jnp.take_along_axis(keep, order, axis=1).astype(jnp.int32)
-    place = jnp.broadcast_to(jnp.arange(keep.shape[1], dtype=jnp.int32)[None], keep.shape) * held
-    return prompt._replace(
-        tokens=tokens * held, modality=modality * held, image=image * held, segment=held,
-        position=place,
-    )  # fmt: skip
-
-
-def with_mask(blank: Batch, vocabulary: Vocabulary) -> Batch:
-    """`BOS ...` -> `BOS <mask> ...`, a position longer."""
-    index = jnp.arange(blank.tokens.shape[1], dtype=jnp.int32)[None]
-    held = (index <= blank.segment.sum(1, keepdims=True)).astype(jnp.int32)
-    tokens = jnp.where(index > 1, jnp.roll(blank.tokens, 1, axis=1), blank.tokens)
-    tokens = jnp.where(index == 1, vocabulary.masks[0], tokens)
-    return blank._replace(tokens=tokens * held, segment=held, position=index * held)
-
-
-def stream_of(
-    name: str, prompt: Batch, plan: Plan, vocabulary: Vocabulary, masked: bool = False
-) -> Batch:
-    """A stream's prompt: all of it, its pictures, or BOS and what opens the picture to draw.
-
-    With `masked` the words between those are one `<mask>`, of the blank stream in any case.
-    """
-    if name == "full":
-        return prompt
-    v, held = vocabulary, prompt.segment > 0
-    index = jnp.arange(held.shape[1])[None]
-    last = index == held.sum(1, keepdims=True) - 1
-    opened = last & (plan.left > 0)[:, None]
-    if name == "blank":
-        blank = compress(prompt, (index == 0) | opened)
-        return with_mask(blank, v) if masked else blank
-    around = jnp.array([v.bos, v.boi, v.eoi, *v.registers])
-    picture = (prompt.modality != TEXT) | jnp.isin(prompt.tokens, around)
-    if masked:
-        word = held & ~picture
-        first = word & ~jnp.pad(word, ((0, 0), (1, 0)))[:, :-1]
-        number = jnp.clip(jnp.cumsum(first, axis=1) - 1, 0, len(v.masks) - 1)
-        tokens = jnp.where(first, jnp.array(v.masks)[number], prompt.tokens)
-        prompt, picture = prompt._replace(tokens=tokens), picture | first
-    return compress(prompt, held & (picture | opened))
-
-
 def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
     """Reads the prompts, one a row, beginning at column 0."""
     v, streams = parts.vocabulary, options.streams
@@ -181,7 +131,7 @@ def begin(parts, params, prompt: Batch, plan: Plan, options: Options) -> State:
     prompt = parts.coded(params, prompt)
     if v.code_count:  # the codes stand in the tokens now: pixels have done their part
         prompt = prompt._replace(pixels=prompt.pixels[:, :0])
-    rows = [stream_of(name, prompt, plan, v, options.masked) for name in streams]
+    rows = [stream_of(name, prompt, plan.left > 0, v, options.masked) for name in streams]
     whole = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
     filled = prefill(parts, params, whole, options.room)
     by_stream = (len(streams), b)
@@ -289,6 +239,11 @@ def code_logits(logits, options: Options):
     return guided(logits[0], logits[1], options.guidance)
 
 
+def bare(place, begins, options: Options):
+    """[b] columns or positions of the blank stream: when a picture begins, behind BOS and mask."""
+    return jnp.where(begins, 1 + options.masked, place)
+
+
 def feed(parts: Reader, params, state: State, token, plan: Plan, options: Options) -> State:
     """Reads the chosen tokens [b] into every stream they belong to, and moves each row on."""
     v = parts.vocabulary
@@ -310,10 +265,7 @@ def feed(parts: Reader, params, state: State, token, plan: Plan, options: Option
     fed = jnp.stack([read & ~done] + [beside & ~done] * (streams - 1))
     column, position = state.column, state.position
     if streams > 1:
-        # The blank stream holds nothing but BOS, and perhaps a mask, when a picture begins.
-        start = 1 + options.masked
-        column = column.at[-1].set(jnp.where(begins, start, column[-1]))
-        position = position.at[-1].set(jnp.where(begins, start, position[-1]))
+        column, position = (x.at[-1].set(bare(x[-1], begins, options)) for x in (column, position))
 
     def look(held):
         cache, hidden = held

@@ -21,7 +21,7 @@ from tiny import tiny, tiny_config
 
 from mmjax import config, run
 from mmjax.batch import IMAGE, TEXT, Image, Text
-from mmjax.data import pipeline, transform
+from mmjax.data import mixture, pipeline, transform
 from mmjax.data import tokenizer as bpe
 from mmjax.data.pipeline import train_batches
 from mmjax.data.pixels import decode_image
@@ -301,7 +301,7 @@ def test_sources_are_mixed_by_weight(openmoji, exchanged, weights):
 def test_a_hundred_thousand_draws_come_out_as_asked():
     weights = (0.62, 0.0, 0.31, 0.07)
     parts = [grain.MapDataset.source([k] * 7).repeat() for k in range(4)]
-    mixed = pipeline.mix(parts, weights)
+    mixed = mixture.mix(parts, weights)
     count = collections.Counter(mixed[n] for n in range(100_000))
     for k, weight in enumerate(weights):
         assert abs(count[k] / 100_000 - weight) < 1e-3
@@ -315,10 +315,10 @@ def test_kinds_of_documents_take_turns(openmoji):
     pictures = [data.read(openmoji, "train")[i] for i in range(10)]
     texts = [Record(str(i), (Text(f"text {i}"),)) for i in range(90)]
     source = config.SourceConfig("unused", 1.0, "", True)
-    balanced = pipeline.stream(source, texts + pictures, 0)
+    balanced = mixture.stream(source, texts + pictures, 0)
     drawn = [[type(part) for part in balanced[n][1].document] for n in range(200)]
     assert sum(Image in parts for parts in drawn) == 100
-    plain = pipeline.stream(dataclasses.replace(source, balance=False), texts + pictures, 0)
+    plain = mixture.stream(dataclasses.replace(source, balance=False), texts + pictures, 0)
     drawn = [[type(part) for part in plain[n][1].document] for n in range(200)]
     assert sum(Image in parts for parts in drawn) == 20
     first = [balanced[n][1].document for n in range(20)]
@@ -334,7 +334,7 @@ def test_kinds_are_those_of_what_a_template_makes_of_records():
     assert {transform.kind(record.document) for record in records} == {"interleaved"}
     source = config.SourceConfig("unused", 1.0, "sep", True)
     for balance, want in ((True, 100), (False, 20)):
-        drawn = pipeline.stream(dataclasses.replace(source, balance=balance), records, 0)
+        drawn = mixture.stream(dataclasses.replace(source, balance=balance), records, 0)
         assert sum(int(drawn[n][1].id) >= 90 for n in range(200)) == want
 
 

@@ -20,11 +20,10 @@ from mmjax.sample.engine import (
     advance,
     begin,
     code_logits,
-    compress,
     pick,
-    stream_of,
     word_ids,
 )
+from mmjax.sample.streams import compress, stream_of
 from mmjax.sample_config import Choice
 
 V = Vocabulary(52, masks=(7, 8), codes=40, code_count=12)
@@ -163,7 +162,7 @@ def test_each_text_is_one_mask_in_the_streams_beside():
         ("blank", False, [[t for t in row if t != one] for row in blank]),
         ("image", False, [[t for t in row if t not in V.masks] for row in image]),
     ):  # fmt: skip
-        found = stream_of(name, rows(*prompts, length=60), asked, V, masked)
+        found = stream_of(name, rows(*prompts, length=60), np.asarray(asked.left) > 0, V, masked)
         like = rows(*want, length=60)
         for field in ("tokens", "segment", "position", "modality"):
             np.testing.assert_array_equal(
@@ -357,8 +356,8 @@ def test_compressed_rows_hold_what_was_kept_and_count_anew():
 
 def test_streams_hold_pictures_or_nothing():
     prompt = rows(*MIXED)
-    image = stream_of("image", prompt, ASKED, V)
-    blank = stream_of("blank", prompt, ASKED, V)
+    image = stream_of("image", prompt, ASKED.left > 0, V)
+    blank = stream_of("blank", prompt, ASKED.left > 0, V)
 
     def held(batch):
         return [row[:n].tolist() for row, n in zip(batch.tokens, batch.segment.sum(1), strict=True)]
