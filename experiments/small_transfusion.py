@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
     c.optim.peak = 1.2e-2
     c.sample.steps = 25
     c.sample.text = 40
-    c.evals.documents = 128
+    c.evals.documents = 512
     c.evals.drawings = 200
     return c

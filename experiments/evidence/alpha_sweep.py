@@ -50,7 +50,7 @@ def arm(name: str, text: float, image: float) -> Arm:
 
 PICTURES = tuple(arm("pictures", 1.0, alpha) for alpha in ALPHAS)
 TEXTS = tuple(arm("text", alpha, 0.0) for alpha in (0.0, 0.5, 1.0))
-STEPS = {"pictures": (1, 2, 5, 10, 25), "text": (1, 2, 4, 8, 16)}
+STEPS = {"pictures": (1, 2, 5, 10, 25), "text": (1, 2, 4, 8, 16, 32, 64)}
 SPLIT, COUNT, SEED = "test", 200, 0
 QUALITY = {
     "pictures": {"all": "drawings right", "frechet": "Fréchet distance"},

@@ -35,6 +35,7 @@ BASELINES = {
     "drawn_all_chance_test": "drawn all, another caption's drawing",
     "drawn_all_true_test": "drawn all, true pictures",
     "drawn_all_codec_test": "drawn all, the codec's reconstructions",
+    "frechet_lite0_codec_concepts": "Fréchet distance, the codec's reconstructions",
     "frechet_lite0_true_concepts": "Fréchet distance, training pictures",
 }
 

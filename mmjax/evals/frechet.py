@@ -28,14 +28,21 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """`frechet_lite0`: of the drawings of each held-out split from its true pictures.
 
     `frechet_lite0_true`: of as many training pictures from these, what a perfect model would have
-    at this n. Nothing where the feature network is not installed.
+    at this n; `_codec`: of what the model's codec makes of the true pictures, what a perfect model
+    of its codes would. Nothing where the feature network is not installed.
     """
     count = trained.run.experiment.evals.drawings
-    return compare(trained, count, seed, partial(heldout.drawings, trained))
+    values = compare(trained, count, seed, partial(heldout.drawings, trained))
+    if getattr(trained.run.model.parts, "codec", None) is not None:
+        for name, value in reconstructed(trained, seed, out, count).items():
+            ending = name.removeprefix("frechet_lite0")
+            if not ending.startswith("_true"):
+                values[f"frechet_lite0_codec{ending}"] = value
+    return values
 
 
-def reconstructed(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
-    """The same of a codec's reconstructions.
+def reconstructed(trained: Trained, seed: int, out: Path, count: int = 0) -> dict[str, Value]:
+    """The same of a codec's reconstructions; count: of pictures, or as the experiment says.
 
     Of codecs trained with the feature distance it is no fair judge: that looks at earlier stages of
     the same network.
@@ -45,7 +52,8 @@ def reconstructed(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         records = heldout.draw(trained, split, count, seed)
         return records, reconstruct(trained, pictures(trained, records))
 
-    return compare(trained, trained.run.experiment.evals.documents, seed, both_ways)
+    count = count or trained.run.experiment.evals.documents
+    return compare(trained, count, seed, both_ways)
 
 
 def compare(trained: Trained, count: int, seed: int, make: Callable) -> dict[str, Value]:

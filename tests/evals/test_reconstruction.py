@@ -110,6 +110,25 @@ def test_reconstructions_are_compared_as_a_distribution(untrained, true, tmp_pat
     assert best["frechet_lite0_true"] == bad["frechet_lite0_true"]
 
 
+@pytest.mark.skipif(not efficientnet.installed(), reason="needs the extra `perceptual`")
+def test_drawings_are_shown_beside_what_their_codec_can(untrained, tmp_path, monkeypatch):
+    def perfect(trained, split, count, seed):
+        records = heldout.draw(trained, split, count, seed)
+        return records, reconstruction.pictures(trained, records)
+
+    monkeypatch.setattr(heldout, "drawings", perfect)
+    count = untrained.run.experiment.evals.drawings
+    found, alone = (
+        frechet.evaluate(untrained, 0, tmp_path),
+        frechet.reconstructed(untrained, 0, tmp_path, count),
+    )
+    for ending in ("", "_concepts"):
+        assert abs(found[f"frechet_lite0{ending}"].value) < 1e-6
+        assert found[f"frechet_lite0_codec{ending}"] == alone[f"frechet_lite0{ending}"]
+        assert found[f"frechet_lite0_codec{ending}"].value > 1.0
+    assert len(found) == 6
+
+
 def test_without_the_feature_network_nothing_is_compared(untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(efficientnet, "installed", lambda: False)
     assert frechet.reconstructed(untrained, 0, tmp_path) == {}
