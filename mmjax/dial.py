@@ -158,6 +158,15 @@ def moment(form: str, alpha, held: Spans, s) -> Moment:
     )
 
 
+def at_once(now: Moment, copied, u) -> Moment:
+    """A moment at which what is `copied` [b, l] stands behind the row, at times u [b, l]."""
+    return now._replace(
+        time=jnp.where(copied, u, now.time),
+        rate=jnp.where(copied, 1.0, now.rate),
+        active=now.active & ~copied,
+    )
+
+
 def clocks(keys, held: Spans):
     """[b, l] f32 in [0, 1): one uniform draw a span, from one key a row (`keys` [b])."""
     draw = jax.vmap(lambda key: jax.random.uniform(key, (held.number.shape[1] + 1,)))(keys)

@@ -10,7 +10,7 @@ separator of turns. Those three, BOS and prompts belong to none: they are clean,
 a loss they are predicted from what stands before, as ever. With a Transfusion base that excludes
 EOI after a picture. Later parts see an earlier one as it stands at its own clock; with the base's
 `context="clean"` they see pictures as they are, and all blocks of a picture (at alpha = 1 all
-patches) are trained at once, see `blocks`.
+patches) are trained at once, see `models.blocks`, and so are masked tokens with `two_streams`.
 
 Discrete tokens are clean with probability t_i, else [MASK], and the masked active ones count
     L = E_s E_mask sum_i (1 / w) active_i masked_i / (1 - t_i) CE_i
@@ -21,12 +21,13 @@ is taken in one causal pass, every token being given to those behind it. Patches
     L = E_s E_noise (1 / n) sum_i (1 / w) active_i |f_theta(x_t, t)_i - target_i|^2.
 At alpha = 1 that is autoregression with a flow for every patch: no likelihood, and no bound of one.
 Sums run over tokens (times their loss weights) and pictures, as in the base: a long text counts
-more than a short one. Codes have neither a noise limit nor clean copies: at alpha below 1 what
+more than a short one. Codes have no noise limit: without `two_streams`, at alpha below 1, what
 follows a picture of codes learns from one that is half masked on average. How many tokens a span
 has is known before them; `data.ends` gives texts at alpha < 1 few lengths, filled up with EOS, and
 sampling keeps to those.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax import dial
+from mmjax import dial, flops
 from mmjax.batch import (
     IMAGE,
     TEXT,
@@ -42,7 +43,6 @@ from mmjax.batch import (
     Vocabulary,
     causal_mask,
     next_weight,
-    patch_index,
     precedes_text,
     target_weight,
 )
@@ -52,14 +52,19 @@ from mmjax.layers.patch import collect
 from mmjax.layers.weight import PARAM_DTYPE, normal
 from mmjax.losses import Terms
 from mmjax.mesh import Rules
-from mmjax.models import chameleon, transfusion
+from mmjax.models import blocks, chameleon, transfusion
 from mmjax.models.chameleon import Config as Chameleon
 from mmjax.models.decoder import DecoderConfig
-from mmjax.models.denoise import Sight, paced
+from mmjax.models.denoise import paced
 from mmjax.models.family import Model
 from mmjax.models.transfusion import Config as Transfusion
 
-CLOCK, MASKS, EMBEDDING = 0x636C, 0x6D61, 0x656D  # folded into keys for draws the base lacks
+CLOCK, MASKS, EMBEDDING, BLOCKS = (
+    0x636C,
+    0x6D61,
+    0x656D,
+    0x626C,
+)  # folded into keys for draws the base lacks
 LEAST = 1e-3  # smallest 1 - t that anything is divided by
 
 
@@ -74,6 +79,8 @@ class Config:
         weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for the same at every t, which
             is no bound (MaskGIT, Show-o).
         schedule: of masks, "linear" or "cosine"; see `mmjax.dial.clean_chance`.
+        two_streams: masked tokens stand in copies behind the row, all blocks at once, and all else
+            reads them as they are; see `models.blocks`. Up to three times the positions.
     """
 
     transfusion: Transfusion | None
@@ -83,6 +90,7 @@ class Config:
     form: str
     weight: str
     schedule: str
+    two_streams: bool = False
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -101,6 +109,12 @@ class Config:
                 raise UserError(
                     f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
                 )
+        if self.two_streams and (self.form != "block" or not self.masks):
+            raise UserError(
+                f"model.two_streams=True is for discrete tokens in blocks, which form={self.form!r}"
+                f" and text_alpha={self.text_alpha} do not make; give form='block' and an alpha "
+                f"below 1, or two_streams=False"
+            )
         if self.transfusion is not None:
             self._check_pictures(self.transfusion)
 
@@ -120,6 +134,12 @@ class Config:
                 f"model.transfusion.unet={base.unet} shows patches to their neighbours, which only "
                 f"model.image_alpha=0 allows; give unet=0 for image_alpha={self.image_alpha}"
             )
+
+    @property
+    def masks(self) -> tuple[float, ...]:
+        """The alphas of discrete tokens that are masked with time."""
+        given = (self.text_alpha, *([] if self.chameleon is None else [self.image_alpha]))
+        return tuple(alpha for alpha in given if alpha < 1)
 
     @property
     def base(self) -> Any:
@@ -219,14 +239,28 @@ def draw(c: Config, batch: Batch, vocabulary: Vocabulary, keys) -> Draw:
     fold = jax.vmap(jax.random.fold_in, (0, None))
     now = look(c, batch, held, dial.clocks(fold(keys, CLOCK), held))
     length = held.number.shape[1]
+    if c.two_streams:
+        first = of_tokens(c, batch, now, discrete).first
+        u = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, BLOCKS))
+        now = dial.at_once(now, discrete, jnp.take_along_axis(u, first, axis=1))
     chance = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, MASKS))
     return Draw(now, discrete, discrete & (chance >= dial.clean_chance(c.schedule, now.time)))
 
 
+def of_tokens(c: Config, batch: Batch, now: Moment, discrete) -> blocks.Blocks:
+    """The blocks of discrete tokens."""
+    held = dial.Spans(*(jnp.where(discrete, x, 0) for x in now.spans))
+    return blocks.of_tokens(alphas(c, batch), held)
+
+
+def alphas(c: Config, batch: Batch):
+    """[b, l] f32: the alpha of each position's modality."""
+    return jnp.where(batch.modality == IMAGE, c.image_alpha, c.text_alpha)
+
+
 def look(c: Config, batch: Batch, held: dial.Spans, s) -> Moment:
     """Every span at clock s [b, l], with its modality's alpha."""
-    alpha = jnp.where(batch.modality == IMAGE, c.image_alpha, c.text_alpha)
-    return dial.moment(c.form, alpha, held, s)
+    return dial.moment(c.form, alphas(c, batch), held, s)
 
 
 def coefficient(c: Config, drawn: Draw):
@@ -246,11 +280,19 @@ def posed(c: Config, base, batch: Batch, drawn: Draw):
         hidden = params["mask"].astype(c.decoder.dtype)[None, None]
         return jnp.where(drawn.masked[..., None], hidden, base.embed(params, tokens))
 
+    def run(params, *args, **named):
+        count = blocks.most(c.masks, batch.tokens.shape[1])
+        held = of_tokens(c, batch, now, drawn.discrete)
+        both = blocks.beside(base.run, held, drawn.masked, params["mask"], count)
+        return both(params, *args, **named)
+
     now = drawn.now
     if copied(c) and c.image_alpha > 0:
         # The clock is that of the noisy copies; the row itself holds the pictures as they are.
         now = now._replace(active=now.active & drawn.discrete)
     seen = dial.visible(batch, now, drawn.discrete)
+    if c.two_streams:
+        return base._replace(run=run, mask=lambda _: seen)
     return base._replace(embed=embed, mask=lambda _: seen)
 
 
@@ -305,12 +347,12 @@ def pictures(c: Config, base: Transfusion, parts, params, batch: Batch, now: Mom
     slots, p = batch.pixels.shape[1], base.tokens
     rate, sight = None, None
     if streams(c):
-        u, sight = blocks(c, batch, p, draws[:, 1])
+        u, sight = blocks.patches(c.image_alpha, batch, p, draws[:, 1])
     else:
         both = jnp.stack([now.time, now.rate], -1)
         u, rate = jnp.moveaxis(collect(both, batch.image, slots, p), -1, 0)
         if copied(c):
-            sight = beside_active(batch, rate > 0)
+            sight = blocks.beside_active(batch, rate > 0)
     before = precedes_text(batch, parts.vocabulary)[..., None]
     t = paced(base, u, jnp.broadcast_to(before, u.shape))
     return transfusion.loss_at(base, parts, params, batch, t, draws[:, 0], draws[:, 2], rate, sight)
@@ -321,51 +363,28 @@ def streams(c: Config) -> bool:
     return copied(c) and c.image_alpha > 0 and (c.form == "block" or c.image_alpha == 1)
 
 
-def beside_active(batch: Batch, active) -> Sight:
-    """Copies at one clock a picture; active [b, i, p]."""
-    flat = active.reshape(len(active), -1)
-    index = jnp.arange(flat.shape[1])
-    earlier = (index[None, :] <= index[:, None])[None]
-    both = flat[:, :, None] & flat[:, None, :]
-    return Sight(earlier | both, jnp.zeros((1, 1, batch.tokens.shape[1]), bool))
-
-
-def blocks(c: Config, batch: Batch, p: int, keys):
-    """Two streams: every block at a time of its own, behind the blocks before it as they are.
-
-    The mean over blocks takes the place of the mean over clocks, so that each token counts once:
-    the same expectation at less variance (BD3-LM, arXiv 2503.09573, has such a mask; its clean
-    blocks see themselves both ways, these causally).
-
-    Returns:
-        (times [b, i, p] uniform in [0, 1), who sees whom).
-    """
-    slots = batch.pixels.shape[1]
-    place = jnp.arange(p)
-    window = dial.windows("block", c.image_alpha, place, jnp.full((p,), p))
-    block = window.begin.astype(jnp.int32)
-    u = jax.vmap(lambda key: jax.random.uniform(key, (slots, p)))(keys)[:, :, block]
-    flat = jnp.tile(block, slots)
-    here = block[patch_index(batch.image)]
-    sight = Sight(
-        (flat[:, None] == flat[None, :])[None],
-        here[:, None, :] < flat[None, :, None],
-    )
-    return u, sight
-
-
 def given_mask(c: Config, base, batch: Batch):
     """[b, l, l] bool: who sees whom in a document that is given, nothing of it masked.
 
     What has alpha = 0 is active as long as its clock runs: it never saw itself but both ways, and
-    so it is read here. All else is over, and causal.
+    so it is read here, but with two streams. All else is over, and causal.
     """
     mask = base.mask(batch) if c.image_alpha == 0 else causal_mask(batch)
     discrete, _ = members(c, batch, base.vocabulary)
-    still = jnp.where(batch.modality == IMAGE, c.image_alpha == 0, c.text_alpha == 0) & discrete
+    still = (alphas(c, batch) == 0) & discrete & (not c.two_streams)
     held = dial.spans(batch, still)
     whole = jnp.ones(still.shape, jnp.float32)
     return mask | dial.visible(batch, Moment(held, whole, still, whole), still)
+
+
+def forward_flops(c: Config, parts: Parts, base: Callable, batch: Batch) -> float:
+    """Forward FLOPs of a host batch: what `base` counts, and the copies of masked tokens."""
+    discrete, _ = members(c, batch, parts.vocabulary)
+    held = blocks.of_tokens(alphas(c, batch), dial.spans(batch, discrete))
+    copies, pairs = blocks.counts(causal_mask(batch), held)
+    d = c.decoder
+    shape = d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp
+    return base(batch) + flops.decoder(*shape, copies, pairs)
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
@@ -384,6 +403,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
 
     return model._replace(
         init=init,
+        flops=partial(forward_flops, c, parts, model.flops) if c.two_streams else model.flops,
         specs=model.specs | {"mask": rules.spec("embed")},
         loss=partial(loss, c, parts),
         parts=parts,

@@ -17,9 +17,9 @@ from small import make, transfusion_config
 from mmjax import dial, losses
 from mmjax.batch import causal_mask, mixed_mask
 from mmjax.error import UserError
+from mmjax.models import blocks, transfusion
 from mmjax.models import denoise as noisy_pass
 from mmjax.models import dial as family
-from mmjax.models import transfusion
 
 
 def keys(batch, seed=0):
@@ -409,7 +409,7 @@ def test_continuous_alpha_one_is_next_patch_flow_matching_in_two_streams():
     c = model.parts.config
     drawn = family.draw(c, PICTURE, VOCABULARY, keys(PICTURE))
     base = family.posed(c, model.parts.base, PICTURE, drawn)
-    _, sight = family.blocks(c, PICTURE, 4, keys(PICTURE))
+    _, sight = blocks.patches(c.image_alpha, PICTURE, 4, keys(PICTURE))
     clean, t = base.signal(PARAMS, PICTURE), u[None, None]
     level = noisy_pass.over(c.transfusion, t)
     noisy = level * clean + (1 - level) * NOISE
@@ -444,7 +444,7 @@ def test_copies_at_one_clock_answer_as_the_picture_in_the_row(s):
     noisy = level * base.signal(PARAMS, PICTURE) + (1 - level) * NOISE
 
     def beside(active):
-        sight = family.beside_active(PICTURE, active)
+        sight = blocks.beside_active(PICTURE, active)
         found = noisy_pass.denoise(posed, PARAMS, PICTURE, noisy, t, sight=sight)[1]
         return by_patch(found.velocity)
 
