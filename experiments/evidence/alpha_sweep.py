@@ -3,7 +3,8 @@
     python experiments/evidence/alpha_sweep.py [--seeds=3]
 
 Arms: pictures at five values of alpha, 1, 2, 4, 8 and 16 blocks of their 16 patches, with text from
-left to right; and text at three values, pictures by flow, captions filled up with EOS.
+left to right; and text at three values, pictures by flow, captions filled up with EOS. In both all
+blocks are trained at once, in copies behind the row.
 Each model is trained once and sampled with several numbers of steps a token. Quality: share of
 held-out captions whose drawing shows what they say, and Fréchet distance; share of held-out
 pictures whose caption is right. Cost of a picture or a caption: passes over the network one after
@@ -11,13 +12,14 @@ the other, and positions they run. Needs out/data/scenes16.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import study
 from matplotlib.ticker import NullFormatter
-from study import Arm
+from study import Arm, Run
 
 import mmjax
 from mmjax.batch import Image, Text
@@ -29,7 +31,7 @@ from mmjax.sample.span import options_of
 from mmjax.sample_config import SampleConfig
 from mmjax.trained import Trained
 
-# All blocks of a picture are trained at once, at one cost whatever their number.
+# All blocks are trained at once, at one cost whatever their number.
 BLOCKS = {"model.form": "block", "model.transfusion.context": "clean"}
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -44,8 +46,11 @@ def arm(name: str, text: float, image: float) -> Arm:
     changes = {"model.text_alpha": text, "model.image_alpha": image} | BLOCKS
     if name == "text":
         changes |= {"data.ends": ROOM}
+    if text < 1:
+        changes |= {"model.two_streams": True}
     title = f"{name} {text if name == 'text' else image}"
-    return Arm(title, "small_dial", changes, steps=TRAINED[name], evals="")
+    evals = "bound" if name == "text" else ""
+    return Arm(title, "small_dial", changes, steps=TRAINED[name], evals=evals)
 
 
 PICTURES = tuple(arm("pictures", 1.0, alpha) for alpha in ALPHAS)
@@ -107,11 +112,19 @@ def measure(workdir: Path, kind: str) -> list[dict]:
     return rows
 
 
-def sweep(arms, given) -> dict[str, list[list[dict]]]:
+def sweep(kind: str, found: Mapping[str, Sequence[Run]]) -> dict[str, list[list[dict]]]:
     """For each arm, for each seed, its rows."""
-    kind = "pictures" if arms is PICTURES else "text"
-    found = study.runs(arms, given)
     return {name: [measure(one.workdir, kind) for one in some] for name, some in found.items()}
+
+
+def bounds_of(found: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Markdown: what a held-out caption takes at most; at alpha = 1 what it takes."""
+    lines = ["", "| | caption, nats a token, at most |", "|---|---|"]
+    for name, some in found.items():
+        exact = "text_nll_concepts" in some[0].summary
+        entry = "text_nll_concepts" if exact else "text_nll_bound_concepts"
+        lines.append(f"| {name} | {study.interval(study.values(some, entry))} |")
+    return lines
 
 
 def lines_of(kind: str, found: dict[str, list[list[dict]]]) -> list[str]:
@@ -155,10 +168,12 @@ def main() -> None:
     given = study.arguments("alpha_sweep")
     text: list[str] = []
     for kind, arms in (("pictures", PICTURES), ("text", TEXTS)):
-        found = sweep(arms, given)
-        if not found:
+        runs = study.runs(arms, given)
+        if not runs:
             continue  # none of these arms was asked for
+        found = sweep(kind, runs)
         text += [f"{kind}, n = {COUNT}, {given.seeds} seeds", "", *lines_of(kind, found), ""]
+        text += bounds_of(runs) if kind == "text" else []
         plot(kind, found, given.out / f"{kind}.png")
     print("\n".join(text))
     (given.out / "table.md").write_text("\n".join(text) + "\n")

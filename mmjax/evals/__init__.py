@@ -4,6 +4,7 @@ from mmjax.config import Experiment
 from mmjax.evals import (
     alignment,
     answers,
+    bound,
     caption,
     drawing,
     edits,
@@ -39,7 +40,8 @@ EVALS = {
     "chameleon": _READS_AND_DRAWS | {"infilling": infilling.evaluate},
     # It has no likelihood of a caption from left to right.
     "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
-    "dial": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
+    "dial": {"bound": bound.evaluate}
+    | {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
     "codec": {"reconstruction": reconstruction.evaluate, "frechet": frechet.reconstructed},
     "language": _READS,
     "llava": _READS,

@@ -232,17 +232,20 @@ def members(c: Config, batch: Batch, vocabulary: Vocabulary):
     return discrete, discrete
 
 
-def draw(c: Config, batch: Batch, vocabulary: Vocabulary, keys) -> Draw:
-    """Draws every span's clock and its masks; `keys` [b], one a row."""
+def draw(c: Config, batch: Batch, vocabulary: Vocabulary, keys, stratum=(0, 1)) -> Draw:
+    """Draws every span's clock and its masks; `keys` [b], one a row.
+
+    stratum: (i, n) draws clocks from the i-th of n equal parts of [0, 1).
+    """
+    (part, parts), length = stratum, batch.tokens.shape[1]
     discrete, inside = members(c, batch, vocabulary)
     held = dial.spans(batch, inside)
     fold = jax.vmap(jax.random.fold_in, (0, None))
-    now = look(c, batch, held, dial.clocks(fold(keys, CLOCK), held))
-    length = held.number.shape[1]
+    now = look(c, batch, held, (part + dial.clocks(fold(keys, CLOCK), held)) / parts)
     if c.two_streams:
         first = of_tokens(c, batch, now, discrete).first
         u = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, BLOCKS))
-        now = dial.at_once(now, discrete, jnp.take_along_axis(u, first, axis=1))
+        now = dial.at_once(now, discrete, jnp.take_along_axis((part + u) / parts, first, axis=1))
     chance = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(fold(keys, MASKS))
     return Draw(now, discrete, discrete & (chance >= dial.clean_chance(c.schedule, now.time)))
 
@@ -346,7 +349,7 @@ def pictures(c: Config, base: Transfusion, parts, params, batch: Batch, now: Mom
     draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     slots, p = batch.pixels.shape[1], base.tokens
     rate, sight = None, None
-    if streams(c):
+    if copied(c) and (c.form == "block" or c.image_alpha == 1):  # all blocks in one pass
         u, sight = blocks.patches(c.image_alpha, batch, p, draws[:, 1])
     else:
         both = jnp.stack([now.time, now.rate], -1)
@@ -356,11 +359,6 @@ def pictures(c: Config, base: Transfusion, parts, params, batch: Batch, now: Mom
     before = precedes_text(batch, parts.vocabulary)[..., None]
     t = paced(base, u, jnp.broadcast_to(before, u.shape))
     return transfusion.loss_at(base, parts, params, batch, t, draws[:, 0], draws[:, 2], rate, sight)
-
-
-def streams(c: Config) -> bool:
-    """Whether pictures are read in two streams, as they are and noisy, all blocks in one pass."""
-    return copied(c) and c.image_alpha > 0 and (c.form == "block" or c.image_alpha == 1)
 
 
 def given_mask(c: Config, base, batch: Batch):

@@ -249,6 +249,46 @@ def test_one_and_zero_over_codes_is_masked_pictures_behind_autoregressive_text()
     assert abs(float(linear["image/nll"].sum) / pictures - 1) > 1e-3
 
 
+def spans_of(batch, discrete):
+    """[b][l]: names of runs of masked text within a document, and of codes; None elsewhere."""
+    found = []
+    for b, row in enumerate(batch.image):
+        names, run = [], 0
+        for j, image in enumerate(row):
+            run += j == 0 or discrete[b, j] != discrete[b, j - 1] or image != row[j - 1]
+            run += j > 0 and batch.segment[b, j] != batch.segment[b, j - 1]
+            names.append(run if discrete[b, j] else None)
+        found.append(names)
+    return found
+
+
+def test_zero_and_zero_over_codes_is_masked_diffusion_of_both():
+    """MMaDA, UniDisc: every span both ways at one time, 1 / (1 - t) a masked token."""
+    batch, model = code_batch(5), codes(0.0, 0.0)
+    found = terms(model, CODE_PARAMS, batch, 2)
+    drawn = jax.jit(lambda k: family.draw(model.parts.config, batch, CODED, k))(keys(batch, 2))
+    masked, discrete = np.asarray(drawn.masked), np.asarray(drawn.discrete)
+    names, allowed = spans_of(batch, discrete), np.zeros((*batch.tokens.shape, 64), bool)
+    for b, i, j in np.ndindex(*allowed.shape):
+        own, there = names[b][i], names[b][j]
+        ahead = names[b][i + 1] if i < 63 else None
+        edge = ahead is not None and own in (None, ahead) and there == ahead and j != i + 1
+        same = batch.segment[b, i] == batch.segment[b, j]
+        allowed[b, i, j] = same and (j <= i or (own is not None and own == there) or edge)
+    hidden = np.asarray(code_hidden(batch, drawn, allowed), np.float32)
+    logs = jax.nn.log_softmax(hidden[:, :-1] @ np.asarray(CODE_PARAMS["head"]["w"], np.float32))
+    nll = -np.take_along_axis(np.asarray(logs), batch.tokens[:, 1:, None], -1)[..., 0]
+    weight = np.asarray(batch.weight[:, 1:] * (batch.segment[:, 1:] == batch.segment[:, :-1]))
+    left = np.maximum(1 - np.asarray(drawn.now.time)[:, 1:], family.LEAST)
+    share = np.where(discrete[:, 1:], masked[:, 1:] / left, 1.0) * nll * weight
+    code = batch.image[:, 1:] > 0
+    for name, mine in (("image", code), ("text", ~code)):
+        assert 0 < masked[:, 1:][mine].sum() < (discrete[:, 1:] & mine).sum()
+        np.testing.assert_allclose(found[f"{name}/nll"].sum, share[mine].sum(), rtol=2e-5)
+    causal_only = np.asarray(code_hidden(batch, drawn, causal_mask(batch)), np.float32)
+    assert np.abs(causal_only - hidden).max() > 1e-2
+
+
 LAWS = {"linear": lambda t: 1 - t, "cosine": lambda t: np.cos(np.pi * t / 2)}
 
 
