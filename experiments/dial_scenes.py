@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
         form="block",
         weight="elbo",
         schedule="linear",
+        two_streams=False,
     )
     c.sample.steps = 10  # of each block
     return c

@@ -23,5 +23,6 @@ def get_config() -> ConfigDict:
         form="ramp",
         weight="elbo",
         schedule="linear",
+        two_streams=False,
     )
     return c
