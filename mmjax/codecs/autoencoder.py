@@ -37,6 +37,7 @@ class CodecConfig:
         latent: z, channels between encoder and bottleneck.
         quantiser: the quantiser.
         dtype: precision of activations.
+        middle: places attend between the levels of the encoder and of the decoder too.
     """
 
     image: int
@@ -47,6 +48,7 @@ class CodecConfig:
     latent: int
     quantiser: QuantiserConfig
     dtype: str
+    middle: bool = True
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -102,7 +104,7 @@ class Encoder(Layer):
                     x = PlaceAttention(*at, name=f"attend{level}_{block}")(x)
             if level < len(c.multipliers) - 1:
                 x = Conv(*at, x.shape[-1], stride=2, name=f"down{level}")(x)
-        x = _middle(self, x)
+        x = _middle(self, x, c.middle)
         x = Conv(*at, c.latent, name="out")(jax.nn.silu(group_norm(self, "out_norm", x)))
         width = c.quantiser.width * (2 if c.quantiser.kind == "kl" else 1)
         return Conv(*at, width, kernel=1, name="to_codes")(x)
@@ -119,7 +121,7 @@ class Decoder(Layer):
         c, at = self.c, (self.rules, self.dtype)
         x = Conv(*at, c.latent, kernel=1, name="from_codes")(z)
         x = Conv(*at, c.channels * c.multipliers[-1], name="in")(x)
-        x = _middle(self, x)
+        x = _middle(self, x, c.middle)
         for level in reversed(range(len(c.multipliers))):
             for block in range(c.blocks + 1):
                 width = c.channels * c.multipliers[level]
@@ -131,10 +133,10 @@ class Decoder(Layer):
         return jax.nn.silu(group_norm(self, "out_norm", x))
 
 
-def _middle(layer: Layer, x):
+def _middle(layer: Layer, x, attend: bool):
     at = (layer.rules, layer.dtype)
     x = Residual(*at, x.shape[-1], name="middle_0")(x)
-    x = PlaceAttention(*at, name="middle_attend")(x)
+    x = PlaceAttention(*at, name="middle_attend")(x) if attend else x
     return Residual(*at, x.shape[-1], name="middle_1")(x)
 
 

@@ -62,7 +62,6 @@ def whole(given: Mapping) -> dict:
     widths = [vq["base_channels"] * m for m in vq["channel_multiplier"]]
     for wrong, what in (
         (vq["double_latent"], "double_latent=True"),
-        (vq["attn_type"] != "vanilla", f"attn_type={vq['attn_type']!r}"),
         (any(w % GROUPS for w in widths), f"channels {widths}, no multiples of {GROUPS}"),
     ):
         if wrong:
@@ -110,6 +109,7 @@ def config(given: Mapping) -> Config:
     """
     given = whole(given)
     vq = given["vq_config"]
+    attends = vq["attn_type"] == "vanilla"  # by any other name there is none
     sides = [vq["resolution"] >> level for level in range(len(vq["channel_multiplier"]))]
     return Config(
         decoder=decoder_config(
@@ -120,7 +120,8 @@ def config(given: Mapping) -> Config:
             channels=vq["base_channels"],
             multipliers=tuple(vq["channel_multiplier"]),
             blocks=vq["num_res_blocks"],
-            attend=tuple(s for s in vq["attn_resolutions"] or () if s in sides),
+            attend=tuple(s for s in vq["attn_resolutions"] or () if s in sides and attends),
+            middle=attends,
             latent=vq["latent_channels"],
             quantiser=QuantiserConfig(
                 kind="vq",
@@ -156,6 +157,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         (c.decoder.head, f"model.decoder.head={c.decoder.head}"),
         (q.kind != "vq" or q.unit, f"model.codec.quantiser.kind={q.kind!r}, unit={q.unit}"),
         (any(c.codec.channels * m % GROUPS for m in c.codec.multipliers), "codec.channels"),
+        (c.codec.attend and not c.codec.middle, "model.codec.middle=False with attend"),
     ):
         if wrong:
             raise UserError(f"{what} is not what a Chameleon of theirs has")
@@ -181,6 +183,7 @@ def given(c: Config, v: Vocabulary) -> dict:
             "channel_multiplier": list(c.codec.multipliers),
             "num_res_blocks": c.codec.blocks,
             "attn_resolutions": list(c.codec.attend) or None,
+            "attn_type": "vanilla" if c.codec.middle else "none",
             "latent_channels": c.codec.latent,
             "embed_dim": q.width,
             "num_embeddings": q.codes,
@@ -223,10 +226,10 @@ def attention(ours: str, theirs: str, width: int) -> list[Row]:
     return rows
 
 
-def middle(ours: str, theirs: str, width: int) -> list[Row]:
+def middle(ours: str, theirs: str, width: int, attends: bool) -> list[Row]:
     """What lies between the levels of an encoder or decoder."""
     rows = residual(f"{ours}/middle_0", f"{theirs}.mid.block_1", width, width)
-    rows += attention(f"{ours}/middle_attend", f"{theirs}.mid.attn_1", width)
+    rows += attention(f"{ours}/middle_attend", f"{theirs}.mid.attn_1", width) if attends else []
     return rows + residual(f"{ours}/middle_1", f"{theirs}.mid.block_2", width, width)
 
 
@@ -246,7 +249,7 @@ def codec_rows(c: CodecConfig, ours: str, theirs: str, order: tuple[int, ...] | 
         if level < len(c.multipliers) - 1:
             rows += conv(f"{at}/down{level}", f"{down}.downsample.conv", 3, width, width)
             side //= 2
-    rows += middle(at, there, width)
+    rows += middle(at, there, width, c.middle)
     rows += norm(f"{at}/out_norm", f"{there}.norm_out", width)
     rows += conv(f"{at}/out", f"{there}.conv_out", 3, width, c.latent)
     q = c.quantiser
@@ -265,7 +268,7 @@ def more(c: Config, shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
     codec, at = c.codec, "codec/decoder"
     width, side = codec.channels * codec.multipliers[-1], codec.side
     rows = conv(f"{at}/in", f"{theirs}.conv_in", 3, codec.latent, width)
-    rows += middle(at, theirs, width)
+    rows += middle(at, theirs, width, codec.middle)
     for level in reversed(range(len(codec.multipliers))):
         up, out = f"{theirs}.up.{level}", codec.channels * codec.multipliers[level]
         for block in range(codec.blocks + 1):

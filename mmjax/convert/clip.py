@@ -10,7 +10,7 @@ import numpy as np
 from mmjax.batch import Vocabulary
 from mmjax.contrastive import OBJECTIVES
 from mmjax.convert import hub
-from mmjax.convert.decoder import one_device
+from mmjax.convert.decoder import ACTIVATIONS, one_device
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
 from mmjax.layers.encoder import EncoderConfig
@@ -19,10 +19,6 @@ from mmjax.models.clip import Config, Parts, unit
 
 FAMILY = "clip"
 IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-ACTIVATIONS = {
-    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "swish": "silu", "silu": "silu",
-}  # fmt: skip
 HIGHEST = 2  # the eos_token_id by which CLIP takes a text's highest id for its end
 # What a config.json may leave out.
 DEFAULTS: dict[str, dict] = {

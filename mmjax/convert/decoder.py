@@ -13,6 +13,11 @@ from mmjax.layers.position import rope_angles
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models.decoder import BIASES, Block, DecoderConfig
 
+# hidden_act -> `layers.encoder.ACTIVATIONS`; of several of theirs the last goes out.
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "swish": "silu", "silu": "silu",
+}  # fmt: skip
 # rope_type -> the fields that say how its frequencies are scaled; see `layers.position.scaled`.
 ROPE = {
     "dynamic": (),  # as the default, for texts no longer than those of its training
@@ -40,12 +45,10 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     heads, width = given["num_attention_heads"], given["hidden_size"]
+    act = given.get("hidden_act", "silu")
     for wrong, what in (
         (kind not in ROPE, f"rope_type={kind!r}"),
-        (
-            given.get("hidden_act", "silu") not in ("silu", "swish"),
-            f"hidden_act={given.get('hidden_act')!r}",
-        ),
+        (act not in ACTIVATIONS, f"hidden_act={act!r}"),
     ):
         if wrong:
             raise UserError(f"config.json has {what}, which the decoder here does not have")
@@ -73,6 +76,7 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
         "rope_scaling": tuple(float(rope[name]) for name in ROPE[kind]),
         "head": 0 if head * heads == width else head,
         "biases": tuple(name for name in BIASES if given.get(f"{name}_bias")),
+        "activation": ACTIVATIONS[act],
     }
     return DecoderConfig(**whole | changes)
 
@@ -95,6 +99,7 @@ def given_decoder(c: DecoderConfig) -> dict:
         "num_attention_heads": c.heads,
         "num_key_value_heads": c.kv_heads,
         "intermediate_size": c.mlp,
+        "hidden_act": {ours: name for name, ours in ACTIVATIONS.items()}[c.activation],
         "rms_norm_eps": c.eps,
         "rope_theta": c.theta,
         "rope_parameters": {"rope_theta": c.theta, "rope_type": kind} | scaling,

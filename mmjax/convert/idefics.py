@@ -148,6 +148,7 @@ def config(given: Mapping) -> Config:
             kind="swiglu",
             gate=GATES[given["alpha_type"]],
             qk_norm=given["qk_layer_norms"],
+            activation=decoder.activation,
         ),
         select="all",
         added=given["additional_vocab_size"],
@@ -172,7 +173,7 @@ def given(c: Config, v: Vocabulary) -> dict:
             f"theirs has 'relu', {4 * e.width}, {EPS}"
         )
     cross = {"before": "first", "heads": d.heads, "head_dim": d.head_dim, "mlp": d.mlp}
-    cross |= {"norm": "rms", "eps": d.eps, "kind": "swiglu"}
+    cross |= {"norm": "rms", "eps": d.eps, "kind": "swiglu", "activation": d.activation}
     tower = {"pool": "token", "positions": "learned", "patch_bias": False, "pre_norm": True}
     for name, held, wanted in (
         ("decoder.", d, {"kv_heads": d.heads, "head": 0, "biases": ()}),

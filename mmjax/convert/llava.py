@@ -15,7 +15,7 @@ import numpy as np
 from mmjax.batch import Vocabulary
 from mmjax.convert import clip, llama
 from mmjax.convert.clip import encoder_config, given_tower, vision_rows
-from mmjax.convert.decoder import product
+from mmjax.convert.decoder import ACTIVATIONS, product
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
 from mmjax.layers.vision import VisionConfig
@@ -66,7 +66,7 @@ def whole(given: Mapping) -> dict:
             "vision_feature_select_strategy='default' with a SigLIP",
         ),
         (
-            found["projector_hidden_act"] not in clip.ACTIVATIONS,
+            found["projector_hidden_act"] not in ACTIVATIONS,
             f"projector_hidden_act={found['projector_hidden_act']!r}",
         ),
     ):
@@ -106,7 +106,7 @@ def config(given: Mapping) -> Config:
         ),
         layers=tuple(layers) if isinstance(layers, list | tuple) else (layers,),
         select=SELECT[given["vision_feature_select_strategy"]],
-        activation=clip.ACTIVATIONS[given["projector_hidden_act"]],
+        activation=ACTIVATIONS[given["projector_hidden_act"]],
         z_weight=0.0,
         mean=model.mean,
         std=model.std,
@@ -129,7 +129,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         x, wanted = getattr(c.vision, name), getattr(own, name)
         if x != wanted and (name, x) != ("pool", "mean"):
             raise UserError(f"model.vision.{name}={x!r} is not what a LLaVA of theirs has")
-    act = {ours: name for name, ours in clip.ACTIVATIONS.items()}[c.activation]
+    act = {ours: name for name, ours in ACTIVATIONS.items()}[c.activation]
     layers, chosen = list(c.layers), {s: n for n, s in SELECT.items()}[c.select]
     seen = {"image_size": c.vision.image, "patch_size": c.vision.patch}
     return {

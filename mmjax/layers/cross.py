@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmjax.error import UserError
 from mmjax.layers.attention import KV, heads_first, weigh
-from mmjax.layers.encoder import norm
+from mmjax.layers.encoder import ACTIVATIONS, norm
 from mmjax.layers.linear import linear
 from mmjax.layers.mlp import SwiGLU, Unbiased
 from mmjax.layers.norm import rms
@@ -37,6 +37,7 @@ class CrossConfig:
         kind: of the MLP, "gelu" or "swiglu".
         gate: "scalar", or "vector": one number a channel.
         qk_norm: RMSNorm on queries and keys, one for all heads (IDEFICS).
+        activation: of a "swiglu", a key of ACTIVATIONS.
     """
 
     every: int
@@ -49,13 +50,14 @@ class CrossConfig:
     kind: str
     gate: str
     qk_norm: bool
+    activation: str = "silu"
 
     def __post_init__(self):
         """Checks the fields."""
         for name in ("every", "heads", "head_dim", "mlp"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.cross.{name}={getattr(self, name)} must be at least 1")
-        for name, have in CHOICES.items():
+        for name, have in (CHOICES | {"activation": tuple(ACTIVATIONS)}).items():
             if (value := getattr(self, name)) not in have:
                 raise UserError(f"model.cross.{name}={value!r} is unknown; have: {', '.join(have)}")
 
@@ -139,7 +141,9 @@ class Cross(Layer):
 
         y, held = Look(*at, c, name="attention")(normed("attention_norm", x), media, looks, held)
         x = x + gated("attention_gate", y)
-        swiglu = c.kind == "swiglu"
-        mlp = SwiGLU(*at, c.mlp, 1, name="mlp") if swiglu else Unbiased(*at, c.mlp, name="mlp")
+        if c.kind == "swiglu":
+            mlp: Layer = SwiGLU(*at, c.mlp, 1, activation=c.activation, name="mlp")
+        else:
+            mlp = Unbiased(*at, c.mlp, name="mlp")
         x = x + gated("mlp_gate", mlp(normed("mlp_norm", x)))
         return self.rules.constrain(x, "batch", "length", None), held

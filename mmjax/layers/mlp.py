@@ -12,12 +12,14 @@ from mmjax.layers.weight import Layer
 class SwiGLU(Layer):
     """down(silu(gate x) * up x) (Llama); f = mlp, one a tower.
 
-    bias: whether all three have one, where there is one tower.
+    bias: whether all three have one, where there is one tower. activation: in the place of silu, a
+    key of ACTIVATIONS.
     """
 
     mlp: int
     towers: int
     bias: bool = False
+    activation: str = "silu"
 
     @nn.compact
     def __call__(self, x, path: Route | None = None):
@@ -33,7 +35,7 @@ class SwiGLU(Layer):
 
         def network(product, x, held):
             gate, up, down = held
-            opened = jax.nn.silu(added("gate", product(x, gate)))
+            opened = ACTIVATIONS[self.activation](added("gate", product(x, gate)))
             return added("down", product(opened * added("up", product(x, up)), down))
 
         return through(self.rules, path, network, x, (gate, up, down))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mmjax.error import UserError
 from mmjax.layers.attention import KV, Attention, write
 from mmjax.layers.dropout import dropout
+from mmjax.layers.encoder import ACTIVATIONS
 from mmjax.layers.mlp import SwiGLU
 from mmjax.layers.norm import rms
 from mmjax.layers.position import rope_angles
@@ -44,6 +45,7 @@ class DecoderConfig:
         rope_scaling: of the rotary frequencies, see `layers.position.scaled`.
         head: width of one head; 0 is width / heads.
         biases: which matrices have biases, any of BIASES; with one tower only.
+        activation: of the MLP's gate, a key of `layers.encoder.ACTIVATIONS`.
     """
 
     width: int
@@ -67,6 +69,7 @@ class DecoderConfig:
     rope_scaling: tuple[float, ...] = ()
     head: int = 0
     biases: tuple[str, ...] = ()
+    activation: str = "silu"
 
     def __post_init__(self):
         """Checks fields by themselves and against each other."""
@@ -87,8 +90,9 @@ class DecoderConfig:
             raise UserError(
                 f"decoder.kv_heads={self.kv_heads} must divide decoder.heads={self.heads}"
             )
-        if self.norm not in ("pre", "post"):
-            raise UserError(f"decoder.norm={self.norm!r} is unknown; have: pre, post")
+        for name, have in (("norm", ("pre", "post")), ("activation", tuple(ACTIVATIONS))):
+            if (value := getattr(self, name)) not in have:
+                raise UserError(f"decoder.{name}={value!r} is unknown; have: {', '.join(have)}")
         if len(self.rope_scaling) not in (0, 1, 4) or any(x <= 0 for x in self.rope_scaling):
             raise UserError(
                 f"decoder.rope_scaling={self.rope_scaling} must be (), (factor,) or (factor, low, "
@@ -173,7 +177,10 @@ class Block(Layer):
             c.count("qkv"), c.count("qk_norm"), c.count("o"), "attention" in c.biases,
             name="attention",
         )  # fmt: skip
-        mlp = SwiGLU(self.rules, self.dtype, c.mlp, c.count("ffn"), "mlp" in c.biases, name="mlp")
+        mlp = SwiGLU(
+            self.rules, self.dtype, c.mlp, c.count("ffn"), "mlp" in c.biases, c.activation,
+            name="mlp",
+        )  # fmt: skip
 
         def attend(y):
             y, new, peak = attention(y, mask, angles, cache, columns, path)

@@ -46,7 +46,7 @@ def siglip():
     return transformers.SiglipModel(c)
 
 
-def chameleon(swin: bool = False):
+def chameleon(swin: bool = False, side: int = 8, **codec):
     """A Chameleon whose image ids stand for codes in no order; swin: the 34B's norms."""
     order = np.random.default_rng(0).permutation(20)
     names = {"<s>": 0, "<pad>": 1, "</s>": 2, "<racm3:break>": 50, "<eoss>": 51, "<image>": 55}
@@ -59,16 +59,16 @@ def chameleon(swin: bool = False):
         bos_token_id=0, pad_token_id=1, eos_token_id=2,
         vq_config={
             "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1,
-            "attn_resolutions": [4], "resolution": 8, "latent_channels": 8, "embed_dim": 4,
-            "num_embeddings": 20,
+            "attn_resolutions": [side // 2], "resolution": side, "latent_channels": 8,
+            "embed_dim": 4, "num_embeddings": 20, **codec,
         },
     )  # fmt: skip
     return transformers.ChameleonForConditionalGeneration(c)
 
 
 def chameleon_swin():
-    """Norms behind the branches."""
-    return chameleon(swin=True)
+    """Norms behind the branches; pictures of five codes by five, whose places do not attend."""
+    return chameleon(swin=True, side=10, attn_type="none")
 
 
 def llama(**changes):
@@ -91,17 +91,17 @@ def llama_tied():
 
 
 def llama_biased():
-    """Biases everywhere, and heads wider than the width over their number."""
-    return llama(head_dim=6, attention_bias=True, mlp_bias=True)
+    """Biases everywhere, heads wider than the width over their number, another gate."""
+    return llama(head_dim=6, attention_bias=True, mlp_bias=True, hidden_act="gelu")
 
 
-def llava(tower: str = "clip", head: bool = True, **changes):
+def llava(tower: str = "clip", head: bool = True, side: int = 8, **changes):
     """A LLaVA: pictures of 8 pixels in four patches."""
-    sizes = VISION | {"image_size": 8} | ({} if head else {"vision_use_head": False})
+    sizes = VISION | {"image_size": side} | ({} if head else {"vision_use_head": False})
     kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}
     values = dict(
         vision_config=kind[tower](**sizes), text_config=llama().config, image_token_index=47,
-        image_seq_length=4, tie_word_embeddings=False,
+        image_seq_length=(side // 4) ** 2, tie_word_embeddings=False,
     )  # fmt: skip
     c = transformers.LlavaConfig(**values | changes)
     return transformers.LlavaForConditionalGeneration(c)
@@ -113,10 +113,10 @@ def llava_siglip():
 
 
 def llava_bare():
-    """A SigLIP without its head, and a projector without biases."""
+    """A SigLIP without its head, a projector without biases, three patches by three."""
     return llava(
         "siglip", vision_feature_layer=-1, vision_feature_select_strategy="full",
-        multimodal_projector_bias=False, projector_hidden_act="silu", head=False,
+        multimodal_projector_bias=False, projector_hidden_act="silu", head=False, side=12,
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class Idefics(transformers.IdeficsForVisionText2Text):
         )
 
 
-def idefics(**changes):
+def idefics(side: int = 8, **changes):
     """An IDEFICS: pictures of 8 pixels; a block before every second of four layers; all options."""
     sizes = {k: v for k, v in VISION.items() if k != "hidden_size"}
     values = dict(
@@ -143,7 +143,7 @@ def idefics(**changes):
         rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
         cross_layer_interval=2, qk_layer_norms=True, alpha_type="vector", use_resampler=True,
         freeze_text_layers=False, freeze_vision_layers=False, freeze_lm_head=False,
-        vision_config=sizes | {"embed_dim": 12, "image_size": 8, "hidden_act": "gelu"},
+        vision_config=sizes | {"embed_dim": 12, "image_size": side, "hidden_act": "gelu"},
         perceiver_config={
             "use_resampler": True, "resampler_n_latents": 3, "resampler_depth": 2,
             "resampler_n_heads": 2, "resampler_head_dim": 8, "qk_layer_norms_perceiver": True,
@@ -153,10 +153,12 @@ def idefics(**changes):
 
 
 def idefics_plain():
-    """One without a resampler, a block before each layer, a number as gate, no ids added."""
+    """One without a resampler, a block before each layer, a number as gate, no ids added; three
+    patches by three.
+    """
     return idefics(
-        num_hidden_layers=2, cross_layer_interval=1, qk_layer_norms=False, alpha_type="float",
-        use_resampler=False, additional_vocab_size=0,
+        side=12, num_hidden_layers=2, cross_layer_interval=1, qk_layer_norms=False,
+        alpha_type="float", use_resampler=False, additional_vocab_size=0, hidden_act="gelu_new",
     )  # fmt: skip
 
 
@@ -173,7 +175,8 @@ def looking(model, seed: int) -> dict[str, np.ndarray]:
     ids[1, 11:], held[1, 11:], ids[2, 8:], held[2, 8:] = 0, 0, 0, 0
     count = ((ids == place) & (held > 0)).cumsum(1)
     looks = (count[:, :, None] == torch.arange(1, 3)).long()
-    pixels = torch.randint(0, 256, (3, 2, 3, 8, 8), generator=rng)
+    side = c.vision_config.image_size
+    pixels = torch.randint(0, 256, (3, 2, 3, side, side), generator=rng)
     pixels[1, 1:], pixels[2] = 0, 0  # padding
     signal = (pixels / 255 - MEAN[:, None, None]) / STD[:, None, None]
     labels = torch.where((ids == place) | (held == 0), -100, ids)
@@ -213,14 +216,16 @@ def talking(model, seed: int) -> dict[str, np.ndarray]:
     rows as far as they are no padding, token by token.
     """
     rng = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 47, (3, 16), generator=rng)
-    ids[:, 0], ids[0, 2:6], ids[0, 9:13], ids[1, 1:5] = 1, 47, 47, 47
+    reads = hasattr(model.config, "vision_config")
+    n = model.config.image_seq_length if reads else 4
+    ids = torch.randint(3, 47, (3, 8 + 2 * n), generator=rng)
+    ids[:, 0], ids[0, 2 : 2 + n], ids[0, 5 + n : 5 + 2 * n], ids[1, 1 : 1 + n] = 1, 47, 47, 47
     held = torch.ones_like(ids)
-    ids[1, 11:], held[1, 11:], ids[2, 7:], held[2, 7:] = 0, 0, 0, 0
+    ids[1, 7 + n :], held[1, 7 + n :], ids[2, 7:], held[2, 7:] = 0, 0, 0, 0
     labels = torch.where((ids == 47) | (held == 0), -100, ids)
     given = {"input_ids": ids, "attention_mask": held, "labels": labels}
-    reads = hasattr(model.config, "vision_config")
-    pixels = torch.randint(0, 256, (3, 3, 8, 8), generator=rng)
+    side = model.config.vision_config.image_size if reads else 8
+    pixels = torch.randint(0, 256, (3, 3, side, side), generator=rng)
     if reads:
         clip = model.config.vision_config.model_type.startswith("clip")
         mean, std = (MEAN, STD) if clip else (torch.full((3,), 0.5),) * 2
@@ -248,13 +253,19 @@ def talking(model, seed: int) -> dict[str, np.ndarray]:
 
 
 def writing(model, seed: int) -> dict[str, np.ndarray]:
-    """Inputs and outputs of a Chameleon: a picture in each row, words around it, padding."""
+    """Inputs and outputs of a Chameleon: a picture in each row, words around it, padding.
+
+    `greedy` goes on from the rows as far as they are no padding, token by token.
+    """
     rng = torch.Generator().manual_seed(seed)
-    ids = torch.randint(24, 50, (2, 24), generator=rng)
-    ids[:, 0], ids[0, 3:19], ids[1, 1:17] = 0, 55, 55
+    side = model.config.vq_config.resolution
+    n = (side // 2) ** 2
+    ids = torch.randint(24, 50, (2, n + 8), generator=rng)
+    ids[:, 0], ids[0, 3 : 3 + n], ids[1, 1 : 1 + n] = 0, 55, 55
     held = torch.ones_like(ids)
     ids[1, -3:], held[1, -3:] = 1, 0
-    pixels = torch.rand(2, 3, 8, 8, generator=rng) * 2 - 1
+    bytes_of = torch.randint(0, 256, (2, 3, side, side), generator=rng)
+    pixels = bytes_of / 127.5 - 1
     labels = torch.where((ids == 55) | (held == 0), -100, ids)
     given = {"input_ids": ids, "attention_mask": held, "pixel_values": pixels, "labels": labels}
     out = model(**given, output_hidden_states=True)
@@ -262,7 +273,15 @@ def writing(model, seed: int) -> dict[str, np.ndarray]:
     codes = [[known[int(x)] for x in row] for row in model.model.get_image_tokens(pixels)]
     made = {f"hidden_{n}": x for n, x in enumerate(out.hidden_states)}
     made |= {"loss": out.loss, "logits": out.logits, "vq_indices": torch.tensor(codes)}
-    return given | made | {"logits_raw": model.lm_head(out.hidden_states[-1])}
+    made |= {"logits_raw": model.lm_head(out.hidden_states[-1])}
+    more = []
+    for row in range(2):
+        one = ids[row : row + 1, : int(held[row].sum())]
+        for _ in range(6):
+            logits = model(input_ids=one, pixel_values=pixels[row : row + 1]).logits[:, -1]
+            one = torch.cat([one, logits[:, 24:50].argmax(-1, keepdim=True) + 24], 1)  # words
+        more.append(one[0, -6:])
+    return given | made | {"more/greedy": torch.stack(more), "more/pixels": bytes_of}
 
 
 def contrastive(model, seed: int) -> dict[str, np.ndarray]:

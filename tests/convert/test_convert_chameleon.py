@@ -6,7 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
+from greedy import continued
+from test_conversion import theirs
 
+from mmjax import conversion
+from mmjax.batch import IMAGE, Batch
 from mmjax.convert import chameleon as convert
 from mmjax.convert.decoder import decoder_rows
 from mmjax.convert.rows import from_theirs, to_theirs, wanted
@@ -61,6 +66,29 @@ def test_norms_that_heads_share_go_out_as_one_for_each(given):
     (whole,) = (r for r in decoder_rows(c, "model") if r.ours == row.ours)
     back = from_theirs([whole], out.__getitem__)["decoder"]["blocks"]["attention"]["q_norm_scale"]
     np.testing.assert_array_equal(back, np.broadcast_to(x, (c.depth, c.heads, c.head_dim)))
+
+
+@pytest.mark.parametrize("name", ["chameleon", "chameleon_swin"])
+def test_words_that_follow_are_torchs(name, tmp_path):
+    """Token by token through the engine and the codec, pictures given as bytes."""
+    source = theirs(name, tmp_path / "hub")
+    held = conversion.hold(conversion.convert(source, tmp_path / "work", said=lambda _: None))
+    params = unflatten_dict(held.read(*held.like), sep="/")
+    with np.load(GOLDEN / f"hf_{name}.npz") as file:
+        ids, mask = (file[f"in/{n}"].astype(np.int32) for n in ("input_ids", "attention_mask"))
+        wanted, pixels = file["more/greedy"], file["more/pixels"].astype(np.uint8)
+    seen = (ids == 55).astype(np.int32)
+    assert seen.sum(1).tolist() == [held.model.parts.config.tokens] * 2
+    place = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape) * mask
+    weight, shown = mask.astype(np.float32), pixels.transpose(0, 2, 3, 1)[:, None]
+    batch = Batch(ids, IMAGE * seen, mask, place, seen, weight, shown)
+    # Of the ids in reserve none is a word, and none is there.
+    barred = replace(held.vocabulary, barred=(52, 53, 54, 55))
+    parts = held.model.parts._replace(vocabulary=barred)
+    state = continued(parts, params, batch, wanted.shape[1])
+    assert np.asarray(state.tokens).tolist() == wanted.tolist()
+    other = continued(parts, params, batch._replace(pixels=shown[::-1]), wanted.shape[1])
+    assert (np.asarray(other.tokens) != wanted).any()  # it looks
 
 
 def test_there_and_back(given):

@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from greedy import continued
 from test_conversion import theirs
 
 from mmjax import conversion
@@ -18,11 +16,8 @@ from mmjax.convert import idefics as convert
 from mmjax.convert.rows import wanted
 from mmjax.error import UserError
 from mmjax.models.aside import Kept
-from mmjax.sample.engine import Options, Plan, advance, begin
-from mmjax.sample_config import Choice
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-COLD = Choice(0.0, 0, 1.0, 0.0, 1.0)
 
 
 def loaded(name: str) -> dict:
@@ -74,16 +69,9 @@ def test_words_that_follow_are_torchs(tmp_path):
     batch = Batch(pads, IMAGE * seen, mask, place, image, mask.astype(np.float32), pixels)
     greedy = file["more/greedy"]
     count = greedy.shape[1]
-    options = Options(count, count, 0, COLD, COLD)
-    fields = dict(left=0, close=-1, pictures=0, until=0, limit=count, columns=999, words=99)
-    plan = Plan(**{n: np.full(3, x, np.int32) for n, x in fields.items()}, ends=np.full((3, 1), -1))
     ids = replace(held.vocabulary, sep=39)  # not among the words there
     parts = held.model.parts._replace(vocabulary=ids)
-    keys = jax.random.split(jax.random.key(0), 3)
-    with jax.default_matmul_precision("highest"):
-        state = jax.jit(partial(begin, parts, options=options))(params, batch, plan)
-        go = jax.jit(partial(advance, parts, options=options))
-        state = go(params, state, plan, keys, jnp.int32(count))
+    state = continued(parts, params, batch, count)
     assert np.asarray(state.tokens)[:, : count - 1].tolist() == greedy[:, :-1].tolist()
     assert len({tuple(row) for row in greedy.tolist()}) == 3
     assert isinstance(state.cache, Kept)
@@ -98,7 +86,7 @@ def test_ids_that_were_added_stand_last(given):
     plain = config_of("idefics_plain")
     v, c = convert.vocabulary(plain), convert.config(plain)
     assert (v.size, v.boi, c.added, c.place) == (40, -1, 0, 0)
-    assert c.resampler is None and c.length == c.vision.length == 5
+    assert c.resampler is None and c.length == c.vision.length == 10
 
 
 @pytest.mark.parametrize("name", ["idefics", "idefics_plain"])
