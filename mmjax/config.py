@@ -92,6 +92,8 @@ class DataConfig:
         workers: processes that read data; 0 is a thread. The order does not depend on it.
         kinds: name -> shape of pictures besides the default, `image` square.
         extra: positions a picture takes beside its patches (LLaVA's, where it keeps a class token).
+        crop: whether `patch` may leave an edge of a picture over, which is then not seen (imported
+            towers).
     """
 
     sources: Mapping[str, SourceConfig]
@@ -116,6 +118,7 @@ class DataConfig:
     ends: int = 1
     extra: int = 0
     resize_prompt: str = ""
+    crop: bool = False
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -130,7 +133,7 @@ class DataConfig:
         for name in ("text_first", "caption_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"data.{name}={getattr(self, name)} is a share: give 0 to 1")
-        if self.patch < 1 or self.image % self.patch:
+        if self.patch < 1 or (self.image % self.patch and not self.crop):
             raise UserError(f"data.patch={self.patch} must divide data.image={self.image}")
         if self.length < self.patches + 5:
             raise UserError(

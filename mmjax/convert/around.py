@@ -42,6 +42,7 @@ def experiment(
     length: int,
     extra: int = 0,
     resize: str = "pil_bicubic_aa",
+    crop: bool = False,
 ) -> Experiment:
     """An experiment of one step that was never taken; its only source is a place to put data.
 
@@ -50,6 +51,7 @@ def experiment(
         image, patch: sides in pixels of a picture and of what one position of it shows.
         length: positions a row. extra: positions a picture takes beside its patches.
         resize: how the model was shown pictures, by a name of `data.resize`.
+        crop: see `config.DataConfig`.
     """
     return resolve(
         {
@@ -60,6 +62,7 @@ def experiment(
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "data": DATA | {
                 "length": length, "image": image, "patch": patch, "extra": extra, "resize": resize,
+                "crop": crop,
             },
             "family": family,
             "model": values.to_dict(model),

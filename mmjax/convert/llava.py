@@ -61,10 +61,6 @@ def whole(given: Mapping) -> dict:
             found["vision_feature_select_strategy"] not in SELECT,
             f"vision_feature_select_strategy={found['vision_feature_select_strategy']!r}",
         ),
-        (  # theirs would leave out the first patch, for want of a class token
-            found["vision_feature_select_strategy"] == "default" and kind.startswith("siglip"),
-            "vision_feature_select_strategy='default' with a SigLIP",
-        ),
         (
             found["projector_hidden_act"] not in ACTIVATIONS,
             f"projector_hidden_act={found['projector_hidden_act']!r}",
@@ -92,6 +88,9 @@ def config(given: Mapping) -> Config:
     vision, layers = given["vision_config"], given["vision_feature_layer"]
     model = clip.config({"model_type": TOWERS[vision["model_type"]]})
     tower = model.vision
+    select = SELECT[given["vision_feature_select_strategy"]]
+    if select == "patches" and tower.pool != "token":
+        select = "rest"  # for want of a class token theirs leaves the first patch out
     return Config(
         decoder=llama.decoder(given["text_config"]),
         vision=VisionConfig(
@@ -105,7 +104,7 @@ def config(given: Mapping) -> Config:
             pre_norm=tower.pre_norm,
         ),
         layers=tuple(layers) if isinstance(layers, list | tuple) else (layers,),
-        select=SELECT[given["vision_feature_select_strategy"]],
+        select=select,
         activation=ACTIVATIONS[given["projector_hidden_act"]],
         z_weight=0.0,
         mean=model.mean,
@@ -130,7 +129,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         if x != wanted and (name, x) != ("pool", "mean"):
             raise UserError(f"model.vision.{name}={x!r} is not what a LLaVA of theirs has")
     act = {ours: name for name, ours in ACTIVATIONS.items()}[c.activation]
-    layers, chosen = list(c.layers), {s: n for n, s in SELECT.items()}[c.select]
+    layers, left = list(c.layers), c.vision.left_out(c.select)
     seen = {"image_size": c.vision.image, "patch_size": c.vision.patch}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -138,7 +137,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         "image_token_index": v.size - 1,
         "image_seq_length": c.tokens,
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
-        "vision_feature_select_strategy": "full" if kind == "siglip" else chosen,
+        "vision_feature_select_strategy": "default" if left else "full",
         "projector_hidden_act": act,
         "multimodal_projector_bias": c.bias,
         "tie_word_embeddings": False,
@@ -172,8 +171,9 @@ def extra(c: Config) -> dict[str, Any]:
 def place(c: Config) -> dict[str, Any]:
     """Sizes of the rows that such a model reads, pictures and words, and its tower's resizing."""
     more = c.tokens - c.vision.side**2
-    how = {} if c.vision.pool == "token" else {"resize": "pil_bicubic_stretch"}
-    return {"image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512, "extra": more} | how
+    how: dict[str, Any] = {} if c.vision.pool == "token" else {"resize": "pil_bicubic_stretch"}
+    how |= {"extra": more, "crop": c.vision.crop}
+    return {"image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512} | how
 
 
 def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapping) -> dict:

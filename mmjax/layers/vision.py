@@ -69,8 +69,12 @@ class VisionConfig:
         return self.side**2 + (self.pool == "token")
 
     def left_out(self, select: str) -> int:
-        """First positions that language models do not see: of "patches" the class token's."""
-        return int(select == "patches" and self.pool == "token")
+        """First positions that language models do not see: of "patches" the class token's.
+
+        Of "rest" the first, whatever it is: Hugging Face's LLaVA leaves it out of a tower that has
+        no class token too.
+        """
+        return int(select == "rest" or (select == "patches" and self.pool == "token"))
 
     @property
     def flops(self) -> float:

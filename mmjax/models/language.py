@@ -78,8 +78,8 @@ def check(select: str, train: tuple[str, ...], parts: tuple[str, ...]) -> None:
     Raises:
         UserError: for what there is not.
     """
-    if select not in ("patches", "all"):
-        raise UserError(f"model.select={select!r} is unknown; have: patches, all")
+    if select not in ("patches", "all", "rest"):
+        raise UserError(f"model.select={select!r} is unknown; have: patches, all, rest")
     if not train or not set(train) <= set(parts):
         raise UserError(f"model.train={train} must name some of {', '.join(parts)}")
 

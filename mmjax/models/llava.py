@@ -38,7 +38,8 @@ class Config:
         decoder: the language model's shape. vision: the tower's.
         layers: whose outputs are a picture's features, side by side where there are several: 0 is
             what the first layer reads, -1 the last one's output, -2 in both papers.
-        select: "patches" leaves the class token out, "all" keeps it.
+        select: "patches" leaves the class token out, "all" keeps it, "rest" leaves the first vector
+            out, whatever it is.
         activation: between the projector's layers, a key of `layers.encoder.ACTIVATIONS`.
         z_weight: coefficient of (log Z)^2.
         mean, std: of a colour channel in [0, 1], for standardised pictures.

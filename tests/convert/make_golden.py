@@ -113,10 +113,13 @@ def llava_siglip():
 
 
 def llava_bare():
-    """A SigLIP without its head, a projector without biases, three patches by three."""
+    """A SigLIP without its head, a projector without biases; three patches by three, an edge that
+    is not seen, and the first patch left out, for there is no class token.
+    """
     return llava(
-        "siglip", vision_feature_layer=-1, vision_feature_select_strategy="full",
-        multimodal_projector_bias=False, projector_hidden_act="silu", head=False, side=12,
+        "siglip", vision_feature_layer=-1, vision_feature_select_strategy="default",
+        multimodal_projector_bias=False, projector_hidden_act="silu", head=False, side=14,
+        image_seq_length=8,
     )  # fmt: skip
 
 

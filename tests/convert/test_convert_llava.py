@@ -184,13 +184,6 @@ def test_there_and_back(name):
         ({"vision_config": {"model_type": "dinov2"}}, "vision_config.model_type='dinov2'"),
         ({"text_config": {"model_type": "opt"}}, "text_config.model_type='opt'"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy='cls'"),
-        (
-            {
-                "vision_config": {"model_type": "siglip_vision_model"},
-                "vision_feature_select_strategy": "default",
-            },
-            "'default' with a SigLIP",
-        ),
         ({"projector_hidden_act": "tanh"}, "projector_hidden_act='tanh'"),
         ({"text_config": {"hidden_act": "tanh"}}, "hidden_act='tanh'"),
     ],
