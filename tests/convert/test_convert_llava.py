@@ -104,19 +104,20 @@ def words(place: Path, size: int = 48) -> None:
     tokenizer.save(str(place / "tokenizer.json"))
 
 
-def test_what_is_imported_answers_questions_about_pictures(tmp_path):
+@pytest.mark.parametrize(("name", "size"), [("llava", 4), ("llava_bare", 8)])
+def test_what_is_imported_answers_questions_about_pictures(name, size, tmp_path):
     """No sentinel around a picture: their rows are BOS, features, words."""
-    source = theirs("llava", tmp_path / "hub")
+    source = theirs(name, tmp_path / "hub")
     words(source)
     work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
     model = mmjax.load(work, devices=jax.devices()[:1])
     file = io.BytesIO()
-    with np.load(GOLDEN / "hf_llava.npz") as held:
+    with np.load(GOLDEN / f"hf_{name}.npz") as held:
         pixels = held["more/pixels"].astype(np.uint8)
     PIL.Image.fromarray(pixels[0].transpose(1, 2, 0)).save(file, "PNG")
     rows = model.laid([[file.getvalue(), "w5 w6"], ["w7"]])
-    assert rows.tokens[0, [0, 5, 6]].tolist() == [1, 5, 6] and rows.tokens[0, 7] == 2
-    assert rows.image[0].tolist()[:6] == [0, 1, 1, 1, 1, 0]
+    assert rows.tokens[0, [0, size + 1, size + 2, size + 3]].tolist() == [1, 5, 6, 2]
+    assert rows.image[0].tolist()[: size + 2] == [0, *[1] * size, 0]
     (told,) = model.generate([[file.getvalue(), "w5 w6"]], text=4)
     assert 0 < len(told.split()) <= 4 and set(told.split()) <= {f"w{n}" for n in range(48)}
     assert model.score([[file.getvalue(), "w5 w6"]]) != model.score([["w5 w6"]])
