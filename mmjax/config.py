@@ -308,6 +308,12 @@ def check(e: Experiment) -> None:
             f"config.data.shared_position=True is for patches that are denoised together; a "
             f"{e.family} writes codes one by one: give False"
         )
+    if (alpha := getattr(e.model, "text_alpha", 1.0)) < 1 and e.data.ends == 1:
+        raise UserError(
+            f"config.model.text_alpha={alpha} writes texts whose length is known before their "
+            f"words, but with config.data.ends=1 each ends where it ends; give data.ends=16, which "
+            f"fills them up to multiples"
+        )
     tokens = getattr(e.model, "tokens", 0) or e.data.patches
     if tokens != e.data.patches:
         raise UserError(

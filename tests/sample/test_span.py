@@ -96,6 +96,14 @@ def test_mistakes_are_named(model):
     assert np.isfinite(model.score([["a star"]])).all()
 
 
+def test_text_in_blocks_needs_lengths_that_are_known():
+    flow = {"model__text_alpha": 0.5}
+    with pytest.raises(UserError, match=r"text_alpha=0.5 .*data.ends=1 each .*give data.ends=16"):
+        config.resolve(tiny_dial_config(**flow), run.families())
+    assert config.resolve(tiny_dial_config(**flow, data__ends=16), run.families()).data.ends == 16
+    assert config.resolve(tiny_dial_config(), run.families()).data.ends == 1
+
+
 def test_evaluations_run(model, home):
     found = EVALS["dial"]["drawing"](model, 0, home / "samples")
     assert found and all(np.isfinite(v.value) for v in found.values())
