@@ -20,7 +20,7 @@ from mmjax.config import DataConfig
 from mmjax.data import pipeline, store
 from mmjax.data.pixels import Encoded, decode_all
 from mmjax.data.record import Item, Record
-from mmjax.data.transform import only_read
+from mmjax.data.transform import reads
 from mmjax.data.write import write
 from mmjax.error import UserError
 from mmjax.models.codec import Parts
@@ -102,7 +102,7 @@ def with_codes(record: Record, made: Iterator[Coded]) -> Record:
 def pictures(c: DataConfig, template: str, record: Record) -> list[Encoded]:
     """A record's pictures, those of prompts by the mode for prompts, if there is one."""
     shown = record.images
-    read = only_read(template, record) if c.resize_prompt else [False] * len(shown)
+    read = reads(template, record) if c.resize_prompt else [False] * len(shown)
     return [Encoded(p, c.image, c.resizes(not r)) for p, r in zip(shown, read, strict=True)]
 
 
@@ -133,23 +133,27 @@ def whole(path: Path) -> int:
     return sum(map(len, splits))
 
 
-def templates(c: DataConfig) -> dict[str, str]:
-    """Path of each source -> template it is read by.
+def check_prompts(c: DataConfig) -> None:
+    """Checks that a picture has one place, in a prompt or not, if those of prompts have a mode.
 
     Raises:
-        UserError: where pictures of prompts are read in a mode of their own, and two sources do not
-            agree on a path's prompts, or one has its pictures in prompts and answers.
+        UserError: where two sources read one path by different templates, or one shows its pictures
+            and asks for them.
     """
-    found: dict[str, str] = {}
-    for name, source in c.sources.items():
-        other = found.setdefault(source.path, source.template)
-        if c.resize_prompt and (other != source.template or other == "reconstruct"):
+    found: dict[Path, str] = {}
+    for name, source in c.sources.items() if c.resize_prompt else ():
+        other = found.setdefault(Path(source.path).resolve(), source.template)
+        what = f"data.sources.{name}.template={source.template!r}"
+        if source.template == "reconstruct":
             raise UserError(
-                f"data.resize_prompt={c.resize_prompt!r} reads pictures of prompts and of answers "
-                f"in two ways, but {source.path} is read by the templates {other!r} and "
-                f"{source.template!r} ({name}); give each a copy of the data, or data.coded=False"
+                f"{what} shows the pictures it asks for, which data.resize_prompt="
+                f"{c.resize_prompt!r} reads in two ways; give data.coded=False"
             )
-    return found
+        if other != source.template:
+            raise UserError(
+                f"{what}, but another source reads {source.path} by {other!r}, and data."
+                f"resize_prompt={c.resize_prompt!r} depends on it; give each a copy of the data"
+            )
 
 
 def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
@@ -181,17 +185,21 @@ def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
         about |= {"dtype": "int32", "shape": [codec.tokens]}
     else:
         about |= {"dtype": "float16", "shape": [codec.side, codec.side, codec.quantiser.width]}
-    made, by = [], templates(c)
+    check_prompts(c)
+    made = []
     for source in c.sources.values():
         src = Path(source.path)
         dst, known, total = store.coded(src), pipeline.digest(src), whole(src)
         origin = {"coded": about, "of": known}
         if c.resize_prompt:
-            origin |= {"template": by[source.path]}
+            origin |= {"template": source.template}
         if not (dst / store.INFO).is_file():
             write(items(trained, src, c, source.template), dst, origin, {}, total)
         elif store.info(dst)["source"] != origin:
-            raise UserError(f"{dst} was made by another codec or of other data; remove it first")
+            raise UserError(
+                f"{dst} was made by another codec, of other data, or from pictures of another size "
+                f"or mode; remove it first"
+            )
         shutil.copyfile(src / store.TOKENIZER, dst / store.TOKENIZER)
         made.append(dst)
     return made

@@ -79,8 +79,8 @@ class DataConfig:
         caption_dropout: share of documents that lose their caption (for guidance).
         shared_position: all patches of a picture have one position id.
         resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
-        resize_prompt: the same of pictures that are only read, as those of prompts are: Chameleon
-            pads them, and cuts those it draws (section 3.2). "" reads all alike.
+        resize_prompt: the same of pictures that are only read, as templates have those of prompts:
+            Chameleon pads them, and cuts those it draws (section 3.2). "" reads all alike.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.
         spans_fixed: that number in every document, not its mean.
         ends: EOS fill a last text up to a multiple of so many tokens; see `models.dial`.
@@ -308,18 +308,27 @@ def check(e: Experiment) -> None:
             f"config.data.shared_position=True is for patches that are denoised together; a "
             f"{e.family} writes codes one by one: give False"
         )
-    if (alpha := getattr(e.model, "text_alpha", 1.0)) < 1 and e.data.ends == 1:
-        raise UserError(
-            f"config.model.text_alpha={alpha} writes texts whose length is known before their "
-            f"words, but with config.data.ends=1 each ends where it ends; give data.ends=16, which "
-            f"fills them up to multiples"
-        )
     tokens = getattr(e.model, "tokens", 0) or e.data.patches
     if tokens != e.data.patches:
         raise UserError(
             f"the model makes {tokens} positions of a picture, but config.data.image="
             f"{e.data.image} and data.patch={e.data.patch} leave room for {e.data.patches}; change "
             f"data.patch, data.extra or the model"
+        )
+
+
+def check_new(e: Experiment) -> None:
+    """Checks what a run should not begin with, though one that did goes on.
+
+    Raises:
+        UserError: for texts that are not written from left to right but end where they end.
+    """
+    alpha = getattr(e.model, "text_alpha", 1.0)
+    if alpha < 1 and e.data.ends == 1:
+        raise UserError(
+            f"config.model.text_alpha={alpha} writes texts whose length is known before their "
+            f"words, but with config.data.ends=1 each ends where it ends; give data.ends=16, which "
+            f"fills them up to multiples, and data.spans=0"
         )
 
 

@@ -179,6 +179,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     if found is not None:
         check_unchanged(found["config"], values.to_dict(e), found["step"])
     if found is None:
+        config.check_new(e)
         start.check(e)
     run = prepare(e, devices, ids=None if found is None else workdir)
     config.check_devices(e, run.rules.split("batch"))

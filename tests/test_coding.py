@@ -303,7 +303,7 @@ def test_codes_of_another_size_are_refused(home, coded, codec, tmp_path):
     larger = {"data__image": 16, "data__patch": 4}
     third = {"multipliers": (1, 2, 2)}  # a level more: as many codes of a larger picture
     e = chameleon(home / "scenes", **larger, model__codec=tiny_codec(16) | third)
-    refused(e, tmp_path, r"made with data.image=8, not 16; tokenize it again, elsewhere")
+    refused(e, tmp_path, r"made with data.image=8, not 16; remove it and tokenize again")
     refused(
         chameleon(home / "scenes", data__resize="nearest"), tmp_path, r"'pil_box', not 'nearest'"
     )
@@ -523,8 +523,13 @@ def test_codes_of_other_prompts_are_refused(home, talks, codec, tmp_path):
             pipeline.shape_of(chameleon(tmp_path / "talks", **PADDED | change).data)
     both = config.SourceConfig(str(tmp_path / "talks"), 1.0, "sep_draw", False)
     two = dataclasses.replace(e.data, sources={**e.data.sources, "drawn": both})
-    with pytest.raises(UserError, match=r"read by the templates 'sep' and 'sep_draw' \(drawn\)"):
+    with pytest.raises(UserError, match=r"drawn.template='sep_draw', but another source reads"):
         coding.tokenize(two, codec)
+    same = dataclasses.replace(both, template="reconstruct")
+    with pytest.raises(UserError, match=r"template='reconstruct' shows the pictures it asks for"):
+        coding.tokenize(dataclasses.replace(e.data, sources={"drawn": same}), codec)
+    with pytest.raises(UserError, match=r"resize_prompt='pil_lanczos_pad' is for conversations"):
+        pipeline.check(dataclasses.replace(e.data, spans=1.0))
 
 
 def test_codes_are_for_families_that_read_them(home, coded, codec):

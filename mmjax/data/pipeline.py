@@ -57,6 +57,11 @@ def check(c: DataConfig) -> None:
         raise UserError(
             f"data.shrink={c.shrink} must be at least 2 and divide data.image={c.image}; try 2 or 4"
         )
+    if c.resize_prompt and c.spans:
+        raise UserError(
+            f"data.resize_prompt={c.resize_prompt!r} is for conversations, whose prompts are told "
+            f"from answers; data.spans={c.spans} moves both: give 0, or resize_prompt=''"
+        )
     if c.bottleneck == "registers" and c.spans:
         raise UserError(
             f"data.bottleneck='registers' has an order that data.spans={c.spans} breaks; give 0"
@@ -195,8 +200,8 @@ def shape_of(c: DataConfig) -> Shape:
         was, wanted = about.get(field, ""), getattr(c, field)
         if was != wanted:
             raise UserError(
-                f"{path_of(c, first)} was made with data.{field}={was!r}, not {wanted!r}; tokenize "
-                f"it again, elsewhere"
+                f"{path_of(c, first)} was made with data.{field}={was!r}, not {wanted!r}; remove "
+                f"it and tokenize again"
             )
     if c.resize_prompt:
         _check_prompts(c)
@@ -213,8 +218,8 @@ def _check_prompts(c: DataConfig) -> None:
         if was != source.template:
             raise UserError(
                 f"{path_of(c, name)} was made with data.sources.{name}.template={was!r}, not "
-                f"{source.template!r}, and data.resize_prompt depends on it; tokenize it again, "
-                f"elsewhere"
+                f"{source.template!r}, and data.resize_prompt depends on it; remove it and "
+                f"tokenize again"
             )
 
 

@@ -96,7 +96,7 @@ def templated(template: str, record: Record) -> Document:
     return conversation(record, "sep" if template == "sep_one" else template)
 
 
-def only_read(template: str, record: Record) -> list[bool]:
+def reads(template: str, record: Record) -> list[bool]:
     """Of each picture of a record, whether a template makes it part of a prompt.
 
     Raises:

@@ -18,6 +18,7 @@ from mmjax.sample.decode import logits_of
 from mmjax.trained import Trained
 
 CLOCKS = 16  # a span, stratified
+ROWS = 64  # documents at a time
 
 
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
@@ -49,14 +50,23 @@ def nats(trained: Trained, documents, seed: int, pictures: bool = False) -> np.n
     """[n]: nats of each document's text that has a loss, or of its pictures' codes."""
     run = trained.run
     vocabulary = run.model.parts.vocabulary
+    model = run.experiment.model
+    clocks = 1 if (model.image_alpha if pictures else model.text_alpha) == 1 else CLOCKS
     rows = prompt.lay_out(
         documents, run.experiment.data, run.tokenizer, vocabulary, draw=False, end=True
     )
-    return trained.call(bounds, rows, jax.random.key(seed), pictures=pictures)
+    found, key = [], jax.random.key(seed)
+    for first in range(0, len(documents), ROWS):
+        some = jax.tree.map(lambda x, first=first: x[first : first + ROWS], rows)
+        own, count = jax.random.fold_in(key, first), len(some.tokens)
+        some = prompt.pad_rows(some, ROWS)
+        part = trained.call(bounds, some, own, pictures=pictures, clocks=clocks)
+        found.append(part[:count])
+    return np.concatenate(found)
 
 
-def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool):
-    """[b] f32: -log p of what has a loss in each row, or a bound of it, over CLOCKS moments."""
+def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool, clocks: int):
+    """[b] f32: -log p of what has a loss in each row, or a bound of it, over so many moments."""
     c = replace(parts.config, weight="elbo")
     batch = parts.coded(params, batch)
     v, counted = parts.vocabulary, dial.predicted(c, batch)
@@ -65,7 +75,7 @@ def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool):
 
     def at(number):
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        drawn = dial.draw(c, batch, v, own, (number.astype(jnp.float32), CLOCKS))
+        drawn = dial.draw(c, batch, v, own, (number.astype(jnp.float32), clocks))
         base = dial.posed(c, parts.base, batch, drawn)
         if c.chameleon is None:
             x = clean_inputs(base, params, batch)
@@ -76,4 +86,4 @@ def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool):
         chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
         return -(chosen * counted * dial.coefficient(c, drawn)[:, 1:]).sum(1)
 
-    return jax.lax.map(at, jnp.arange(CLOCKS)).mean(0)
+    return jax.lax.map(at, jnp.arange(clocks)).mean(0)

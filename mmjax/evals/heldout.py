@@ -73,14 +73,15 @@ def draw(trained: Trained, split: str, count: int, seed: int, kind: int = 0) -> 
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
     name = source(trained, kind)
     held = pipeline.records(data, name, split)
-    room = data.length - data.counts[kind] - 4  # BOS, BOI, EOI, EOS
+    room = data.length - data.counts[kind] - 3  # BOS, BOI, EOI
     reads = trained.run.experiment.family != "codec"
     pairs: list[Pair] = []
     for i in np.random.default_rng(seed).permutation(len(held)):
         record = held[int(i)]
         fits = is_asked(trained, record)
         if fits and reads:
-            fits = len(encode(trained.run.tokenizer, record.caption)) <= room
+            words = len(encode(trained.run.tokenizer, record.caption))
+            fits = words + data.ends - words % data.ends <= room  # EOS with them
         if fits and all(k == kind for k in kinds_of(data, record, name)):
             pairs.append(Pair(record.caption, record.images[0], record.facts))
         if len(pairs) == count:

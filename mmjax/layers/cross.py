@@ -61,6 +61,11 @@ class CrossConfig:
             if (value := getattr(self, name)) not in have:
                 raise UserError(f"model.cross.{name}={value!r} is unknown; have: {', '.join(have)}")
 
+        if self.kind == "gelu" and self.activation != "silu":
+            raise UserError(
+                f"model.cross.activation={self.activation!r} is of kind='swiglu'; leave it out"
+            )
+
     def count(self, depth: int) -> int:
         """Blocks in a decoder of `depth` layers."""
         return depth // self.every if self.before == "last" else -(-depth // self.every)

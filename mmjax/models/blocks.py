@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax import dial
 from mmjax.batch import Batch, patch_index
@@ -139,12 +140,19 @@ def mask_with(mask, blocks: Blocks, behind: Copies):
     )
 
 
-def counts(mask, blocks: Blocks) -> tuple[float, float]:
-    """(Copies that are in use, pairs in their rows of the mask), to count FLOPs."""
-    behind = copies(blocks, blocks.inside.shape[1])
-    used = jnp.concatenate([blocks.inside, behind.used], axis=1)
-    seen = mask_with(mask, blocks, behind)[:, mask.shape[1] :]
-    return float(used.sum()), float((seen & used[:, :, None]).sum())
+def counts(batch: Batch, blocks: Blocks) -> tuple[float, float]:
+    """Host batch -> (copies that are in use, pairs in their rows of the mask), to count FLOPs."""
+    inside, first, begins, own = (np.asarray(x) for x in blocks)
+    segment = np.asarray(batch.segment)
+    copies, pairs = 0.0, 0.0
+    for row in range(len(inside)):
+        at = np.flatnonzero(begins[row])
+        size = np.bincount(first[row][inside[row]], minlength=inside.shape[1])[at]
+        document = (segment[row][None] == segment[row][at][:, None]).argmax(1)
+        before = at - 1 - document  # what stands in front of the anchor
+        copies += float((size + 1).sum())
+        pairs += float((size * (before + size + 1) + before + 1 + (size - 1) * own[row][at]).sum())
+    return copies, pairs
 
 
 def beside(run, blocks: Blocks, masked, hidden, count: int):

@@ -379,7 +379,7 @@ def forward_flops(c: Config, parts: Parts, base: Callable, batch: Batch) -> floa
     """Forward FLOPs of a host batch: what `base` counts, and the copies of masked tokens."""
     discrete, _ = members(c, batch, parts.vocabulary)
     held = blocks.of_tokens(alphas(c, batch), dial.spans(batch, discrete))
-    copies, pairs = blocks.counts(causal_mask(batch), held)
+    copies, pairs = blocks.counts(batch, held)
     d = c.decoder
     shape = d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp
     return base(batch) + flops.decoder(*shape, copies, pairs)

@@ -59,7 +59,7 @@ class Options:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What each row keeps beside itself: "image" (its pictures only), "blank" (nothing)."""
+        """What each row keeps beside itself: "image" (its pictures), "blank"; see `stream_of`."""
         if self.contrast:
             return ("full", "blank")
         if self.image_guidance:

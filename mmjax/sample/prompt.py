@@ -33,8 +33,8 @@ def lay_out(
     Args:
         documents: what is given. c, tokenizer, vocab: as in training.
         draw: open a picture (BOI) at the end of every row, or of which.
-        end: close every row with EOS (whole documents, for scoring); without it their pictures are
-            prompts, which are only read.
+        end: close every row with EOS (whole documents, for scoring). Pictures are read as those of
+            prompts, but for those that such a document has no text behind.
         size: patches of the picture that is opened; without it those of the default kind.
         numbers: of the prompts, in errors; without them from 1 on.
 
@@ -50,9 +50,15 @@ def lay_out(
     for number, document, piece, opens in zip(numbers, documents, laid, opened, strict=True):
         if opens:
             piece = _append(piece, vocab.boi)
-        given = [p for p in document if isinstance(p, Image)]
+        words = [at for at, p in enumerate(document) if not isinstance(p, Image)]
+        last = max(words, default=-1) if end else len(document)
+        given = [
+            only_read(p) if at < last else p
+            for at, p in enumerate(document)
+            if isinstance(p, Image)
+        ]
         piece["kinds"] = [p.kind for p in given]
-        piece["pictures"] = [_decoded(p if end else only_read(p), c, number) for p in given]
+        piece["pictures"] = [_decoded(p, c, number) for p in given]
         pieces.append(piece)
         need = len(piece["tokens"]) + (size if opens else 0)
         if need > c.length:

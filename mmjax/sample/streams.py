@@ -34,8 +34,8 @@ def stream_of(
 ) -> Batch:
     """A stream's prompt: all of it, its pictures, or BOS and what opens the picture to draw.
 
-    `draws`: [b] bool, rows whose prompt ends in an open picture. With `masked` the words between
-    pictures are one `<mask>`; so they are in the blank stream, in any case.
+    `draws`: [b] bool, rows whose prompt ends in an open picture. With `masked` the prompt's words
+    between pictures are one `<mask>`; so they are in the blank stream, in any case.
     """
     if name == "full":
         return prompt

@@ -22,8 +22,8 @@ from mmjax.data.transform import (
     drop_caption,
     kind,
     one_question,
-    only_read,
     order,
+    reads,
     reconstruction,
 )
 from mmjax.error import UserError
@@ -134,11 +134,11 @@ def test_questions_about_a_picture():
 def test_pictures_of_prompts_are_told_from_those_of_answers():
     roles = ["human", "human", "gpt", "human"]
     said = Record("1", (RED, B, A, A), {"roles": roles})
-    assert only_read("sep", said) == [True, False, True]  # nobody answered the last
+    assert reads("sep", said) == [True, False, True]  # nobody answered the last
     asked = Record("2", (RED, A), {"questions": [{"question": "How many?", "answer": 2}]})
-    assert only_read("sep", asked) == only_read("sep_one", asked) == [True]
-    assert only_read("sep_draw", asked) == only_read("", asked) == [False]
-    assert only_read("", Record("3", (*unread(A), RED, B))) == [True, False]
+    assert reads("sep", asked) == reads("sep_one", asked) == [True]
+    assert reads("sep_draw", asked) == reads("", asked) == [False]
+    assert reads("", Record("3", (*unread(A), RED, B))) == [True, False]
 
 
 def test_one_of_the_questions_is_drawn():

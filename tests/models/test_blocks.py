@@ -174,3 +174,15 @@ def test_copies_are_counted():
     pairs = 2 * 3 + 2 * (3 + 2) + (1 + 1) + (2 + 1 + 1)
     more = flops.decoder(d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp, 4 + 2, pairs)
     np.testing.assert_allclose(two.flops(WORDS), one.flops(WORDS) + more)
+
+
+@pytest.mark.parametrize(("text", "image"), [(0.5, 0.5), (0.0, 0.7), (0.3, 1.0)])
+def test_their_count_is_that_of_the_mask(text, image):
+    batch, c = code_batch(4), streams(text, image).parts.config
+    discrete, _ = family.members(c, batch, CODED)
+    held = blocks.of_tokens(family.alphas(c, batch), dial.spans(batch, discrete))
+    behind = blocks.copies(held, batch.tokens.shape[1])
+    used = np.concatenate([held.inside, behind.used], axis=1)
+    seen = np.asarray(blocks.mask_with(causal_mask(batch), held, behind))
+    pairs = (seen[:, batch.tokens.shape[1] :] & used[:, :, None]).sum()
+    assert blocks.counts(batch, held) == (used.sum(), pairs) and pairs > 100

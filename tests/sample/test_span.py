@@ -98,10 +98,11 @@ def test_mistakes_are_named(model):
 
 def test_text_in_blocks_needs_lengths_that_are_known():
     flow = {"model__text_alpha": 0.5}
+    e = config.resolve(tiny_dial_config(**flow), run.families())  # of a run that is there
     with pytest.raises(UserError, match=r"text_alpha=0.5 .*data.ends=1 each .*give data.ends=16"):
-        config.resolve(tiny_dial_config(**flow), run.families())
-    assert config.resolve(tiny_dial_config(**flow, data__ends=16), run.families()).data.ends == 16
-    assert config.resolve(tiny_dial_config(), run.families()).data.ends == 1
+        train(e, "nowhere", ONE)
+    for known in (flow | {"data__ends": 16}, {}):
+        config.check_new(config.resolve(tiny_dial_config(**known), run.families()))
 
 
 def test_evaluations_run(model, home):

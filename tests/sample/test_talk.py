@@ -357,9 +357,10 @@ def test_pictures_of_prompts_are_read_as_in_the_prompts_of_training(model):
         how = c, model.run.tokenizer, model.run.model.parts.vocabulary, False
         read = prompt.lay_out([document], *how).pixels[0, 0]
         scored = prompt.lay_out([document], *how, end=True).pixels[0, 0]
-        assert (read == RESIZE[mode or e.data.resize](wide, 8)).all()
-        assert (scored == RESIZE[e.data.resize](wide, 8)).all()
-    assert (read != scored).any()
+        drawn = prompt.lay_out([document[::-1]], *how, end=True).pixels[0, 0]
+        assert (read == RESIZE[mode or e.data.resize](wide, 8)).all() and (scored == read).all()
+        assert (drawn == RESIZE[e.data.resize](wide, 8)).all()
+    assert (read != drawn).any()
 
 
 def refusal(trained, *prompts, **options) -> str:
