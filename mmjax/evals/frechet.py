@@ -4,7 +4,7 @@ The form of FID (Heusel et al. 2017, arXiv 1706.08500) on another network's feat
 after them: EfficientNet-Lite0's last ones, 1,280 numbers. Not comparable with FID, nor across n.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,32 +32,35 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     of its codes would. Nothing where the feature network is not installed.
     """
     count = trained.run.experiment.evals.drawings
-    values = compare(trained, count, seed, partial(heldout.drawings, trained))
+    makers: dict[str, Callable] = {"": partial(heldout.drawings, trained)}
     if getattr(trained.run.model.parts, "codec", None) is not None:
-        for name, value in reconstructed(trained, seed, out, count).items():
-            ending = name.removeprefix("frechet_lite0")
-            if not ending.startswith("_true"):
-                values[f"frechet_lite0_codec{ending}"] = value
-    return values
+        makers["_codec"] = partial(both_ways, trained)
+    return compare(trained, count, seed, makers)
 
 
-def reconstructed(trained: Trained, seed: int, out: Path, count: int = 0) -> dict[str, Value]:
-    """The same of a codec's reconstructions; count: of pictures, or as the experiment says.
+def reconstructed(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """The same of a codec's reconstructions.
 
     Of codecs trained with the feature distance it is no fair judge: that looks at earlier stages of
     the same network.
     """
-
-    def both_ways(split: str, count: int, seed: int):
-        records = heldout.draw(trained, split, count, seed)
-        return records, reconstruct(trained, pictures(trained, records))
-
-    count = count or trained.run.experiment.evals.documents
-    return compare(trained, count, seed, both_ways)
+    count = trained.run.experiment.evals.documents
+    return compare(trained, count, seed, {"": partial(both_ways, trained)})
 
 
-def compare(trained: Trained, count: int, seed: int, make: Callable) -> dict[str, Value]:
-    """What `make` gives for (split, count, seed), records and pictures, against true pictures."""
+def both_ways(trained: Trained, split: str, count: int, seed: int):
+    """Records of a split, and their pictures in and out of the codec."""
+    records = heldout.draw(trained, split, count, seed)
+    return records, reconstruct(trained, pictures(trained, records))
+
+
+def compare(
+    trained: Trained, count: int, seed: int, makers: Mapping[str, Callable]
+) -> dict[str, Value]:
+    """Against true pictures what each maker gives for (split, count, seed): records, pictures.
+
+    All give the same records; names of makers go into those of values.
+    """
     splits = heldout.splits(trained)
     if not splits or not efficientnet.installed():
         return {}
@@ -65,10 +68,11 @@ def compare(trained: Trained, count: int, seed: int, make: Callable) -> dict[str
     other = features(params, pictures(trained, heldout.draw(trained, "train", count, seed)))
     values: dict[str, Value] = {}
     for split, suffix in splits.items():
-        records, drawn = make(split, count, seed)
-        true = features(params, pictures(trained, records))
-        found = features(params, drawn)
-        values[f"frechet_lite0{suffix}"] = distance_value(found, true, seed)
+        made = {name: make(split, count, seed) for name, make in makers.items()}
+        true = features(params, pictures(trained, made[""][0]))
+        for name, (_, drawn) in made.items():
+            found = features(params, drawn)
+            values[f"frechet_lite0{name}{suffix}"] = distance_value(found, true, seed)
         values[f"frechet_lite0_true{suffix}"] = distance_value(other[: len(true)], true, seed)
     return values
 

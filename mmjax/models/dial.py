@@ -59,12 +59,8 @@ from mmjax.models.denoise import paced
 from mmjax.models.family import Model
 from mmjax.models.transfusion import Config as Transfusion
 
-CLOCK, MASKS, EMBEDDING, BLOCKS = (
-    0x636C,
-    0x6D61,
-    0x656D,
-    0x626C,
-)  # folded into keys for draws the base lacks
+# Folded into keys for draws the base lacks.
+CLOCK, MASKS, EMBEDDING, BLOCKS = 0x636C, 0x6D61, 0x656D, 0x626C
 LEAST = 1e-3  # smallest 1 - t that anything is divided by
 
 

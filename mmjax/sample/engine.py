@@ -41,7 +41,7 @@ class Options:
         contrast: alpha of contrastive decoding (CD-K) of codes, instead of guidance; 0 is none.
         contrast_k: its k.
         masked: the further streams have `<mask>` in place of words, as models of CM3's objective
-            know captions that are still to come (CM3Leon, section 3.1); without it nothing.
+            know captions that are still to come (CM3Leon); without it nothing.
     """
 
     count: int

@@ -1,6 +1,7 @@
 """What a codec is told it keeps: measured on held-out pictures, against the mean picture."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -117,11 +118,9 @@ def test_drawings_are_shown_beside_what_their_codec_can(untrained, tmp_path, mon
         return records, reconstruction.pictures(trained, records)
 
     monkeypatch.setattr(heldout, "drawings", perfect)
-    count = untrained.run.experiment.evals.drawings
-    found, alone = (
-        frechet.evaluate(untrained, 0, tmp_path),
-        frechet.reconstructed(untrained, 0, tmp_path, count),
-    )
+    count, how = untrained.run.experiment.evals.drawings, partial(frechet.both_ways, untrained)
+    found = frechet.evaluate(untrained, 0, tmp_path)
+    alone = frechet.compare(untrained, count, 0, {"": how})
     for ending in ("", "_concepts"):
         assert abs(found[f"frechet_lite0{ending}"].value) < 1e-6
         assert found[f"frechet_lite0_codec{ending}"] == alone[f"frechet_lite0{ending}"]
