@@ -17,20 +17,19 @@ from mmjax.models import Params, clip
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
 from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
-from mmjax.sample.flow import Solver
+from mmjax.sample.flow import solver_of
 from mmjax.sample.request import IMAGE
 from mmjax.sample_config import Choice, SampleConfig
 
 WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; they draw none
 # Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
 # write from left to right have the names of Choice too.
+DENOISING = ("solver", "shift", "guidance_start", "guidance_stop", "guidance_least")
 OPTIONS = {
     "chameleon": ("image_guidance", "contrast", "contrast_k"),
-    "transfusion": (
-        "solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least", "kind",
-    ),
+    "transfusion": (*DENOISING, "steps", "kind"),
     "oneflow": ("steps", "text_guidance"),
-    "dial": ("steps", "text_guidance", "temperature", "image_temperature"),
+    "dial": (*DENOISING, "steps", "text_guidance", "temperature", "image_temperature"),
     "language": (), "llava": (), "flamingo": (),
 }  # fmt: skip
 
@@ -117,6 +116,8 @@ class Trained:
             named |= set(choices)
         if e.family == "chameleon":
             named |= {f"image_{n}" for n in choices}
+        if self.writes_codes:
+            named -= set(DENOISING)
         if unknown := set(options) - named:
             raise UserError(
                 f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
@@ -174,7 +175,8 @@ class Trained:
                 repetition (of text); of families with image codes the same five with `image_`
                 before them, image_guidance, contrast and contrast_k; of those that denoise solver,
                 steps, shift, guidance_start, guidance_stop, guidance_least; of OneFlow only text,
-                steps, guidance and text_guidance; of the dial these and both temperatures.
+                steps, guidance and text_guidance; of the dial these, both temperatures and, over
+                patches, what is said of those that denoise.
 
         Returns:
             For each prompt a uint8 array [h, w, 3] or a string; with `pictures` a list of both, in
@@ -264,12 +266,8 @@ class Trained:
                 contrast_k=c.contrast_k,
             )
         else:
-            limits = c.guidance_start, c.guidance_stop, c.guidance_least
-            how = replace(
-                how,
-                solver=Solver(c.solver, c.steps, c.shift, c.guidance, *limits),
-                shared=self.run.experiment.data.shared_position,
-            )
+            shared = self.run.experiment.data.shared_position
+            how = replace(how, solver=solver_of(c), shared=shared)
         return talk.talk(self.run, self.params, self.compiled, asked, wish, how, keys, stream)
 
     def rows(self, documents: Sequence) -> Batch:

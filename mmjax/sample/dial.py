@@ -2,7 +2,7 @@
 
 The clock s takes S = steps / w even steps, so that every token has about `steps` of its own: all n
 together at alpha = 0, one after the other at alpha = 1. In a step the tokens go whose windows it
-meets, from t_i(s) to t_i(s'): patches by Euler's rule, masked tokens by being revealed with
+meets, from t_i(s) to t_i(s'): patches by a solver's rule, masked tokens by being revealed with
 probability (k(t_i(s')) - k(t_i(s))) / (1 - k(t_i(s))), k(t) being the chance to be clean. A token
 that starts within a step is active in all of it, at time 0.
 Who is active is the same for all rows and known beforehand, so every step runs no more than the
@@ -26,7 +26,8 @@ from mmjax.models.dial import Parts
 from mmjax.sample.choose import allow
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.engine import word_ids
-from mmjax.sample.flow import guided
+from mmjax.sample.flow import Solver, guided
+from mmjax.sample.flow import step as advance
 
 KINDS = ("text", "codes", "patches")
 
@@ -42,6 +43,7 @@ class Options:
         temperature: of tokens; 0 is greedy. guidance: s in u + s (c - u); 1 is none. The other
             stream's prompt is BOS, and for a picture BOI.
         shared: whether the patches of a picture share one position, as in training.
+        solver: of patches; its steps and guidance are those above. Its times are those of a patch.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Options:
     temperature: float
     guidance: float
     shared: bool
+    solver: Solver | None = None
 
     def __post_init__(self):
         """Checks ranges."""
@@ -57,6 +60,7 @@ class Options:
             raise UserError(f"kind={self.kind!r} is unknown; have: {', '.join(KINDS)}")
         if self.size < 1 or self.steps < 1:
             raise UserError(f"size={self.size} and steps={self.steps} must be at least 1")
+        assert self.discrete or self.solver is not None
 
     @property
     def discrete(self) -> bool:
@@ -215,28 +219,42 @@ def seen(active, row, column, discrete: bool):
 
 
 def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
-    """Patches from noise by Euler's rule; -> signal [b, h, w, c]."""
+    """Patches from noise by a solver's steps; -> signal [b, h, w, c]."""
     c, (cache, run), b = parts.config.base, look, len(keys)
-    times = jnp.asarray(chart.time, jnp.float32)
-    if parts.config.image_alpha > 0:  # else all share one time, whose steps may be even
+    solver, apart = options.solver, parts.config.image_alpha > 0
+    assert solver is not None
+    times = diffusion.shifted(jnp.asarray(chart.time, jnp.float32), solver.shift)
+    if apart:  # else all share one time, whose steps may be even
         times = paced(c, times, jnp.zeros(times.shape, bool))
     noise = jax.vmap(lambda key: jax.random.normal(key, c.shape))(keys)
     streams = cache.keys.shape[1] // b
 
+    def meet(t, x):
+        """[n] numbers of patches as they meet x [b, h, w, c]."""
+        del x
+        return over(c, t[None, None])[0]
+
     def body(carry, step: Step):
         x, cache = carry
-        noisy = jnp.tile(x, (streams, 1, 1, 1))[:, None]
-        t = jnp.broadcast_to(step.time[None, None], (streams * b, 1, options.size))
-        t = t if parts.config.image_alpha > 0 else t[..., 0]
-        patches, kept = parts.base.patch_in(params, noisy, t)
-        found, row, cache = run(patches[:, 0], step, cache)
-        hidden = jnp.zeros(patches.shape, found.dtype).at[:, 0, row].set(found, mode="drop")
-        output = parts.base.patch_out(params, hidden, kept)
-        at = over(c, t), diffusion.SHORT
-        v = diffusion.estimate(c.path, c.prediction, output, noisy, *at).velocity[:, 0]
-        v = v if streams == 1 else guided(v[:b], v[b:], options.guidance)
-        ahead = jnp.where(step.active, step.to - step.time, 0.0)
-        return (x + over(c, ahead[None, None])[0] * v, cache), None
+        caches = []
+
+        def velocity(x, t):
+            noisy = jnp.tile(x, (streams, 1, 1, 1))[:, None]
+            level = jnp.broadcast_to(t[None, None], (streams * b, 1, options.size))
+            level = level if apart else level[..., 0]
+            patches, kept = parts.base.patch_in(params, noisy, level)
+            found, row, filled = run(patches[:, 0], step, cache)
+            caches.append(filled)
+            hidden = jnp.zeros(patches.shape, found.dtype).at[:, 0, row].set(found, mode="drop")
+            output = parts.base.patch_out(params, hidden, kept)
+            at = over(c, level), diffusion.SHORT
+            v = diffusion.estimate(c.path, c.prediction, output, noisy, *at).velocity[:, 0]
+            return v if streams == 1 else solver.guide(v[:b], v[b:], meet(t, x))
+
+        ahead = advance(solver.kind, c.path, velocity, x, step.time, step.to, meet)
+        active = meet(step.active.astype(jnp.float32), x) > 0
+        # Heun's second look leaves no trace: what it wrote is written anew in the next step.
+        return (jnp.where(active, ahead, x), caches[0]), None
 
     return jax.lax.scan(body, (noise, cache), scanned(chart, times))[0][0]
 

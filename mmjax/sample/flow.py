@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
+from mmjax.sample_config import SampleConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Solver:
         return diffusion.shifted(jnp.linspace(0.0, 1.0, self.steps + 1), self.shift)
 
     def guide(self, conditional, unconditional, t):
-        """Guided velocity; [b, ...] both, t [b]."""
+        """Guided velocity; [b, ...] both, t [b], or as many axes as they have."""
         c, u = conditional, unconditional
         v = guided(c, u, self.guidance)
         axes = tuple(range(1, c.ndim))
@@ -45,19 +46,29 @@ class Solver:
 
         v = v * jnp.clip(length(c) / jnp.maximum(length(v), 1e-9), self.least, 1.0)
         inside = (t >= self.start) & (t <= self.stop)
-        return jnp.where(inside.reshape(-1, *(1,) * (c.ndim - 1)), v, c)
+        return jnp.where(inside if t.ndim == c.ndim else as_wide(inside, c), v, c)
 
 
-def step(kind: str, path: str, velocity: Callable, x, t, to):
+def solver_of(c: SampleConfig) -> Solver:
+    """The solver that a configuration asks for."""
+    limits = c.guidance_start, c.guidance_stop, c.guidance_least
+    return Solver(c.solver, c.steps, c.shift, c.guidance, *limits)
+
+
+def as_wide(t, x):
+    """Numbers [b], one a row, as they meet x [b, ...]."""
+    return t.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def step(kind: str, path: str, velocity: Callable, x, t, to, meet: Callable = as_wide):
     """One step of a solver from times t to times `to`, [b] each.
 
     Args:
-        velocity: (x, t [b]) -> dx/dt, shaped like x.
-        x: [b, ...].
+        velocity: (x, t) -> dx/dt, shaped like x.
+        x: [b, ...]. meet: (times, x) -> times as they meet x, where there is not one a row.
     """
-    rank = (-1,) + (1,) * (x.ndim - 1)
     v = velocity(x, t)
-    wide, far = t.reshape(rank), to.reshape(rank)
+    wide, far = meet(t, x), meet(to, x)
     if kind == "ddim":
         found = diffusion.estimate(path, "velocity", v, x, wide)
         return diffusion.mix(path, found.data, found.noise, far)

@@ -11,6 +11,7 @@ from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.run import Run
 from mmjax.sample.dial import Options, make
+from mmjax.sample.flow import solver_of
 from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request
 from mmjax.sample.talk import ROWS, Compiled, draw_ids, draw_signals
@@ -25,7 +26,8 @@ def answer(
     Args:
         run, params: the model. compiled: compiles a function once. requests: what is asked.
         sample: `text` is the length that is written, cut at EOS; `steps` are those of each patch,
-            and together those of a text or of codes; temperature is all that is chosen of a Choice.
+            and together those of a text or of codes, which have no solver; temperature is all that
+            is chosen of a Choice.
         keys: [n], one a request.
 
     Raises:
@@ -78,7 +80,8 @@ def options_of(run: Run, draws: bool, sample: SampleConfig) -> Options:
         return Options("text", length(run, sample), sample.steps, heat, scale, shared=False)
     kind = "codes" if parts.vocabulary.code_count else "patches"
     shared, heat = run.experiment.data.shared_position, sample.codes.temperature
-    return Options(kind, parts.config.tokens, sample.steps, heat, sample.guidance, shared)
+    solver = solver_of(sample) if kind == "patches" else None
+    return Options(kind, parts.config.tokens, sample.steps, heat, sample.guidance, shared, solver)
 
 
 def _answers(run: Run, params, compiled, draws: bool, rows: Batch, sample, keys) -> list:

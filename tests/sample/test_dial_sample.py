@@ -12,7 +12,7 @@ from random_batch import VOCABULARY
 from small import decoder_config
 from small import make as made
 
-from mmjax import dial
+from mmjax import dial, diffusion
 from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.error import UserError
 from mmjax.models.decoder import UNTIE
@@ -21,6 +21,8 @@ from mmjax.sample import flow
 from mmjax.sample.dial import Options, blank, make, plan, revealed
 
 LENGTHS = (3, 5)
+# How patches are denoised, beside steps and guidance.
+SOLVING = {"solver": "euler", "shift": 1.0, "start": 0.0, "stop": 1.0, "least": 1.0}
 
 
 def prompts(v=VOCABULARY, picture=True):
@@ -44,7 +46,11 @@ def coded_prompts(picture=True):
 
 def options(**changes):
     base = dict(kind="text", size=5, steps=1, temperature=0.0, guidance=1.0, shared=False)
-    return Options(**base | changes)
+    values = base | {k: v for k, v in changes.items() if k not in SOLVING}
+    solver, *how = (changes.get(k, value) for k, value in SOLVING.items())
+    return Options(
+        **values, solver=flow.Solver(solver, values["steps"], how[0], values["guidance"], *how[1:])
+    )
 
 
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -119,26 +125,37 @@ def whole(model, params, prompt, n, active, time, x):
 
 
 @pytest.mark.parametrize("form", dial.FORMS)
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
-def test_patches_are_those_of_whole_passes(alpha, form):
-    """Euler by hand, nothing cached; at alpha = 0 the plain solver's, all patches together."""
+@pytest.mark.parametrize(
+    ("alpha", "solver"),
+    [(0.0, "euler"), (0.0, "heun"), (0.3, "euler"), (0.3, "heun"), (0.7, "euler"), (1.0, "heun")],
+)
+def test_patches_are_those_of_whole_passes(alpha, form, solver):
+    """Steps by hand, nothing cached; at alpha = 0 the plain solver's, all patches together."""
     model = patches(1.0, alpha, form)
-    o = options(kind="patches", size=4, steps=3)
+    o = options(kind="patches", size=4, steps=3, solver=solver, shift=2.0)
     got, cost = sample(model, PARAMS, prompts(), o)
     chart = plan(form, alpha, 4, 3, False)
-    times = chart.time
-    if alpha > 0:  # at alpha = 0 the steps are even
+    times = np.asarray(diffusion.shifted(jnp.asarray(chart.time, jnp.float32), 2.0))
+    if alpha > 0:  # at alpha = 0 the steps are as at the plain solver
+        even = times
         c = model.parts.config.base
-        times = np.asarray(paced(c, jnp.asarray(times, jnp.float32), np.zeros(times.shape, bool)))
-        assert np.abs(times - chart.time).max() > 0.01
+        times = np.asarray(paced(c, jnp.asarray(times), np.zeros(times.shape, bool)))
+        assert np.abs(times - even).max() > 0.01
     x = jax.random.normal(KEYS[0], (4, 4, 3))
     base = model.parts.config.base
     step = jax.jit(partial(whole, model, PARAMS, prompts(), 4))
     noise = x
     for k, active in enumerate(chart.active):
         ahead = np.where(active, times[k + 1] - times[k], 0)
-        size = over(base, jnp.asarray(ahead, jnp.float32)[None, None])[0, 0]
-        x = x + size * step(active, times[k], x)
+        size, left = (
+            over(base, jnp.asarray(t, jnp.float32)[None, None])[0, 0]
+            for t in (ahead, 1 - times[k + 1])
+        )
+        v = step(active, times[k], x)
+        if solver == "heun":
+            again = step(active, times[k + 1], x + size * v)
+            v = jnp.where(left > 0, 0.5 * (v + again), v)
+        x = x + size * v
     np.testing.assert_allclose(got[0], x, rtol=1e-3, atol=1e-3)
     assert cost == chart.active.sum() and (chart.time[-1] == 1).all()
     if alpha == 0.0:
@@ -147,7 +164,7 @@ def test_patches_are_those_of_whole_passes(alpha, form):
         def velocity(x, t):
             return step(np.ones(4, bool), jnp.broadcast_to(t[0], (4,)), x[0])[None]
 
-        want = flow.solve("euler", "flow", velocity, noise[None], jnp.linspace(0, 1, 4))[0]
+        want = flow.solve(solver, "flow", velocity, noise[None], o.solver.times())[0]
         np.testing.assert_allclose(got[0], want, rtol=1e-3, atol=1e-3)
     else:
         together, _ = sample(patches(1.0, 0.0, form), PARAMS, prompts(), o)
@@ -232,6 +249,21 @@ def test_guidance_goes_from_the_blank_prompt_to_the_full_one():
     np.testing.assert_allclose(nothing, want, rtol=1e-3, atol=1e-3)
     assert np.abs(nothing - plain).max() > 1e-2
     assert np.asarray(empty.segment).sum(1).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_guidance_has_an_interval_and_a_length_of_its_own(alpha):
+    """None before any time is none at all; the interval is of each patch's own time."""
+    model, strong = patches(1.0, alpha), {"kind": "patches", "size": 4, "steps": 3, "guidance": 4.0}
+
+    def drawn(**changes):
+        return sample(model, PARAMS, prompts(), options(**strong | changes))[0]
+
+    plain, whole = drawn(guidance=1.0), drawn()
+    np.testing.assert_allclose(drawn(start=1.0), plain, rtol=1e-4, atol=1e-4)
+    others = [whole, drawn(start=0.4), drawn(stop=0.2), drawn(least=0.0)]
+    for n, one in enumerate(others):
+        assert all(np.abs(one - other).max() > 1e-2 for other in [plain, *others[:n]])
 
 
 @pytest.mark.parametrize("form", dial.FORMS)

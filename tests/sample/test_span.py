@@ -93,6 +93,15 @@ def test_mistakes_are_named(model):
         model.generate([["a star"]], top_k=3)
     with pytest.raises(UserError, match="give no stream, pictures"):
         model.generate([["a star"]], pictures=1)
+    if model.writes_codes:
+        with pytest.raises(UserError, match="solver is no option of a dial"):
+            model.generate([["a star", mmjax.IMAGE]], solver="heun")
+    else:
+        plain, heun, shifted = (
+            model.generate([["a star", mmjax.IMAGE]], steps=2, **how)[0]
+            for how in ({}, {"solver": "heun"}, {"shift": 4.0})
+        )
+        assert (plain != heun).any() and (plain != shifted).any()
     assert np.isfinite(model.score([["a star"]])).all()
 
 
