@@ -173,7 +173,7 @@ class Parts(NamedTuple):
 
     Attributes:
         config: the family's. base: the base family's parts, functions of the same params.
-        vocabulary, decoder, embed, run, head, coded, clean: the base's.
+        vocabulary, decoder, embed, run, head, coded, clean, codec: the base's.
         mask: batch -> [b, l, l] bool, of documents that are given.
     """
 
@@ -186,6 +186,7 @@ class Parts(NamedTuple):
     head: Any
     coded: Any
     clean: Any
+    codec: Any
     mask: Any
 
 
@@ -388,7 +389,7 @@ def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:
     base = model.parts
     parts = Parts(
         c, base, vocabulary, base.decoder, base.embed, base.run, base.head, base.coded, base.clean,
-        partial(given_mask, c, base),
+        base.codec, partial(given_mask, c, base),
     )  # fmt: skip
 
     def init(key):

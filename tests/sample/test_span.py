@@ -115,8 +115,11 @@ def test_text_in_blocks_needs_lengths_that_are_known():
 
 
 def test_evaluations_run(model, home):
-    found = EVALS["dial"]["drawing"](model, 0, home / "samples")
-    assert found and all(np.isfinite(v.value) for v in found.values())
+    for name in ("drawing", "scenes"):
+        found = EVALS["dial"][name](model, 0, home / "samples")
+        assert found and all(np.isfinite(v.value) for v in found.values())
+    coded = [name for name in found if name.startswith("drawn_all_codec")]
+    assert bool(coded) is model.writes_codes  # what the codec makes of true pictures
 
 
 def test_text_ends_with_its_first_eos():
