@@ -86,13 +86,13 @@ def written(trained: Trained, records, steps: int) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def measure(workdir: Path, kind: str) -> list[dict]:
-    """A row a number of steps; kept beside the run."""
+def measure(one: Run, kind: str) -> list[dict]:
+    """A row a number of steps; kept beside the run's log."""
     asked = "-".join(map(str, STEPS[kind]))
-    kept = workdir / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
+    kept = one.home / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    trained = mmjax.load(workdir)
+    trained = mmjax.load(one.workdir)
     records = heldout.draw(trained, SPLIT, COUNT, SEED)
     if kind == "pictures":
         true = frechet.features(efficientnet.load(), reconstruction.pictures(trained, records))
@@ -114,7 +114,7 @@ def measure(workdir: Path, kind: str) -> list[dict]:
 
 def sweep(kind: str, found: Mapping[str, Sequence[Run]]) -> dict[str, list[list[dict]]]:
     """For each arm, for each seed, its rows."""
-    return {name: [measure(one.workdir, kind) for one in some] for name, some in found.items()}
+    return {name: [measure(one, kind) for one in some] for name, some in found.items()}
 
 
 def bounds_of(found: Mapping[str, Sequence[Run]]) -> list[str]:

@@ -45,7 +45,7 @@ def digits(run: study.Run) -> float:
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("contrastive")
-    found = study.runs(ARMS, given)
+    found = study.runs(ARMS, given, weights=True)
     some = next(iter(found.values()))
     lines: list[str] = []
     for split, told in SPLIT.items():

@@ -89,8 +89,12 @@ def answering(workdir):
 
 
 def clocked(found: Mapping[str, Sequence[study.Run]]) -> dict[str, float]:
-    """Milliseconds an answer, COUNT at a time: medians of rounds in turns, A B C, C B A, ..."""
-    ready = {name: answering(some[0].workdir) for name, some in found.items()}
+    """Milliseconds an answer, COUNT at a time: medians of rounds in turns, A B C, C B A, ...
+
+    Only of arms whose weights are there.
+    """
+    here = {n: some[0].workdir for n, some in found.items() if study.finished(some[0].workdir)}
+    ready = {name: answering(workdir) for name, workdir in here.items()}
     times: dict[str, list[float]] = {name: [] for name in ready}
     for n in range(ROUNDS):
         for name in list(ready)[:: 1 if n % 2 == 0 else -1]:
@@ -117,7 +121,7 @@ def main() -> None:
             spent += ", after captions"
         pictures = f"{sum(one.steps * study.per_step(one).pictures for one in each):,.0f}"
         cells = [arm.name, positions(arm), " + ".join(str(one.steps) for one in each)]
-        cells += [pictures, spent, f"{took[arm.name]:.1f}"]
+        cells += [pictures, spent, f"{took[arm.name]:.1f}" if arm.name in took else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{budget / 1e12:.3g} TFLOPs each; n = {given.seeds} seeds."]
     text = "\n".join(lines)

@@ -98,7 +98,7 @@ def said(trained: Trained, seed: int) -> dict[str, tuple[int, int]]:
 def main() -> None:
     """Prints and writes both tables."""
     given = study.arguments("shapes")
-    (runs,) = study.runs(ARMS[:1], given).values()
+    (runs,) = study.runs(ARMS[:1], given, weights=True).values()
     models = [mmjax.load(one.workdir) for one in runs]
     tables = [read(trained, seed) for seed, trained in enumerate(models)]
     counts = [said(trained, seed) for seed, trained in enumerate(models)]

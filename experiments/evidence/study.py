@@ -2,12 +2,15 @@
 
 An arm is an experiment file with some fields changed. Every run is an ordinary `mmjax train` into a
 workdir named after file, steps, changes and seed, so that comparisons share what they have in
-common; one that is there already is not run again, one that was stopped goes on.
+common; one that is there already is not run again, one that was stopped goes on. What runs logged
+and measured can be kept apart from their weights (`--records`): it is small, and all that tables
+and figures are made of.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,12 +54,22 @@ class Arm(NamedTuple):
 BASE = Arm("transfusion", "small_transfusion", evals="likelihood,scenes,frechet,alignment")
 
 
+LOGGED = ("summary.json", "metrics.jsonl")  # of a workdir, what a record has
+
+
 class Run(NamedTuple):
-    """What a run left: its log, its evaluation, and where it lies."""
+    """What a run left.
+
+    Attributes:
+        metrics: its log, a row a logged step. summary: its evaluation.
+        workdir: where its weights are, if anywhere. home: where its log is, and what is measured
+            of it later: the workdir, or its record.
+    """
 
     metrics: list[dict]
     summary: dict[str, dict]
     workdir: Path
+    home: Path
 
 
 def arguments(default: str) -> argparse.Namespace:
@@ -64,6 +77,9 @@ def arguments(default: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out/evidence") / default)
     parser.add_argument("--runs", type=Path, default=Path("out/evidence/runs"), help="of all")
+    parser.add_argument(
+        "--records", type=Path, help="what runs logged: is read in place of a run, and kept of one"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500, help="of the first arm")
     parser.add_argument("--arms", default="", help="names of arms, with commas; default: all")
@@ -115,18 +131,44 @@ def mmjax(log: Path, *words: str, cores: Sequence[int] = ()) -> None:
         sys.exit(f"{' '.join(words)} failed; see {log}")
 
 
-def finished(arm: Arm, seed: int, given) -> bool:
+def finished(workdir: Path) -> bool:
     """Whether a run is there, with its evaluation."""
-    return (place(arm, seed, given) / "summary.json").is_file()
+    return (workdir / "summary.json").is_file()
 
 
-def make(arms: Sequence[Arm], seed: int, given) -> None:
-    """Makes the runs of a seed that are not there, after those they begin as."""
-    missing = [arm for arm in arms if not finished(arm, seed, given)]
+def record(workdir: Path, given) -> Path | None:
+    """Where a run's log is kept; None where none is."""
+    return given.records and given.records / workdir.name
+
+
+def keep(workdir: Path, given) -> Path:
+    """Copies a finished run's log to its record; -> where the log is."""
+    kept = record(workdir, given)
+    if kept is None:
+        return workdir
+    if finished(workdir):
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in LOGGED:
+            shutil.copy(workdir / name, kept / name)
+    return kept
+
+
+def make(arms: Sequence[Arm], seed: int, given, weights: bool = False) -> None:
+    """Makes the runs of a seed that are not there, after those they begin as.
+
+    weights: a record does not do.
+    """
+
+    def lacks(arm: Arm) -> bool:
+        workdir = place(arm, seed, given)
+        kept = record(workdir, given)
+        return not finished(workdir) and (weights or kept is None or not finished(kept))
+
+    missing = [arm for arm in arms if lacks(arm)]
     if not missing:
         return
-    make([other for arm in missing for other in arm.start.values()], seed, given)
-    some = {label(arm, given): arm for arm in missing if not finished(arm, seed, given)}
+    make([other for arm in missing for other in arm.start.values()], seed, given, weights=True)
+    some = {label(arm, given): arm for arm in missing if lacks(arm)}
     cores = sorted(os.sched_getaffinity(0))
     free: SimpleQueue[Sequence[int]] = SimpleQueue()
     for job in range(given.jobs):
@@ -138,6 +180,7 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         words = [f"--workdir={workdir}", f"--evals={arm.evals}", *flags(arm, seed, given)]
         try:
             mmjax(workdir.with_name(workdir.name + ".log"), "train", *words, cores=mine)
+            keep(workdir, given)
         finally:
             free.put(mine)
 
@@ -145,17 +188,22 @@ def make(arms: Sequence[Arm], seed: int, given) -> None:
         list(pool.map(one, some.values()))
 
 
-def runs(arms: Sequence[Arm], given) -> dict[str, list[Run]]:
-    """All runs of all arms, seed by seed, so that a study that is stopped has whole seeds."""
+def runs(arms: Sequence[Arm], given, weights: bool = False) -> dict[str, list[Run]]:
+    """All runs of all arms, seed by seed, so that a study that is stopped has whole seeds.
+
+    weights: for studies that load what was trained: a record does not do.
+    """
     chosen = [a for a in arms if not given.arms or a.name in given.arms.split(",")]
     found: dict[str, list[Run]] = {arm.name: [] for arm in chosen}
     for seed in range(given.seeds):
-        make(chosen, seed, given)
+        make(chosen, seed, given, weights)
         for arm in chosen:
             workdir = place(arm, seed, given)
-            lines = (workdir / "metrics.jsonl").read_text().splitlines()
-            summary = json.loads((workdir / "summary.json").read_text())
-            found[arm.name].append(Run([json.loads(line) for line in lines], summary, workdir))
+            home = keep(workdir, given)
+            lines = (home / "metrics.jsonl").read_text().splitlines()
+            summary = json.loads((home / "summary.json").read_text())
+            metrics = [json.loads(line) for line in lines]
+            found[arm.name].append(Run(metrics, summary, workdir, home))
     return found
 
 

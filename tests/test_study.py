@@ -1,0 +1,88 @@
+"""Comparisons: which runs they train, and which they read."""
+
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+EVIDENCE = ROOT / "experiments" / "evidence"
+
+
+@pytest.fixture
+def study():
+    """The module that comparisons share."""
+    spec = importlib.util.spec_from_file_location("study", EVIDENCE / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["study"]
+
+
+@pytest.fixture
+def given(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return Namespace(
+        runs=tmp_path / "runs", records=tmp_path / "records", seeds=2, steps=10, arms="", jobs=1
+    )
+
+
+@pytest.fixture
+def trained(study, monkeypatch):
+    """Names of runs as they are trained; training itself leaves a log and an evaluation."""
+    names = []
+
+    def train(log, verb, *words, cores=()):
+        (workdir,) = (Path(w.split("=", 1)[1]) for w in words if w.startswith("--workdir="))
+        workdir.mkdir(parents=True)
+        names.append(workdir.name)
+        (workdir / "summary.json").write_text(json.dumps({"hits": {"value": len(names)}}))
+        (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+
+    monkeypatch.setattr(study, "mmjax", train)
+    return names
+
+
+def test_what_was_recorded_is_not_trained_again_but_for_its_weights(study, given, trained):
+    first = study.Arm("first", "x")
+    then = study.Arm("then", "y", {"model.depth": 2}, start={"all": first})
+    (some,) = study.runs([then], given).values()
+    whole = [f"{n},seed={s}" for s in (0, 1) for n in ("x,10", "y,10,depth=2,all=(x,10)")]
+    assert trained == whole and [one.metrics for one in some] == [[{"step": 1, "loss": 2.0}]] * 2
+    assert {one.home.parent for one in some} == {given.records}
+    for workdir in given.runs.iterdir():
+        workdir.rename(given.runs.parent / workdir.name)
+    (again,) = study.runs([then], given).values()
+    assert trained == whole and study.values(again, "hits") == [2, 4]
+    study.runs([first], given)  # what another began as was recorded too
+    assert trained == whole
+    study.runs([then], given, weights=True)
+    assert trained == whole * 2
+    given.records = None
+    (plain,) = study.runs([then], given).values()
+    assert trained == whole * 2 and plain[0].home == plain[0].workdir
+
+
+def test_runs_are_told_apart_by_all_that_they_are(study, given):
+    base = study.Arm("base", "x")
+    others = [
+        base,
+        base._replace(steps=5),
+        base._replace(experiment="y"),
+        base._replace(changes={"model.depth": 1}),
+        base._replace(changes={"model.depth": 2}),
+        base._replace(start={"all": base}),
+    ]
+    assert len({study.place(arm, seed, given) for arm in others for seed in (0, 1)}) == 12
+    assert study.place(base._replace(name="another"), 0, given) == study.place(base, 0, given)
+
+
+def test_intervals_are_those_of_the_t_distribution(study):
+    assert study.interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.303 / sqrt(3)
+    assert study.interval([0.5]) == "0.500"
+    noise, other = [0.0, 5.0, -3.0], [1.0, 7.0, 0.0]
+    assert study.difference(other, noise) == "2.000 ± 2.484"
