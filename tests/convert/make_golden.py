@@ -329,8 +329,13 @@ RUNS = {"chameleon": writing, "llama": talking, "llava": talking, "idefics": loo
 
 
 def drawn(name: str, seed: int):
-    """A model of that name in this file, its weights at a scale at which every part matters."""
-    model = globals()[name]().eval()
+    """A model of that name in this file, see `redrawn`."""
+    return redrawn(globals()[name](), seed)
+
+
+def redrawn(model, seed: int):
+    """A model with new weights, at a scale at which every part matters."""
+    model = model.eval()
     model.config._attn_implementation = "eager"
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -108,7 +108,7 @@ def original(name: str) -> str:
 
 def drawn(swin: bool, shards: int, seed: int):
     """(Hugging Face's model, the codec's decoder), whose weights both formats can hold."""
-    model = make_golden.drawn("chameleon_swin" if swin else "chameleon", seed)
+    model = make_golden.redrawn(make_golden.chameleon(swin), seed)
     decoder = Decoder(model.config.vq_config).eval()
     rng = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -157,6 +157,7 @@ def made(model, decoder, seed: int) -> dict[str, np.ndarray]:
     """Inputs and outputs of both, `pixels` [n, 3, h, w] being those of codes drawn at random."""
     with torch.no_grad():
         found = make_golden.writing(model, seed)
+        found = {k: v for k, v in found.items() if not k.startswith("more/")}
         codes = torch.randint(0, 20, (2, 16), generator=torch.Generator().manual_seed(seed))
         vq = model.model.vqmodel
         z = vq.quantize.embedding(codes).reshape(2, 4, 4, 4).permute(0, 3, 1, 2)
