@@ -143,6 +143,8 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
     try:
         c = around.standardised(kind.config(source.config), source.path)
         vocabulary = vocabulary_of(kind, source.config)
+        if OURS not in source.config:
+            vocabulary = told_beside(kind, vocabulary, source)
         rows = kind.rows(c, vocabulary, source.config)
     except UserError:
         raise
@@ -167,7 +169,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         (place / "checkpoints").mkdir()
         meta = {"from": source.config["model_type"]}
         write(place.resolve() / "checkpoints", files, extra, meta)
-        e = around.experiment(kind.FAMILY, c, families(), **kind.place(c))
+        e = around.experiment(kind.FAMILY, c, families(), **sized(kind.place(c), source))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
         (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
@@ -188,6 +190,22 @@ def vocabulary_of(kind, given: Mapping) -> Vocabulary:
     return kind.vocabulary(given)
 
 
+def told_beside(kind, v: Vocabulary, source: hub.Hub | original.Original) -> Vocabulary:
+    """Ids with what files beside config.json say: of padding and ends, and where texts stop."""
+    if kind is clip:
+        return clip.named(v, source.config, source.beside)
+    told = json.loads(source.beside.get(hub.GENERATION, b"{}"))
+    more = [n for n in hub.tokens(told, "eos_token_id") if n not in (v.eos, *v.stops)]
+    return replace(v, stops=(*v.stops, *more)) if v.eos >= 0 else v
+
+
+def sized(place: Mapping[str, Any], source: hub.Hub | original.Original) -> dict:
+    """Sizes of rows and how pictures come to size, as far as the files beside say otherwise."""
+    text = source.config.get("text_config") or source.config
+    most = text.get("max_position_embeddings") or place["length"]
+    return dict(place) | {"length": min(place["length"], most)} | around.resized(source.path)
+
+
 def untied(given: Mapping) -> dict:
     """Their config.json, embeddings and outputs being weights of their own."""
     found = dict(given)
@@ -196,6 +214,13 @@ def untied(given: Mapping) -> dict:
     if found.get("text_config"):
         found["text_config"] = untied(found["text_config"])
     return found
+
+
+def whole_numbers(given: Mapping) -> dict:
+    """Their config.json, saying f32 of weights, as we write them."""
+    told = {name: "float32" for name in ("dtype", "torch_dtype") if given.get(name)}
+    inner = {k: whole_numbers(x) for k, x in given.items() if k.endswith("_config") and x}
+    return dict(given) | inner | told
 
 
 def apart(rows: list, given: Mapping, there: Container[str]) -> list:
@@ -319,6 +344,8 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     kind = kind_of(src)
     held = hold(src)
     given = held.given or kind.given(held.experiment.model, held.vocabulary)
+    if held.step:  # trained on since: loaded in fewer bits it would be rounded
+        given = whole_numbers(given)
     if vocabulary_of(kind, given) != held.vocabulary:  # they have no names for all sentinels
         given = given | {OURS: asdict(held.vocabulary)}
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)

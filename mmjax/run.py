@@ -133,16 +133,22 @@ def assemble(
 def vocabulary_of(e: Experiment, tokenizer: Tokenizer, workdir: str | Path | None) -> Vocabulary:
     """A run's ids: those written down in its workdir, or its tokenizer's with codes behind them.
 
-    A run that begins as an imported model with image codes has that model's, whose codes lie among
-    the words.
+    A run that begins as an imported model with image codes, or with ids whose weights are apart,
+    has that model's: they lie where they lie there. One that begins with an imported table
+    otherwise has at least as many ids as that has rows.
 
     Raises:
         UserError: if they have no ids for what the data need.
     """
     codes, begun = getattr(e.model, "codes", 0), e.start.get("all") if workdir is None else None
-    place = workdir if begun is None or not codes else begun
+    kept = codes or getattr(e.model, "added", 0)
+    place = workdir if begun is None or not kept else begun
     if place is None or not (Path(place) / VOCABULARY).is_file():
-        return bpe.vocabulary(tokenizer, codes)
+        names = ("all", "language") if workdir is None else ()
+        tables = [Path(e.start[name]) for name in names if name in e.start]
+        imported = [w for w in tables if (w / VOCABULARY).is_file()]
+        rows = max((read_vocabulary(w, 0).size for w in imported), default=0)
+        return bpe.vocabulary(tokenizer, codes, rows)
     found = read_vocabulary(place, codes)
     if e.data.spans and not found.masks:
         raise UserError(

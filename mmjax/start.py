@@ -143,7 +143,8 @@ def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
     if imported and run.vocabulary == read_vocabulary(workdir, 0):
         new = ()  # its ids are the run's
     elif imported:
-        new = tuple(range(read_vocabulary(workdir, 0).size, bpe.vocabulary(mine).size))
+        size = run.vocabulary.size - run.vocabulary.code_count
+        new = tuple(range(read_vocabulary(workdir, 0).size, size))
         theirs = bpe.with_registers(theirs) if bpe.vocabulary(mine).registers else theirs
         if mine.to_str() == theirs.to_str():
             return new

@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mmjax.conversion import Held, Report, hold, kind_of
-from mmjax.convert import clip, idefics
+from mmjax.convert import clip, idefics, llava
 from mmjax.error import UserError
 
 # How many axes inputs of `transformers` have.
@@ -107,6 +107,8 @@ def check_sizes(path: str, inputs: Mapping[str, np.ndarray], held: Held) -> None
     c, given = held.experiment.model, held.given or {}
     if (ids := inputs.get("input_ids")) is not None:
         place = given.get("image_token_id", given.get("image_token_index"))  # no word of the table
+        if given.get("model_type") == "llava":
+            place = llava.whole(given)["image_token_index"]
         words, size = ids[ids != place], held.vocabulary.size
         if wrong := sorted({int(i) for i in words.flat if not 0 <= i < size}):
             raise UserError(f"{path}: input_ids has {wrong[0]}; the model has {size} ids")

@@ -56,6 +56,7 @@ def theirs(name: str, place: Path, shards: int = 1) -> Path:
 
 ALL = ["clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip"]
 ALL += ["idefics", "idefics_plain", "llama_biased", "clip_first", "llava_bare"]
+ALL += ["clip_wide", "siglip_wide"]
 WRITES = {
     "chameleon": ("logits_raw", "vq_indices"),
     "llava": ("image_features",),
@@ -316,6 +317,43 @@ def test_what_is_not_read_is_told_and_objects_are_skipped(both, tmp_path):
     told: list[str] = []
     assert verification.verify(work, tmp_path, said=told.append) < 1e-4
     assert "not read: position_ids" in told and "not compared: others" in told
+
+
+@pytest.mark.parametrize(
+    ("says", "resize", "mean"),
+    [
+        ({}, "pil_bicubic_aa", None),
+        ({"resample": 1, "do_center_crop": True}, "pil_lanczos", None),
+        ({"resample": 2, "image_mean": None}, "pil_bilinear_stretch", None),
+        ({"resample": 3, "do_pad": True, "do_normalize": False}, "pil_bicubic_pad", 0.0),
+        ({"resample": 5}, "pil_bicubic_aa", None),
+    ],
+)
+def test_pictures_come_to_size_as_the_file_beside_says(says, resize, mean, tmp_path):
+    source = theirs("clip", tmp_path / "hub")
+    (source / hub.PREPROCESSOR).write_text(json.dumps(says))
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    e = run.read_config(work)
+    assert e.data.resize == resize
+    assert e.model.mean[0] == (0.48145466 if mean is None else mean)
+
+
+def test_what_was_trained_since_goes_out_as_it_is(tmp_path):
+    """In f32, which is what config.json then says; what was imported alone keeps what it said."""
+    given = {"dtype": "bfloat16", "text_config": {"torch_dtype": "float16"}, "hidden_size": 4}
+    told = conversion.whole_numbers(given)
+    assert told == {
+        "dtype": "float32", "text_config": {"torch_dtype": "float32"}, "hidden_size": 4,
+    }  # fmt: skip
+    source = theirs("llama", tmp_path / "hub")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    for step, wanted in ((0, "bfloat16"), (1, "float32")):
+        if step:
+            (work / "checkpoints" / "0").rename(work / "checkpoints" / "1")
+        out = conversion.convert(work, tmp_path / f"out{step}", said=lambda _: None)
+        assert hub.read_json(out / "config.json")["dtype"] == wanted
 
 
 def test_ids_they_have_no_names_for_come_back(tmp_path):

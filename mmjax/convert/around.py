@@ -29,6 +29,7 @@ DATA = {
 RESAMPLE = {
     "nearest": (0, True), "pil_lanczos": (1, True), "pil_bilinear_aa": (2, True),
     "pil_bicubic_aa": (3, True), "pil_bicubic_stretch": (3, False), "pil_box": (4, True),
+    "pil_bilinear_stretch": (2, False),
 }  # fmt: skip
 CHOICE = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0}
 
@@ -91,13 +92,36 @@ def standardised(c: Any, path: Path) -> Any:
     Raises:
         UserError: if its file is damaged.
     """
-    for name in (hub.PREPROCESSOR, hub.PROCESSOR):
-        if hasattr(c, "mean") and (path / name).is_file():
-            said = hub.read_json(path / name)
-            said = said.get("image_processor", said)
-            if "image_mean" in said and "image_std" in said:
-                return replace(c, mean=tuple(said["image_mean"]), std=tuple(said["image_std"]))
+    said = processor(path)
+    if not hasattr(c, "mean"):
+        return c
+    if said.get("do_normalize") is False:  # bytes over 255, as they are
+        return replace(c, mean=(0.0,) * 3, std=(1.0,) * 3)
+    if said.get("image_mean") and said.get("image_std"):
+        return replace(c, mean=tuple(said["image_mean"]), std=tuple(said["image_std"]))
     return c
+
+
+def processor(path: Path) -> dict:
+    """What a directory of theirs says of pictures; empty if nothing.
+
+    Raises:
+        UserError: if its file is damaged.
+    """
+    for name in (hub.PREPROCESSOR, hub.PROCESSOR):
+        if (path / name).is_file():
+            said = hub.read_json(path / name)
+            return said.get("image_processor") or said
+    return {}
+
+
+def resized(path: Path) -> dict[str, str]:
+    """`resize` as a directory of theirs says it; empty where it says nothing that is known."""
+    said = processor(path)
+    names: dict[tuple, str] = {how: name for name, how in RESAMPLE.items()}
+    how = said.get("resample"), bool(said.get("do_center_crop"))
+    known = "pil_bicubic_pad" if said.get("do_pad") and how[0] == 3 else names.get(how)
+    return {} if known is None or said.get("do_resize") is False else {"resize": known}
 
 
 def preprocessor(e: Experiment) -> dict:

@@ -1,6 +1,8 @@
 """CLIP and SigLIP of Hugging Face's `transformers`: `CLIPModel` and `SiglipModel`."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from mmjax.contrastive import OBJECTIVES
 from mmjax.convert import hub
 from mmjax.convert.decoder import ACTIVATIONS, one_device
 from mmjax.convert.rows import Row
+from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.layers.encoder import EncoderConfig
 from mmjax.layers.vision import TextConfig, VisionConfig
@@ -67,6 +70,19 @@ def whole(given: Mapping) -> dict:
     return base | dict(given) | {name: base[name] | said[name] for name in towers}
 
 
+def named(v: Vocabulary, given: Mapping, beside: Mapping[str, bytes]) -> Vocabulary:
+    """SigLIP's padding and end as the tokenizer beside names them: config.json does not."""
+    about = json.loads(beside.get("tokenizer_config.json", b"{}"))
+    known = json.loads(beside.get(TOKENIZER, b"{}")).get("added_tokens", [])
+    ids = {token["content"]: token["id"] for token in known}
+    found: dict[str, Any] = {}
+    for ours in ("pad", "eos") if given["model_type"] == "siglip" else ():
+        name = about.get(f"{ours}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        found |= {ours: ids[name]} if name in ids else {}
+    return replace(v, **found)
+
+
 def vocabulary(given: Mapping) -> Vocabulary:
     """Their ids; what they have none for is -1.
 
@@ -119,9 +135,7 @@ def config(given: Mapping, dtype: str = "float32") -> Config:
     return Config(
         vision=VisionConfig(
             encoder=seen,
-            image=vision["image_size"],
-            patch=vision["patch_size"],
-            crop=vision["image_size"] % vision["patch_size"] > 0,
+            **sides(vision),
             pool="token" if clip else "attention",
             positions="learned",
             patch_bias=not clip,
@@ -141,6 +155,25 @@ def config(given: Mapping, dtype: str = "float32") -> Config:
         mean=(0.48145466, 0.4578275, 0.40821073) if clip else (0.5,) * 3,
         std=(0.26862954, 0.26130258, 0.27577711) if clip else (0.5,) * 3,
     )
+
+
+def sides(vision: Mapping) -> dict[str, Any]:
+    """A tower's picture and patch, and whether an edge is left over.
+
+    Raises:
+        UserError: for what is no square.
+    """
+    found = {}
+    for name, key in (("image", "image_size"), ("patch", "patch_size")):
+        x = vision[key]
+        if isinstance(x, list | tuple):
+            if len(set(x)) != 1:
+                raise UserError(
+                    f"config.json has {key}={x}, which no tower here has; squares alone"
+                )
+            (x,) = set(x)
+        found[name] = x
+    return found | {"crop": found["image"] % found["patch"] > 0}
 
 
 def text_pool(text: Mapping) -> str:

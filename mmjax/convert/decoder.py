@@ -52,6 +52,9 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     ):
         if wrong:
             raise UserError(f"config.json has {what}, which the decoder here does not have")
+    if kind == "llama3":  # where it is left out, the length of rows says it
+        most = given.get("original_max_position_embeddings", given.get("max_position_embeddings"))
+        rope = ({} if most is None else {"original_max_position_embeddings": most}) | dict(rope)
     if absent := [name for name in ROPE[kind] if name not in rope]:
         raise UserError(f"config.json: rope_type={kind!r} lacks {', '.join(absent)}")
     head = given.get("head_dim") or width // heads

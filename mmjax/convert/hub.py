@@ -16,10 +16,11 @@ from mmjax.error import UserError
 
 CONFIG = "config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+GENERATION = "generation_config.json"
 BESIDE = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.json",
-    "chat_template.jinja", "generation_config.json", PREPROCESSOR, PROCESSOR,
+    "chat_template.jinja", GENERATION, PREPROCESSOR, PROCESSOR,
 )  # fmt: skip
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")

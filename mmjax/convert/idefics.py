@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.batch import Vocabulary
 from mmjax.convert import clip, llama
-from mmjax.convert.clip import encoder_config, given_tower, norm, vision_rows
+from mmjax.convert.clip import encoder_config, given_tower, norm, sides, vision_rows
 from mmjax.convert.decoder import decoder_rows, next_token_loss, one_device
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
@@ -94,14 +94,17 @@ def vocabulary(given: Mapping) -> Vocabulary:
         eoi=around,
         sep=-1,
         eoss=-1,
-        masks=(size + more - 1,) if more else (),  # a picture's place: never written as a word
+        masks=(place_of(more, size, v.pad),) if more else (),  # never written as a word
         stops=v.stops,
     )
 
 
-def place_of(added: int, v: Vocabulary) -> int:
-    """The id that stands where a picture does: the last that was added, or padding's."""
-    return v.size - 1 if added else v.pad
+def place_of(added: int, size: int, pad: int) -> int:
+    """The id that stands where a picture does: of those added behind `size` the second, or padding.
+
+    Where one alone was added it is that; a third, in those that were instructed, ends a turn.
+    """
+    return size + min(added, 2) - 1 if added else pad
 
 
 def config(given: Mapping) -> Config:
@@ -127,9 +130,7 @@ def config(given: Mapping) -> Config:
         decoder=decoder,
         vision=VisionConfig(
             encoder=encoder_config(vision, "float32"),
-            image=vision["image_size"],
-            patch=vision["patch_size"],
-            crop=vision["image_size"] % vision["patch_size"] > 0,
+            **sides(vision),
             pool="token",
             positions="learned",
             patch_bias=False,
@@ -152,7 +153,7 @@ def config(given: Mapping) -> Config:
         ),
         select="all",
         added=given["additional_vocab_size"],
-        place=place_of(given["additional_vocab_size"], v),
+        place=place_of(given["additional_vocab_size"], given["vocab_size"], v.pad),
         z_weight=0.0,
         mean=model.mean,
         std=model.std,
@@ -179,7 +180,7 @@ def given(c: Config, v: Vocabulary) -> dict:
         ("decoder.", d, {"kv_heads": d.heads, "head": 0, "biases": ()}),
         ("cross.", c.cross, cross),
         ("vision.", c.vision, tower),
-        ("", c, {"select": "all", "place": place_of(c.added, v)}),
+        ("", c, {"select": "all", "place": place_of(c.added, v.size - c.added, v.pad)}),
     ):
         for field, x in wanted.items():
             if (mine := getattr(held, field)) != x:

@@ -79,8 +79,8 @@ def given_language(d: DecoderConfig, v: Vocabulary) -> dict:
     return given_decoder(d) | {
         "model_type": "llama",
         "vocab_size": v.size,
-        "bos_token_id": v.bos,
-        "eos_token_id": [v.eos, *v.stops] if v.stops else v.eos,
+        "bos_token_id": v.bos if v.bos >= 0 else None,
+        "eos_token_id": [v.eos, *v.stops] if v.stops else v.eos if v.eos >= 0 else None,
         "pad_token_id": v.pad,
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.batch import Vocabulary
 from mmjax.convert import clip, llama
-from mmjax.convert.clip import encoder_config, given_tower, vision_rows
+from mmjax.convert.clip import encoder_config, given_tower, sides, vision_rows
 from mmjax.convert.decoder import ACTIVATIONS, product
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
@@ -95,9 +95,7 @@ def config(given: Mapping) -> Config:
         decoder=llama.decoder(given["text_config"]),
         vision=VisionConfig(
             encoder=encoder_config(vision, "float32"),
-            image=vision["image_size"],
-            patch=vision["patch_size"],
-            crop=vision["image_size"] % vision["patch_size"] > 0,
+            **sides(vision),
             pool=tower.pool if vision.get("vision_use_head", True) else "mean",  # it is not read
             positions=tower.positions,
             patch_bias=tower.patch_bias,

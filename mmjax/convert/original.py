@@ -147,6 +147,9 @@ def read(path: Path) -> Original:
     if not files:
         raise UserError(f"{path} has no consolidated*.pth; fetch them")
     shards = [pickled.contents(file) for file in files]
+    wanted = ("dim", "n_layers", "n_heads", "norm_eps")
+    if absent := [name for name in wanted if name not in params]:
+        raise UserError(f"{path / PARAMS} lacks {', '.join(absent)}; fetch it anew")
     heads = params["n_heads"], params.get("n_kv_heads") or params["n_heads"]
     tensors = decoder_of(path, files, shards, heads)
     codec = tokenizer / CODEC
@@ -191,7 +194,7 @@ def vocabulary_map(path: Path, text: dict) -> dict[str, int]:
     Raises:
         UserError: if that one is not there.
     """
-    vocabulary, added = text["model"]["vocab"], text.get("added_tokens", [])
+    vocabulary, added = text.get("model", {}).get("vocab", {}), text.get("added_tokens", [])
     if RESERVED not in vocabulary:
         raise UserError(
             f"{path} has no {RESERVED}, the token that stands for images; fetch it anew"

@@ -65,8 +65,17 @@ def pil_lanczos_pad(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 def pil_bicubic_stretch(pixels: np.ndarray, size: Size) -> np.ndarray:
     """[h, w, 3] uint8 -> [size, size, 3] uint8: the whole picture, whatever its aspect (SigLIP)."""
+    return _stretched(pixels, size, Resampling.BICUBIC)
+
+
+def pil_bilinear_stretch(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """[h, w, 3] uint8 -> [size, size, 3] uint8: the whole picture, by triangles (SigLIP 2)."""
+    return _stretched(pixels, size, Resampling.BILINEAR)
+
+
+def _stretched(pixels: np.ndarray, size: Size, kernel: Resampling) -> np.ndarray:
     high, wide = (size, size) if isinstance(size, int) else size
-    return np.asarray(PIL.Image.fromarray(pixels).resize((wide, high), Resampling.BICUBIC))
+    return np.asarray(PIL.Image.fromarray(pixels).resize((wide, high), kernel))
 
 
 def nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -125,6 +134,7 @@ RESIZE: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "pil_bicubic_aa": pil_bicubic_aa,
     "pil_bicubic_pad": pil_bicubic_pad,
     "pil_bicubic_stretch": pil_bicubic_stretch,
+    "pil_bilinear_stretch": pil_bilinear_stretch,
     "pil_lanczos": pil_lanczos,
     "pil_lanczos_pad": pil_lanczos_pad,
     "torch_bicubic": torch_bicubic,

@@ -74,7 +74,10 @@ def load(path: str | Path) -> Tokenizer:
         UserError: if it is absent or damaged.
     """
     if not Path(path).is_file():
-        raise UserError(f"tokenizer {path} does not exist; `mmjax data build` writes one")
+        raise UserError(
+            f"tokenizer {path} does not exist; `mmjax data build` writes one, beside imported "
+            f"weights save that of their model"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
@@ -82,14 +85,15 @@ def load(path: str | Path) -> Tokenizer:
     return with_sentinels(tokenizer)
 
 
-def vocabulary(tokenizer: Tokenizer, codes: int = 0) -> Vocabulary:
+def vocabulary(tokenizer: Tokenizer, codes: int = 0, least: int = 0) -> Vocabulary:
     """The id space of a tokenizer with the sentinels, and of `codes` image codes behind it.
 
-    It has registers where the tokenizer has them.
+    It has registers where the tokenizer has them. least: of ids for text, with those that are
+    nothing's: imported tables may have more rows than their tokenizer has ids.
     """
     ids = [int(id_of(tokenizer, s)) for s in SENTINELS]  # type: ignore[arg-type]
     pad, bos, eos, boi, eoi, sep, eoss = ids[:7]
-    size = tokenizer.get_vocab_size()
+    size = max(tokenizer.get_vocab_size(), least)
     found = (tokenizer.token_to_id(r) for r in REGISTERS)
     registers = tuple(i for i in found if i is not None)
     return Vocabulary(
@@ -202,13 +206,17 @@ def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
 
 def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[str, Any]:
     """One document, its texts' ids taken from the iterator `texts`; without EOS if ends is 0."""
-    tokens, modality, image, position, weight = [vocab.bos], [TEXT], [0], [0], [0.0]
+    tokens: list[int] = []
+    modality: list[int] = []
+    image: list[int] = []
+    position: list[int] = []
+    weight: list[float] = []
 
     def add(ids, kind, slot, loss, step=1):
         tokens.extend(ids)
         modality.extend([kind] * len(ids))
         image.extend([slot] * len(ids))
-        start = position[-1] + 1
+        start = position[-1] + 1 if position else 0
         position.extend(range(start, start + len(ids)) if step else [start] * len(ids))
         weight.extend([float(loss)] * len(ids))
 
@@ -226,6 +234,7 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             f"this model has no {SEPARATOR}; ask in the words it was trained on, as 'USER: ... "
             f"ASSISTANT:'"
         )
+    add([vocab.bos] if vocab.bos >= 0 else [], TEXT, 0, False)  # imported models may have none
     slot = written = 0  # written: length of the last text
     for part in document:
         if isinstance(part, Text):
@@ -243,7 +252,7 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             add([vocab.eoi] * len(around), TEXT, 0, part.loss)
         else:
             raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")
-    if ends:
+    if ends and vocab.eos >= 0:
         add([vocab.eos] * (ends - written % ends if written else 1), TEXT, 0, True)
     return {
         "tokens": np.array(tokens, np.int32),

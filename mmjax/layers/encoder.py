@@ -34,6 +34,7 @@ def _sizes(width: int, depth: int, heads: int, mlp: int) -> dict[str, int]:
 # The sizes that have names: Dosovitskiy et al. 2021, Zhai et al. 2022 (arXiv 2106.04560, g and G),
 # Touvron et al. 2021 (arXiv 2012.12877, Ti and S), Alabdulmohsin et al. 2023 (arXiv 2305.13035).
 VARIANTS = {
+    "mu": _sizes(32, 1, 2, 128),  # for tests
     "Ti": _sizes(192, 12, 3, 768),
     "S": _sizes(384, 12, 6, 1536),
     "B": _sizes(768, 12, 12, 3072),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import flops
-from mmjax.batch import Batch, Vocabulary, causal_mask, target_weight
+from mmjax.batch import TEXT, Batch, Vocabulary, causal_mask, next_weight
 from mmjax.error import UserError
 from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
 from mmjax.losses import Terms
@@ -85,9 +85,14 @@ def check(select: str, train: tuple[str, ...], parts: tuple[str, ...]) -> None:
 
 
 def word_weight(batch: Batch, vocabulary: Vocabulary):
-    """[b, l - 1] f32: `target_weight` but for BOI, which a model that cannot draw never writes."""
-    weight = target_weight(batch)
-    return jnp.where(batch.tokens[:, 1:] == vocabulary.boi, 0.0, weight)
+    """[b, l - 1] f32: weight of predicting word j + 1 from position j.
+
+    Never BOI and EOI, which a model that cannot draw does not write; where there are none (imported
+    ones), the word behind a picture is predicted from its last position.
+    """
+    after = batch.tokens[:, 1:]
+    word = (batch.modality[:, 1:] == TEXT) & (after != vocabulary.boi) & (after != vocabulary.eoi)
+    return jnp.where(word, next_weight(batch), 0.0)
 
 
 def loss(parts: Parts, params, batch: Batch, keys) -> Terms:

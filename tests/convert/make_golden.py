@@ -46,6 +46,46 @@ def siglip():
     return transformers.SiglipModel(c)
 
 
+WIDE = (24, 16)  # pixels of a picture that is no square, and larger than its tower's
+
+
+class WideClip(transformers.CLIPModel):
+    """One whose positions are brought to other grids unasked."""
+
+    def forward(self, *args, **named):
+        return super().forward(*args, interpolate_pos_encoding=True, **named)
+
+
+class WideSiglip(transformers.SiglipModel):
+    """The same of SigLIP."""
+
+    def forward(self, *args, **named):
+        return super().forward(*args, interpolate_pos_encoding=True, **named)
+
+
+def clip_wide():
+    """Pictures of six patches by four, texts whose padding is masked."""
+    return WideClip(clip().config)
+
+
+def siglip_wide():
+    """The same of SigLIP."""
+    return WideSiglip(siglip().config)
+
+
+def vit():
+    """A ViT as it stands alone: a class token, biases of patches, no norm before the blocks."""
+    return transformers.ViTModel(transformers.ViTConfig(**VISION, layer_norm_eps=1e-6))
+
+
+def seeing(model, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and outputs of a ViT."""
+    pixels = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(seed))
+    out = model(pixel_values=pixels, output_hidden_states=True)
+    found = {f"hidden_{n}": x for n, x in enumerate(out.hidden_states)}
+    return found | {"pixel_values": pixels, "pooled": out.last_hidden_state[:, 0]}
+
+
 def chameleon(swin: bool = False, side: int = 8, **codec):
     """A Chameleon whose image ids stand for codes in no order; swin: the 34B's norms."""
     order = np.random.default_rng(0).permutation(20)
@@ -293,15 +333,18 @@ def contrastive(model, seed: int) -> dict[str, np.ndarray]:
     ids = torch.randint(3, 37, (3, 9), generator=rng)
     for row, end in zip(ids, (8, 5, 3), strict=True):
         row[end], row[end + 1 :] = 37 if model.config.text_config.eos_token_id == 2 else 39, 0
-    pixels = torch.randn(3, 3, 20, 20, generator=rng)
-    out = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True, return_loss=True)
+    wide = isinstance(model, WideClip | WideSiglip)
+    pixels = torch.randn(3, 3, *(WIDE if wide else (20, 20)), generator=rng)
+    given = {"input_ids": ids, "pixel_values": pixels}
+    given |= {"attention_mask": (ids > 0).long()} if wide else {}
+    out = model(**given, output_hidden_states=True, return_loss=True)
     found = {
         "logits_per_image": out.logits_per_image, "image_embeds": out.image_embeds,
         "text_embeds": out.text_embeds, "loss": out.loss,
     }  # fmt: skip
     for name, tower in (("vision", out.vision_model_output), ("text", out.text_model_output)):
         found |= {f"{name}_hidden_{i}": x for i, x in enumerate(tower.hidden_states)}
-    return {"input_ids": ids, "pixel_values": pixels} | found
+    return given | found
 
 
 def positions() -> None:
@@ -325,7 +368,9 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 NAMES = ("clip", "siglip", "chameleon", "chameleon_swin", "llama", "llava", "llava_siglip")
 NAMES += ("idefics", "idefics_plain", "llama_tied", "llama_biased", "clip_first", "llava_bare")
-RUNS = {"chameleon": writing, "llama": talking, "llava": talking, "idefics": looking}
+NAMES += ("clip_wide", "siglip_wide")
+ALONE = ("vit",)  # has no conversion: a tower of others
+RUNS = {"vit": seeing, "chameleon": writing, "llama": talking, "llava": talking, "idefics": looking}
 
 
 def drawn(name: str, seed: int):
@@ -350,7 +395,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
     torch.set_num_threads(1)
     positions()
-    for name in sys.argv[1:] or NAMES:
+    for name in sys.argv[1:] or (*NAMES, *ALONE):
         model = drawn(name, 0)
         with torch.no_grad():
             made = RUNS.get(name.split("_")[0], contrastive)(model, 1)

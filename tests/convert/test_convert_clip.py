@@ -114,3 +114,29 @@ def test_what_does_not_fit_is_named(held):
 def test_other_models_are_refused():
     with pytest.raises(UserError, match="model_type='llava' is neither clip nor siglip"):
         convert.config({"model_type": "llava"})
+
+
+def test_pictures_are_squares_however_they_are_written():
+    model = {"model_type": "clip", "vision_config": {"image_size": [28, 28], "patch_size": [9, 9]}}
+    c = convert.config(model).vision
+    assert (c.image, c.patch, c.crop) == (28, 9, True)
+    model["vision_config"]["image_size"] = [28, 14]
+    with pytest.raises(UserError, match=r"image_size=\[28, 14\].*squares alone"):
+        convert.config(model)
+
+
+def test_what_pads_and_ends_a_text_of_siglip_is_named_by_its_tokenizer():
+    """SigLIP 2 has another than SigLIP; neither stands in config.json."""
+    given = {"model_type": "siglip", "text_config": {"pad_token_id": 7}}
+    v = convert.vocabulary(given)
+    assert (v.pad, v.eos) == (1, 1) and convert.named(v, given, {}) == v
+    tokens = [{"content": "<pad>", "id": 0}, {"content": "<eos>", "id": 2}]
+    beside = {
+        "tokenizer_config.json": json.dumps(
+            {"pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
+        ).encode(),
+        "tokenizer.json": json.dumps({"added_tokens": tokens}).encode(),
+    }
+    found = convert.named(v, given, beside)
+    assert (found.pad, found.eos) == (0, 2)
+    assert convert.named(v, {"model_type": "clip"}, beside) == v

@@ -72,7 +72,7 @@ def test_words_that_follow_are_torchs(tmp_path):
     ids = replace(held.vocabulary, sep=39)  # not among the words there
     parts = held.model.parts._replace(vocabulary=ids)
     state = continued(parts, params, batch, count)
-    assert np.asarray(state.tokens)[:, : count - 1].tolist() == greedy[:, :-1].tolist()
+    assert np.asarray(state.tokens).tolist() == greedy.tolist()
     assert len({tuple(row) for row in greedy.tolist()}) == 3
     assert isinstance(state.cache, Kept)
     assert state.cache.looks[:, 0].tolist() == [[False, True], [True, False], [False, False]]
@@ -83,6 +83,8 @@ def test_ids_that_were_added_stand_last(given):
     assert (v.size, v.bos, v.eos, v.pad, v.boi, v.eoi, v.sep) == (42, 1, 2, 0, 40, 40, -1)
     assert 40 in v.sentinels and 41 in v.sentinels and 39 not in v.sentinels
     assert (convert.config(given).added, convert.config(given).place) == (2, 41)
+    more = given | {"additional_vocab_size": 3}  # of those that were instructed
+    assert convert.config(more).place == 41 and convert.vocabulary(more).masks == (41,)
     plain = config_of("idefics_plain")
     v, c = convert.vocabulary(plain), convert.config(plain)
     assert (v.size, v.boi, c.added, c.place) == (40, -1, 0, 0)

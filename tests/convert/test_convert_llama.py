@@ -1,13 +1,14 @@
 """Llama 3.2's ways: scaled frequencies, and outputs tied to embeddings."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 from test_conversion import theirs
 
-from mmjax import conversion, verification
+from mmjax import conversion, run, verification
 from mmjax.convert import decoder, hub, llama
 from mmjax.error import UserError
 from mmjax.sample.engine import word_ids
@@ -81,8 +82,31 @@ def test_ids_that_there_are_none_of(tied):
     written = np.flatnonzero(~np.asarray(word_ids(v)))
     assert written.tolist() == [2, 5]  # all else is a word, 0 too
     assert llama.given(llama.config(none), v)["eos_token_id"] == [2, 5]
+    assert llama.given(llama.config(none), v)["bos_token_id"] is None
     v = llama.vocabulary(none | {"eos_token_id": None})
     assert (v.eos, v.pad, v.stops) == (-1, 0, ())
+    assert llama.given(llama.config(none), v)["eos_token_id"] is None
+
+
+def test_the_length_before_scaling_may_stand_elsewhere(tied):
+    given = dict(hub.read(tied[0]).config)
+    rope = dict(given["rope_parameters"])
+    length = rope.pop("original_max_position_embeddings")
+    for more in ({"original_max_position_embeddings": length}, {"max_position_embeddings": length}):
+        c = llama.config(given | {"rope_parameters": rope} | more)
+        assert c == llama.config(given)
+
+
+def test_files_beside_say_where_texts_stop_and_how_long_they_are(tied, tmp_path):
+    source = tmp_path / "hub"
+    shutil.copytree(tied[0], source)
+    (source / hub.GENERATION).write_text(json.dumps({"eos_token_id": [2, 7]}))
+    given = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(given | {"max_position_embeddings": 33}))
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    assert run.read_vocabulary(work, 0).stops == (7,)
+    assert run.read_config(work).data.length == 33
+    assert run.read_vocabulary(tied[1], 0).stops == ()
 
 
 @pytest.mark.parametrize("scaling", [(), (2.0,), (8.0, 1.0, 4.0, 8192.0)])

@@ -24,6 +24,7 @@ from mmjax.convert import llava as convert
 from mmjax.convert.rows import wanted
 from mmjax.data import build
 from mmjax.error import UserError
+from mmjax.train import train
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SPELLINGS = {
@@ -58,12 +59,12 @@ def test_all_spellings_are_the_same_weights(spelling, tmp_path):
     assert len(found.files) == len(held)
 
 
-def rows(ids, held, pixels, slots) -> Batch:
-    """Their ids as rows; 47 stands where a picture's features do."""
+def rows(ids, held, pixels, slots, size: int = 4) -> Batch:
+    """Their ids as rows; 47 stands where a picture's features do, `size` of them."""
     seen = (ids == 47).astype(np.int32)
-    image = np.where(seen, (np.cumsum(seen, axis=1) - 1) // 4 + 1, 0).astype(np.int32)
+    image = np.where(seen, (np.cumsum(seen, axis=1) - 1) // size + 1, 0).astype(np.int32)
     place = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape) * held
-    shown = np.zeros((len(ids), max(slots), 8, 8, 3), np.uint8)
+    shown = np.zeros((len(ids), max(slots), *pixels.shape[2:], 3), np.uint8)
     first = 0
     for row, count in enumerate(slots):
         shown[row, :count] = pixels[first : first + count].transpose(0, 2, 3, 1)
@@ -72,7 +73,9 @@ def rows(ids, held, pixels, slots) -> Batch:
     return Batch(ids, np.where(seen, IMAGE, 0).astype(np.int32), held, place, image, weight, shown)
 
 
-@pytest.mark.parametrize("name", ["llama", "llava", "llava_siglip"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama_biased", "llama_tied", "llava", "llava_siglip", "llava_bare"]
+)
 def test_words_that_follow_are_torchs(name, tmp_path):
     """Token by token through the engine, the cache and the pictures given as bytes."""
     source = theirs(name, tmp_path / "hub")
@@ -82,9 +85,9 @@ def test_words_that_follow_are_torchs(name, tmp_path):
     with np.load(GOLDEN / f"hf_{name}.npz") as file:
         ids, mask = (file[f"in/{n}"].astype(np.int32) for n in ("input_ids", "attention_mask"))
         wanted, pixels = file["more/greedy"], file["more/pixels"].astype(np.uint8)
-    slots = [2, 1, 0] if name != "llama" else [0, 0, 0]
-    batch = rows(ids, mask, pixels, slots)
-    if name == "llama":  # to it 47 is a word
+    reads = name.startswith("llava")
+    batch = rows(ids, mask, pixels, [2, 1, 0], 8 if name == "llava_bare" else 4)
+    if not reads:  # to it 47 is a word
         batch = batch._replace(modality=0 * ids, image=0 * ids, pixels=batch.pixels[:, :0])
     # Sentinels are words here, but for the place of a picture.
     ids = replace(held.vocabulary, pad=-1, bos=-1, eos=-1, sep=47)
@@ -92,6 +95,42 @@ def test_words_that_follow_are_torchs(name, tmp_path):
     state = continued(parts, params, batch, wanted.shape[1])
     assert np.asarray(state.tokens).tolist() == wanted.tolist()
     assert len({tuple(row) for row in wanted.tolist()}) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "llava_siglip"])
+def test_what_is_trained_is_what_was_held_against_torch(name, tmp_path):
+    """The family's own loss is torch's, and its gradient that of what conversion is tested by."""
+    source = theirs(name, tmp_path / "hub")
+    held = conversion.hold(conversion.convert(source, tmp_path / "work", said=lambda _: None))
+    flat, loss = held.read(*held.like), held.model.loss
+    with np.load(GOLDEN / f"hf_{name}.npz") as file:
+        inputs = {k.removeprefix("in/"): file[k] for k in file.files if k.startswith("in/")}
+        ids, mask = (inputs[n].astype(np.int32) for n in ("input_ids", "attention_mask"))
+        wanted, pixels = float(file["out/loss"]), file["more/pixels"].astype(np.uint8)
+    batch = rows(ids, mask, pixels, [2, 1, 0])
+    if name == "llama":
+        batch = batch._replace(modality=0 * ids, image=0 * ids, pixels=batch.pixels[:, :0])
+    batch = batch._replace(weight=(inputs["labels"] >= 0).astype(np.float32))
+    keys = jax.random.split(jax.random.key(0), len(ids))
+
+    def ours(flat):
+        term = loss(unflatten_dict(flat, sep="/"), batch, keys)["text"]
+        return term.sum / term.count
+
+    kind = conversion.BY_FAMILY[held.experiment.family]
+
+    def compared(flat):
+        params = unflatten_dict(flat, sep="/")
+        return kind.outputs(held.model.parts, params, inputs, held.given)["loss"]
+
+    with jax.default_matmul_precision("highest"):
+        found, grads = jax.jit(jax.value_and_grad(ours))(flat)
+        same = jax.grad(compared)(flat)
+    assert float(found) == pytest.approx(wanted, abs=5e-5)
+    for path, x in same.items():
+        if not path.startswith("vision/"):  # frozen in training
+            np.testing.assert_allclose(grads[path], x, atol=1e-4, err_msg=path)
+            assert np.abs(x).max() > 1e-4
 
 
 def words(place: Path, size: int = 48) -> None:
@@ -123,11 +162,13 @@ def test_what_is_imported_answers_questions_about_pictures(name, size, tmp_path)
     assert model.score([[file.getvalue(), "w5 w6"]]) != model.score([["w5 w6"]])
 
 
-def test_imported_parts_begin_a_training_with_fresh_rows_for_our_sentinels(tmp_path):
+@pytest.mark.parametrize("known", [48, 30])
+def test_imported_parts_begin_a_training_with_fresh_rows_for_our_sentinels(known, tmp_path):
+    """known: words of the tokenizer; with 30, our sentinels find room in the table's 48 rows."""
     home = {}
     for name in ("llama", "clip"):
         source = theirs(name, tmp_path / name)
-        words(source, 48 if name == "llama" else 40)
+        words(source, known if name == "llama" else 40)
         home[name] = conversion.convert(source, tmp_path / f"{name}_work", said=lambda _: None)
     build.build("scenes", tmp_path / "scenes", options={"count": 40, "size": 20, "level": 2})
     c = tiny_llava_config(
@@ -142,12 +183,47 @@ def test_imported_parts_begin_a_training_with_fresh_rows_for_our_sentinels(tmp_p
     begin = start.begin(prepared, prepared.init()).params
     text, eyes = (mmjax.load(home[name]).params for name in ("llama", "clip"))
     v = prepared.model.parts.vocabulary
-    assert (v.bos, v.eos, v.pad) == (1, 2, 48) and v.size > 55
+    assert (v.bos, v.eos, v.pad) == (1, 2, known) and (v.size > 55) == (known == 48)
     np.testing.assert_array_equal(begin["embed"]["table"][:48], text["embed"]["table"])
     np.testing.assert_array_equal(begin["head"]["w"][:, :48], text["head"]["w"])
-    assert np.abs(begin["embed"]["table"][48:]).min() > 0
+    assert v.size == 48 or np.abs(begin["embed"]["table"][48:]).min() > 0
     for mine, other in ((begin["decoder"], text["decoder"]), (begin["vision"], eyes["vision"])):
         jax.tree.map(np.testing.assert_array_equal, mine, other)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics"])
+def test_what_is_imported_whole_is_trained_on(name, tmp_path):
+    """Also where the table has more rows than the tokenizer has words, or ids have theirs apart."""
+    source = theirs(name, tmp_path / "hub")
+    words(source, 30 if name == "llava" else 42)
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    build.build("scenes", tmp_path / "scenes", options={"count": 40, "size": 8, "level": 2})
+    plain = json.loads((work / "config.json").read_text())
+    where = {"scenes": {"path": str(tmp_path / "scenes"), "weight": 1.0, "template": "",
+                        "balance": False}}  # fmt: skip
+    plain["data"] |= {"sources": where, "tokenizer": str(work / "tokenizer.json")}
+    plain["data"] |= {"length": 64, "images": 2}
+    e = config.resolve(plain | {"start": {"all": str(work)}}, run.families())
+    prepared = run.prepare(e, jax.devices()[:1])
+    begin = start.begin(prepared, prepared.init()).params
+    before = conversion.hold(work)
+    assert prepared.vocabulary.size == before.vocabulary.size == (48 if name == "llava" else 42)
+    jax.tree.map(
+        np.testing.assert_array_equal, begin, unflatten_dict(before.read(*before.like), sep="/")
+    )
+    train(e, tmp_path / "more", jax.devices()[:1])
+    after = mmjax.load(tmp_path / "more", devices=jax.devices()[:1])
+    assert after.run.vocabulary == prepared.vocabulary
+    trained = {
+        "llava": "language_model.model.embed_tokens.weight",
+        "idefics": "model.gated_cross_attn_layers.1.cross_attn.q_proj.weight",
+    }[name]
+    now, was = (
+        hub.read(conversion.convert(run, tmp_path / f"{run.name}_out", said=lambda _: None))
+        for run in (tmp_path / "more", work)
+    )
+    assert now.shapes == was.shapes
+    assert np.abs(now.tensor(trained) - was.tensor(trained)).max() > 0
 
 
 @pytest.fixture(scope="module")

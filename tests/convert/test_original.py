@@ -123,6 +123,15 @@ def test_shards_are_put_together():
     np.testing.assert_array_equal(norms[2:], [second[[0, 2, 1, 3]]] * 2)
 
 
+@pytest.mark.parametrize("name", ["n_heads", "norm_eps"])
+def test_a_size_that_is_missing_is_named(copy, name):
+    file = copy / MODEL / "params.json"
+    params = json.loads(file.read_text())["model"]
+    del params[name]
+    file.write_text(json.dumps({"model": params}))
+    refused(copy, rf"params.json lacks {name}; fetch it anew")
+
+
 def test_one_of_several_models_is_asked_for(copy):
     shutil.copytree(copy / MODEL, copy / "models" / "30b")
     refused(copy, r"has 30b, 7b; give one: --src=.*30b")

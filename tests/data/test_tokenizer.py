@@ -210,6 +210,16 @@ def test_documents_of_nothing_much():
         lay_out(["a red apple"], TOKENIZER, V, P, True)
 
 
+def test_a_vocabulary_without_bos_or_eos_has_none_in_its_rows():
+    """Of imported models: their ids would be -1, which is the table's last row."""
+    document = [Text("a red apple")]
+    whole = lay_out(document, TOKENIZER, V, P, True)
+    for lacks, cut in (({"bos": -1}, slice(1, None)), ({"eos": -1}, slice(0, -1))):
+        found = lay_out(document, TOKENIZER, dataclasses.replace(V, **lacks), P, True)
+        assert found["tokens"].tolist() == whole["tokens"][cut].tolist()
+        assert found["position"].tolist() == list(range(len(found["tokens"])))
+
+
 def test_a_separator_that_a_vocabulary_lacks_is_refused():
     """Of imported models: its id would be -1."""
     t = bpe.train(["a red apple"], 300)

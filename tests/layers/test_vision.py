@@ -1,5 +1,6 @@
 """The vision tower: patches as a convolution, positions, other grids, and what stands for all."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.convert.clip import vision_rows
+from mmjax.convert.rows import from_theirs
 from mmjax.error import UserError
 from mmjax.layers.encoder import VARIANTS, EncoderConfig
 from mmjax.layers.norm import layer_norm
@@ -42,6 +45,37 @@ def test_patches_and_a_matrix_are_a_convolution():
     np.testing.assert_array_equal(unpatchify(patchify(x, 4), 4, 12, 12), x)
     turned = patchify(jnp.swapaxes(x, 1, 2), 4) @ w
     assert np.abs(turned - found).max() > 1
+
+
+def test_a_vit_is_torchs():
+    """A class token, biases of patches and no norm before the blocks, which no CLIP has so."""
+    with np.load(GOLDEN / "hf_vit.npz") as file:
+        arrays = {k: file[k] for k in file.files}
+    state = {k.removeprefix("state/"): x for k, x in arrays.items() if k.startswith("state/")}
+    told = (
+        (r"^embeddings\.cls_token$", "embeddings.class_embedding"),
+        (r"^embeddings\.position_embeddings$", "embeddings.position_embedding.weight"),
+        (r"patch_embeddings\.projection", "patch_embedding"), (r"^layers\.", "encoder.layers."),
+        (r"attention\.o_proj", "self_attn.out_proj"), (r"\.attention\.", ".self_attn."),
+        (r"layernorm_before", "layer_norm1"), (r"layernorm_after", "layer_norm2"),
+        (r"^layernorm\.", "post_layernorm."),
+    )  # fmt: skip
+    for pattern, other in told:
+        state = {re.sub(pattern, other, name): x for name, x in state.items()}
+    state = {f"v.{k}": x[0] if x.ndim == 3 else x for k, x in state.items()}
+    state["v.embeddings.class_embedding"] = state["v.embeddings.class_embedding"][0]
+    c = VisionConfig(
+        EncoderConfig(16, 3, 4, 24, "gelu", 1e-6, False, 1, "float32"), 20, 4, "token", "learned",
+        True, False,
+    )  # fmt: skip
+    params = from_theirs(vision_rows(c, "vision", "v"), state.__getitem__)["vision"]
+    signal = np.moveaxis(arrays["in/pixel_values"], 1, -1)
+    with jax.default_matmul_precision("highest"):
+        pooled, hidden = Vision(RULES, "float32", c).apply({"params": params}, signal)
+    for n, one in enumerate(hidden):
+        np.testing.assert_allclose(one, arrays[f"out/hidden_{n}"], atol=1e-4)
+    np.testing.assert_allclose(pooled, arrays["out/pooled"], atol=1e-4)
+    assert len(hidden) == 4 and np.abs(hidden[3] - hidden[2]).max() > 0.1
 
 
 @pytest.mark.parametrize("size", [(6, 5), (2, 7), (4, 4)])
@@ -160,6 +194,7 @@ def test_sizes_with_names_have_their_weights(name, patch, count):
 def test_the_largest_grow_as_they_are_called():
     blocks = [12 * v["depth"] * v["width"] ** 2 for v in VARIANTS.values()]
     assert blocks == sorted(blocks) and list(VARIANTS) == [
+        "mu",
         "Ti",
         "S",
         "B",
