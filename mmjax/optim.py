@@ -47,12 +47,17 @@ def stacked(path) -> bool:
     return any(re.fullmatch(rf"{STACKED}(_\d+)?", str(getattr(p, "key", ""))) for p in path)
 
 
+def scales(path) -> bool:
+    """Whether a leaf is a norm's scale or a bias, be there one for each head."""
+    return str(getattr(path[-1], "key", "")).endswith(("_scale", "_bias"))
+
+
 def decays(params):
     """Params-shaped tree of bool: matrices decay, scales and biases do not."""
 
     def rank(path, x):
         first = int(stacked(path))
-        return x.ndim - first >= 2 and x.shape[first] > 1
+        return x.ndim - first >= 2 and x.shape[first] > 1 and not scales(path)
 
     return jax.tree_util.tree_map_with_path(rank, params)
 
@@ -64,7 +69,7 @@ def matrices(params):
     """
 
     def axes(path, x):
-        if not stacked(path) or x.ndim < 3 or x.shape[1] == 1:
+        if not stacked(path) or x.ndim < 3 or x.shape[1] == 1 or scales(path):
             return None
         split = x.ndim - 1 if re.fullmatch(r"o(_\d+)?", path[-1].key) else 2
         return contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, x.ndim)))

@@ -47,6 +47,17 @@ def test_exponential_decay_needs_a_floor():
         optim.schedule(dataclasses.replace(CONFIG, decay="exponential", floor=0.0), 10)
 
 
+def test_scales_of_every_head_are_no_matrix():
+    """As an imported Chameleon has them, [layers, heads, k]."""
+    tree = {"decoder": {"blocks": {"attention": {
+        "q": np.zeros((2, 8, 4, 3)), "q_norm_scale": np.zeros((2, 4, 3)),
+        "q_norm_bias": np.zeros((2, 4, 3)), "q_bias": np.zeros((2, 12)),
+    }}}}  # fmt: skip
+    for found in (optim.decays(tree), optim.matrices(tree)):
+        told = found["decoder"]["blocks"]["attention"]
+        assert {name for name, one in told.items() if one} == {"q"}
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_parts_may_have_a_rate_of_their_own(kind):
     start = params()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
+from mmjax import config, run, values
+
 EVIDENCE = ROOT / "experiments" / "evidence"
 
 
@@ -40,10 +42,12 @@ def trained(study, monkeypatch):
         (workdir,) = (Path(w.split("=", 1)[1]) for w in words if w.startswith("--workdir="))
         workdir.mkdir(parents=True)
         names.append(workdir.name)
+        (workdir / "config.json").write_text("{}")
         (workdir / "summary.json").write_text(json.dumps({"hits": {"value": len(names)}}))
         (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
 
     monkeypatch.setattr(study, "mmjax", train)
+    monkeypatch.setattr(study, "check", lambda arm, home: None)  # these have no configuration
     return names
 
 
@@ -86,3 +90,31 @@ def test_intervals_are_those_of_the_t_distribution(study):
     assert study.interval([0.5]) == "0.500"
     noise, other = [0.0, 5.0, -3.0], [1.0, 7.0, 0.0]
     assert study.difference(other, noise) == "2.000 ± 2.484"
+
+
+def test_a_run_of_another_experiment_file_is_not_taken_for_one_of_this(study, tmp_path):
+    arm = study.Arm("one", "small_transfusion", {"model.patch": 2})
+    e = config.resolve(config.load(str(ROOT / "experiments/small_transfusion.py")), run.families())
+    whole = values.to_dict(e)
+    changed = whole | {"seed": 5, "steps": 7, "model": whole["model"] | {"patch": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    study.check(arm, tmp_path)
+    older = changed | {"evals": whole["evals"] | {"documents": 128}}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(SystemExit, match=r"with evals.documents=128, small_transfusion.py has 512"):
+        study.check(arm, tmp_path)
+    with pytest.raises(SystemExit, match=r"model.patch=2, small_transfusion.py has 4"):
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        study.check(arm._replace(changes={}), tmp_path)
+
+
+def test_what_some_runs_lack_is_a_dash(study):
+    def one(summary):
+        return study.Run([], {n: {"value": x} for n, x in summary.items()}, Path(), Path())
+
+    found = {"a": [one({"hits": 0.5, "nll": 1.0})], "b": [one({"hits": 0.25})]}
+    lines = study.table({"hits": "right", "nll": "nats", "none": "no arm has it"}, found).split(
+        "\n"
+    )
+    assert lines[0] == "| | right | nats |"
+    assert lines[2:] == ["| a | 0.500 | 1.000 |", "| b | 0.250 | - |"]

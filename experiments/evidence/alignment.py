@@ -84,13 +84,6 @@ def other_pictures() -> None:
     study.mmjax(folder / "log", *words)
 
 
-def either(name: str, some) -> str:
-    """An entry of the summaries, or a dash where runs are not scored that way."""
-    if not all(name in one.summary for one in some):
-        return "-"
-    return study.interval(study.values(some, name))
-
-
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("alignment")
@@ -99,7 +92,7 @@ def main() -> None:
     titles = SCORES | COLUMNS
     lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     for name, title in titles.items():
-        cells = [either(name, some) for some in found.values()]
+        cells = [study.either(some, name) for some in found.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     if "more captions" in found:
         lines += ["", study.differences(titles, found, "more captions")]

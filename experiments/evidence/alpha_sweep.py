@@ -86,10 +86,15 @@ def written(trained: Trained, records, steps: int) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def measure(one: Run, kind: str) -> list[dict]:
-    """A row a number of steps; kept beside the run's log."""
+def place(one: Run, kind: str) -> Path:
+    """Where what is measured of a run is kept, beside its log."""
     asked = "-".join(map(str, STEPS[kind]))
-    kept = one.home / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
+    return one.home / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
+
+
+def measure(one: Run, kind: str) -> list[dict]:
+    """A row a number of steps."""
+    kept = place(one, kind)
     if kept.is_file():
         return json.loads(kept.read_text())
     trained = mmjax.load(one.workdir)
@@ -171,12 +176,16 @@ def main() -> None:
         runs = study.runs(arms, given)
         if not runs:
             continue  # none of these arms was asked for
+        every = [one for some in runs.values() for one in some]
+        if not all(place(x, kind).is_file() or study.finished(x.workdir) for x in every):
+            runs = study.runs(arms, given, weights=True)
         found = sweep(kind, runs)
         text += [f"{kind}, n = {COUNT}, {given.seeds} seeds", "", *lines_of(kind, found), ""]
         text += bounds_of(runs) if kind == "text" else []
         plot(kind, found, given.out / f"{kind}.png")
     print("\n".join(text))
-    (given.out / "table.md").write_text("\n".join(text) + "\n")
+    if not given.arms:  # else a part, which is not to take the place of the whole
+        (given.out / "table.md").write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class Arm(NamedTuple):
 BASE = Arm("transfusion", "small_transfusion", evals="likelihood,scenes,frechet,alignment")
 
 
-LOGGED = ("summary.json", "metrics.jsonl")  # of a workdir, what a record has
+# Of a workdir, what a record has; the last makes it one.
+LOGGED = ("config.json", "metrics.jsonl", "summary.json")
+OWN = ("seed", "steps", "save_every", "start")  # what an experiment file does not say of a run
 
 
 class Run(NamedTuple):
@@ -148,9 +150,39 @@ def keep(workdir: Path, given) -> Path:
         return workdir
     if finished(workdir):
         kept.mkdir(parents=True, exist_ok=True)
-        for name in LOGGED:
+        measured = sorted(file.name for file in workdir.glob("sweep_*.json"))
+        for name in (*measured, *LOGGED):
             shutil.copy(workdir / name, kept / name)
     return kept
+
+
+def check(arm: Arm, home: Path) -> None:
+    """Ends the program if a run was made from another experiment file than there is now."""
+    from mmjax import config, values
+    from mmjax.run import families
+
+    c = config.load(str(ROOT / "experiments" / f"{arm.experiment}.py"))
+    now = values.to_dict(config.resolve(c, families()))
+    then = json.loads((home / "config.json").read_text())
+    for name in sorted({*flat(now), *flat(then)}):
+        if not any(f"{name}.".startswith(f"{other}.") for other in (*OWN, *arm.changes)):
+            was, is_ = flat(then).get(name), flat(now).get(name)
+            if was != is_:
+                sys.exit(
+                    f"{home} was made with {name}={was}, {arm.experiment}.py has {is_}; remove it "
+                    f"to make it anew"
+                )
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, "a.b" -> what stands there, as text."""
+    found: dict[str, str] = {}
+    for name, x in tree.items():
+        if isinstance(x, Mapping) and x:
+            found |= flat(x, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = json.dumps(x)
+    return found
 
 
 def make(arms: Sequence[Arm], seed: int, given, weights: bool = False) -> None:
@@ -200,6 +232,7 @@ def runs(arms: Sequence[Arm], given, weights: bool = False) -> dict[str, list[Ru
         for arm in chosen:
             workdir = place(arm, seed, given)
             home = keep(workdir, given)
+            check(arm, home)
             lines = (home / "metrics.jsonl").read_text().splitlines()
             summary = json.loads((home / "summary.json").read_text())
             metrics = [json.loads(line) for line in lines]
@@ -261,12 +294,17 @@ def seconds(found: Sequence[Run]) -> list[float]:
     return [float(np.median([row["step_s"] for row in one.metrics])) for one in found]
 
 
+def either(some: Sequence[Run], name: str) -> str:
+    """An entry of the summaries, or a dash where runs were not measured that way."""
+    return interval(values(some, name)) if all(name in one.summary for one in some) else "-"
+
+
 def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str:
     """Markdown: a row an arm, a column an entry of the summaries."""
-    names = [c for c in columns if all(c in r.summary for some in found.values() for r in some)]
+    names = [c for c in columns if any(c in r.summary for some in found.values() for r in some)]
     lines = ["| | " + " | ".join(columns[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
     for arm, some in found.items():
-        cells = [interval(values(some, n)) for n in names]
+        cells = [either(some, n) for n in names]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

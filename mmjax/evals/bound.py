@@ -34,12 +34,12 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, e.evals.documents, seed)
         words = [len(encode(trained.run.tokenizer, r.caption)) + 1 for r in records]
-        documents = [[Image(r.image, loss=False), Text(r.caption)] for r in records]
+        documents = [[Image(r.image), Text(r.caption)] for r in records]
         name = "text_nll" if c.text_alpha == 1 else "text_nll_bound"
         values[name + suffix] = ratio(nats(trained, documents, seed), words, seed)
         if c.chameleon is None:
             continue
-        documents = [[Text(r.caption, loss=False), Image(r.image)] for r in records]
+        documents = [[Text(r.caption), Image(r.image)] for r in records]
         name = "image_nll" if c.image_alpha == 1 else "image_nll_bound"
         codes = np.full(len(records), float(c.tokens))
         values[name + suffix] = ratio(nats(trained, documents, seed, True), codes, seed)
@@ -47,7 +47,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
 
 def nats(trained: Trained, documents, seed: int, pictures: bool = False) -> np.ndarray:
-    """[n]: nats of each document's text that has a loss, or of its pictures' codes."""
+    """[n]: nats of each document's text, or of its pictures' codes; the other is given."""
     run = trained.run
     vocabulary = run.model.parts.vocabulary
     model = run.experiment.model
@@ -65,8 +65,18 @@ def nats(trained: Trained, documents, seed: int, pictures: bool = False) -> np.n
     return np.concatenate(found)
 
 
+def as_given(c: dial.Config, batch: Batch, drawn: dial.Draw, given) -> dial.Draw:
+    """A moment at which what is `given` [b, l] stands as it is, and is read as in a prompt."""
+    now = drawn.now
+    still = (dial.alphas(c, batch) == 0) & (now.spans.number > 0) & (not c.two_streams)
+    now = now._replace(
+        time=jnp.where(given, 1.0, now.time), active=jnp.where(given, still, now.active)
+    )
+    return drawn._replace(now=now, masked=drawn.masked & ~given)
+
+
 def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool, clocks: int):
-    """[b] f32: -log p of what has a loss in each row, or a bound of it, over so many moments."""
+    """[b] f32: -log p of text or pictures in each row, or a bound of it, over so many moments."""
     c = replace(parts.config, weight="elbo")
     batch = parts.coded(params, batch)
     v, counted = parts.vocabulary, dial.predicted(c, batch)
@@ -76,6 +86,7 @@ def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool, clocks
     def at(number):
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         drawn = dial.draw(c, batch, v, own, (number.astype(jnp.float32), clocks))
+        drawn = as_given(c, batch, drawn, (batch.image > 0) != pictures)
         base = dial.posed(c, parts.base, batch, drawn)
         if c.chameleon is None:
             x = clean_inputs(base, params, batch)

@@ -237,6 +237,7 @@ def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
     def body(carry, step: Step):
         x, cache = carry
         caches = []
+        active = meet(step.active.astype(jnp.float32), x) > 0
 
         def velocity(x, t):
             noisy = jnp.tile(x, (streams, 1, 1, 1))[:, None]
@@ -249,10 +250,10 @@ def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
             output = parts.base.patch_out(params, hidden, kept)
             at = over(c, level), diffusion.SHORT
             v = diffusion.estimate(c.path, c.prediction, output, noisy, *at).velocity[:, 0]
+            v = jnp.where(active, v, 0.0)  # no other is of the length that guidance keeps
             return v if streams == 1 else solver.guide(v[:b], v[b:], meet(t, x))
 
         ahead = advance(solver.kind, c.path, velocity, x, step.time, step.to, meet)
-        active = meet(step.active.astype(jnp.float32), x) > 0
         # Heun's second look leaves no trace: what it wrote is written anew in the next step.
         return (jnp.where(active, ahead, x), caches[0]), None
 

@@ -67,6 +67,25 @@ def test_at_alpha_one_it_is_the_likelihood(model, tmp_path):
 
 
 @pytest.mark.parametrize("two", [False, True])
+def test_what_is_given_is_read_as_in_a_prompt(model, two):
+    """At alpha = 0 both ways, but for two streams; and it is never masked."""
+    codes = model.writes_codes
+    if two and not codes:
+        return  # nothing is masked
+    some = turned(model, text_alpha=1.0, image_alpha=0.0, two_streams=two)
+    asked = [[Image(d[0].data), d[1]] for d in documents(some)]
+    found = bound.nats(some, asked, 0)
+    np.testing.assert_allclose(found, -some.score(asked), rtol=1e-4)
+    causal = bound.nats(turned(model, text_alpha=1.0, image_alpha=1.0), asked, 0)
+    assert bool(np.abs(found - causal).max() > 1e-3) is not two
+    if codes:  # codes from left to right after a text that was masked in training
+        some = turned(model, text_alpha=0.0, image_alpha=1.0, two_streams=two)
+        asked = [[Text(d[0].text), d[1]] for d in documents(some, pictures=True)]
+        found = bound.nats(some, asked, 0, pictures=True)
+        np.testing.assert_allclose(found, bound.nats(some, asked, 5, pictures=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("two", [False, True])
 def test_below_it_is_the_mean_of_the_training_loss(model, two):
     """Over many draws of both, documents and modalities apart; cut where weights are heavy."""
     codes = model.writes_codes

@@ -251,6 +251,21 @@ def test_guidance_goes_from_the_blank_prompt_to_the_full_one():
     assert np.asarray(empty.segment).sum(1).tolist() == [2, 2]
 
 
+def test_the_length_that_guidance_keeps_is_of_the_patches_that_go():
+    """The first patch goes by one velocity; those that have not begun are not measured with it."""
+    model = patches(1.0, 1.0)
+    noise = jax.random.normal(KEYS[0], (4, 4, 3))
+    first = over(PATCHES, jnp.asarray(np.arange(4) == 0, jnp.float32)[None, None])[0, 0]
+
+    def far(**changes):
+        o = options(kind="patches", size=4, steps=1, **changes)
+        moved = sample(model, PARAMS, prompts(), o)[0][0] - noise
+        return float(jnp.sqrt(jnp.sum((moved * first) ** 2)))
+
+    kept = far(guidance=4.0, least=0.0)
+    assert kept == pytest.approx(far(), rel=1e-3) != pytest.approx(far(guidance=4.0), rel=0.1)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_guidance_has_an_interval_and_a_length_of_its_own(alpha):
     """None before any time is none at all; the interval is of each patch's own time."""
