@@ -1,7 +1,7 @@
 """Transfusion 7B: the paper's recipe (section 4.1), for a pod of accelerators.
 
 arXiv 2408.11039. DDPM on latents of 256 x 256 pixels, 256 patches of 2 x 2 latents a picture, made
-by a U-Net of 0.27B; as many tokens of text as of pictures, the caption first four times in five.
+by a U-Net of 0.32B; as many tokens of text as of pictures, the caption first four times in five.
 The smaller sizes of Table 2 edit this one: transfusion_016b, _037b, _076b, _14b.
 
 Run:  mmjax train    --config=experiments/codec_transfusion.py --workdir=out/codec_transfusion
