@@ -1,5 +1,6 @@
 """Comparisons: which runs they train, and which they read."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -118,3 +119,28 @@ def test_what_some_runs_lack_is_a_dash(study):
     )
     assert lines[0] == "| | right | nats |"
     assert lines[2:] == ["| a | 0.500 | 1.000 |", "| b | 0.250 | - |"]
+
+
+@pytest.fixture
+def mot(study, monkeypatch):
+    """The comparison of Mixture-of-Transformers."""
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+    monkeypatch.delitem(sys.modules, "mot_dense", raising=False)
+    return importlib.import_module("mot_dense")
+
+
+def test_shares_of_steps_are_those_of_the_power_law(study, mot):
+    """A loss of a s^-b that is r times the dense one is as low after r^(1/b) of the steps."""
+
+    def run(scale):
+        steps = range(10, 2001, 10)
+        return study.Run([{"step": s, "text": scale * s**-0.5} for s in steps], {}, None, None)
+
+    dense, better, worse = [run(1.0)], [run(0.9)], [run(1.2)]
+    assert mot.ratios(better, dense, "text") == pytest.approx([0.9])
+    assert mot.shares(better, dense, "text") == pytest.approx([0.81])
+    assert mot.shares(worse, dense, "text") == pytest.approx([1.44])
+    share, _, count = mot.reached(better, dense, "text").partition(" ")
+    assert float(share) == pytest.approx(0.81, abs=0.01) and count == "(1 of 1)"
+    assert mot.reached(worse, dense, "text") == "- (0 of 1)"
+    assert mot.reached(dense, dense, "text") == "1.000 (1 of 1)"

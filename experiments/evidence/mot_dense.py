@@ -5,15 +5,22 @@
 Arms: Transfusion dense; with the MLPs untied by modality; with the MLPs and attention's
 projections; with all weights of the blocks. A position costs the same FLOPs in each, so steps
 compare FLOPs too. For each modality: the training loss over the dense one, the share of the dense
-run's steps that this comes to, and the results at the end. Needs out/data/scenes16.
+run's steps that this comes to, when the dense run's last loss was first seen, and the results at
+the end; and the share of a token's weights that all modalities have. Needs out/data/scenes16.
 """
 
+import ast
 from collections.abc import Sequence
 
 import numpy as np
 import study
 from study import Arm, Run
 
+from mmjax import config
+from mmjax.layers.tower import shared_fraction
+from mmjax.run import families, prepare
+
+WIDTH = 11  # logged losses that are averaged, to see when one is reached
 FFN, PROJECTIONS = "ffn", "ffn,qkv,o"
 ALL = "qkv,o,qk_norm,attn_norm,ffn,ffn_norm"
 
@@ -62,20 +69,54 @@ def shares(some: Sequence[Run], dense: Sequence[Run], panel: str) -> list[float]
     return [r ** (1 / b) for r, b in zip(ratios(some, dense, panel), slopes, strict=True)]
 
 
+def reached(some: Sequence[Run], dense: Sequence[Run], panel: str) -> str:
+    """When the loss, smoothed, first is as low as the dense run's last, as a share of its steps.
+
+    Mean and interval of the runs that get there, and how many do.
+    """
+    shares = []
+    for one, other in zip(some, dense, strict=True):
+        losses, last = (
+            study.smooth([row[panel] for row in run.metrics if panel in row], WIDTH)
+            for run in (one, other)
+        )
+        steps = [row["step"] for row in one.metrics if panel in row]
+        # Means over a few batches at either end are of no use.
+        inner = slice(WIDTH // 2, len(losses) - WIDTH // 2)
+        at = np.flatnonzero(losses[inner] <= last[inner][-1])
+        if len(at):
+            shares.append(steps[inner][at[0]] / steps[inner][-1])
+    mean = study.interval(shares) if shares else "-"
+    return f"{mean} ({len(shares)} of {len(some)})"
+
+
+def shared(arm: Arm) -> float:
+    """The share of the weights on a token's way through the decoder that all modalities share."""
+    c = config.load(str(study.ROOT / "experiments" / f"{arm.experiment}.py"))
+    told = {n: ast.literal_eval(x) if isinstance(x, str) else x for n, x in arm.changes.items()}
+    c.update_from_flattened_dict(told)
+    run = prepare(config.resolve(c, families()))
+    return shared_fraction(run.abstract.params["decoder"])
+
+
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("mot_dense")
     found = study.runs(ARMS, given)
     lines = [study.table(COLUMNS, found), "", "Against dense, in the second half of training:", ""]
-    titles = [f"{what}, {title}" for title in LOSSES.values() for what in ("loss", "steps")]
-    lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    titles = [f"{w}, {title}" for title in LOSSES.values() for w in ("loss", "steps", "reached")]
+    lines += ["| | shared | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
+    parts = {arm.name: f"{shared(arm):.2f}" for arm in ARMS}
     for arm, some in found.items():
         cells = [
-            study.interval(of(some, found["dense"], panel))
+            cell
             for panel in LOSSES
-            for of in (ratios, shares)
+            for cell in (
+                *(study.interval(of(some, found["dense"], panel)) for of in (ratios, shares)),
+                reached(some, found["dense"], panel),
+            )
         ]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {parts[arm]} | {' | '.join(cells)} |")
     text = "\n".join(lines)
     print(text)
     (given.out / "table.md").write_text(text + "\n")
