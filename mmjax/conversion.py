@@ -169,7 +169,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         (place / "checkpoints").mkdir()
         meta = {"from": source.config["model_type"]}
         write(place.resolve() / "checkpoints", files, extra, meta)
-        e = around.experiment(kind.FAMILY, c, families(), **sized(kind.place(c), source))
+        e = around.experiment(kind.FAMILY, c, families(), **sized(kind, c, source))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
         (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
@@ -199,11 +199,14 @@ def told_beside(kind, v: Vocabulary, source: hub.Hub | original.Original) -> Voc
     return replace(v, stops=(*v.stops, *more)) if v.eos >= 0 else v
 
 
-def sized(place: Mapping[str, Any], source: hub.Hub | original.Original) -> dict:
+def sized(kind, c: Any, source: hub.Hub | original.Original) -> dict:
     """Sizes of rows and how pictures come to size, as far as the files beside say otherwise."""
+    place = kind.place(c) | around.resized(source.path)
     text = source.config.get("text_config") or source.config
-    most = text.get("max_position_embeddings") or place["length"]
-    return dict(place) | {"length": min(place["length"], most)} | around.resized(source.path)
+    most = text.get("max_position_embeddings")
+    if kind is clip or not most:  # a text tower's row has room for a picture and sentinels too
+        return place
+    return place | {"length": min(place["length"], most)}
 
 
 def untied(given: Mapping) -> dict:
@@ -216,10 +219,10 @@ def untied(given: Mapping) -> dict:
     return found
 
 
-def whole_numbers(given: Mapping) -> dict:
+def in_full(given: Mapping) -> dict:
     """Their config.json, saying f32 of weights, as we write them."""
     told = {name: "float32" for name in ("dtype", "torch_dtype") if given.get(name)}
-    inner = {k: whole_numbers(x) for k, x in given.items() if k.endswith("_config") and x}
+    inner = {k: in_full(x) for k, x in given.items() if k.endswith("_config") and x}
     return dict(given) | inner | told
 
 
@@ -345,7 +348,7 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     held = hold(src)
     given = held.given or kind.given(held.experiment.model, held.vocabulary)
     if held.step:  # trained on since: loaded in fewer bits it would be rounded
-        given = whole_numbers(given)
+        given = in_full(given)
     if vocabulary_of(kind, given) != held.vocabulary:  # they have no names for all sentinels
         given = given | {OURS: asdict(held.vocabulary)}
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)

@@ -335,13 +335,14 @@ def test_pictures_come_to_size_as_the_file_beside_says(says, resize, mean, tmp_p
     work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
     e = run.read_config(work)
     assert e.data.resize == resize
+    assert e.data.length == 9 + 8  # a whole text, and what stands beside it
     assert e.model.mean[0] == (0.48145466 if mean is None else mean)
 
 
 def test_what_was_trained_since_goes_out_as_it_is(tmp_path):
     """In f32, which is what config.json then says; what was imported alone keeps what it said."""
     given = {"dtype": "bfloat16", "text_config": {"torch_dtype": "float16"}, "hidden_size": 4}
-    told = conversion.whole_numbers(given)
+    told = conversion.in_full(given)
     assert told == {
         "dtype": "float32", "text_config": {"torch_dtype": "float32"}, "hidden_size": 4,
     }  # fmt: skip
