@@ -1,59 +1,81 @@
-"""Products of rows sorted by tower, each with its own tower's matrix, at the cost of one product.
+"""Rows sorted by tower, each tower's through its own matrices, at the cost of one tower.
 
-On TPU and GPU this is `jax.lax.ragged_dot`. On CPU that multiplies every row by every matrix, so
-there the rows of a tower are covered by pieces of 1, 2, 4, ... blocks of rows: of every size one
-product is compiled, and which of them run is decided by the number of rows.
+On TPU and GPU a product is `jax.lax.ragged_dot`. On CPU that multiplies every row by every matrix,
+so there each tower begins at a multiple of a block of rows, and goes through in pieces of 1, 2, 4,
+... blocks: for each size the whole function is compiled, and which of them run is decided by the
+number of rows. Only what leaves a piece is copied to its place among all rows.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # rows: where two towers meet in a block, both multiply it
-MOST = 32  # blocks, at least that large: each doubling of their number compiles more products
+from mmjax.layers.linear import linear
+
+BLOCK = 32  # rows, at least
+MOST = 64  # blocks, at most: each doubling of their number compiles more products
 
 
-def grouped_linear(platform: str, sizes, x, w, axes: int = 1):
-    """`linear` of rows sorted by tower.
+def block_size(platform: str, rows: int) -> int:
+    """At a multiple of how many rows a tower begins."""
+    return max(BLOCK, -(-rows // MOST)) if platform == "cpu" else 1
+
+
+def places(tower, towers: int, block: int):
+    """Where rows go when sorted by tower, each tower's in order, from a multiple of `block` on.
 
     Args:
-        platform: "cpu", or another for `ragged_dot`. sizes: [m] int32, rows of each tower.
-        x: [n, d ...]. w: m matrices [d ..., f ...], or one for all rows. axes: how many d is.
+        tower: [n] int32. towers: m.
 
     Returns:
-        [n, f ...].
+        (order [o] int32: which row stands at each place, n for none; back [n], its inverse; sizes
+        [m] int32, rows of each tower), where o is a multiple of `block` and the same for all
+        towers [n].
     """
-    out = w[0].shape[axes:]
-    rows = x.reshape(x.shape[0], -1)
-    flat = tuple(one.reshape(rows.shape[1], -1) for one in w)
-    if len(w) == 1:
-        from_rows = dot(rows, flat[0], 1, 0)
-    elif platform == "cpu":
-        from_rows = pieced(rows, flat, sizes, block_size(x.shape[0]))
-    else:
-        from_rows = jax.lax.ragged_dot(rows, jnp.stack(flat), sizes)
-    return from_rows.reshape(x.shape[0], *out)
+    n = tower.size
+    total = n if block == 1 else (-(-n // block) + towers - 1) * block
+    before = jnp.cumsum(jax.nn.one_hot(tower, towers, dtype=jnp.int32), axis=0) - 1
+    rank = jnp.take_along_axis(before, tower[:, None], axis=1)[:, 0]
+    sizes = before[-1] + 1
+    back = block * borders(sizes, block)[0][tower] + rank
+    order = jnp.full(total, n, jnp.int32)
+    return order.at[back].set(jnp.arange(n, dtype=jnp.int32), unique_indices=True), back, sizes
 
 
-def block_size(rows: int) -> int:
-    """Rows of a block."""
-    return max(BLOCK, -(-rows // MOST))
+def borders(sizes, block: int):
+    """(first block, number of blocks) of each tower, [m] both; sizes [m] int32, its rows."""
+    count = -(-sizes // block)
+    return jnp.cumsum(count) - count, count
 
 
-def dot(a, b, axis_a: int, axis_b: int, dtype=None):
-    """Contracts one axis of each matrix."""
-    dims = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=dtype or a.dtype)
+def grouped(function: Callable, x, held, sizes, block: int):
+    """A function of a few products of rows that lie as `places` says.
 
+    Args:
+        function: (product, rows [., ...], weights) -> tree of [., ...], where product(x, w, axes)
+            is `linear`; what it makes of a row depends on that row alone.
+        x: [o, ...]. held: tuple of matrices, a tuple of m each. sizes: see `places`. block: see
+            `block_size`.
 
-def cover(start, end, block: int, rows: int, step, carry):
-    """Calls carry = step(carry, first row, number of rows) for pieces that cover start ... end.
-
-    The first piece begins and the last ends at a multiple of `block`, `rows` being one too.
+    Returns:
+        The tree, [o, ...].
     """
-    at = start // block
-    count = jnp.where(end > start, -(-end // block) - at, 0)
+    if block > 1:
+        return pieced(function, x, held, sizes, block)
+
+    def product(x, w, axes=1):
+        flat = jnp.stack([one.reshape(-1, one[(0,) * axes].size) for one in w])
+        y = jax.lax.ragged_dot(x.reshape(x.shape[0], -1), flat, sizes)
+        return y.reshape(x.shape[0], *w[0].shape[axes:])
+
+    return function(product, x, held)
+
+
+def cover(first, count, block: int, rows: int, step, carry):
+    """Calls carry = step(carry, first row, number of rows) for pieces that cover `count` blocks."""
+    at = first
     for bit in reversed(range((rows // block).bit_length())):
         used = (count >> bit) & 1
         do = partial(step, size=block << bit)
@@ -63,81 +85,100 @@ def cover(start, end, block: int, rows: int, step, carry):
 
 
 def piece(x, at, size: int):
-    """`size` rows of x from row `at` on."""
-    return jax.lax.dynamic_slice_in_dim(x, at, size)
+    """`size` rows of every leaf from row `at` on."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, size), x)
 
 
 def put(x, new, at):
-    """Writes rows into x from row `at` on."""
-    return jax.lax.dynamic_update_slice_in_dim(x, new, at, 0)
+    """Writes rows into every leaf from row `at` on."""
+
+    def one(x, new):
+        return jax.lax.dynamic_update_slice_in_dim(x, new, at, 0)
+
+    return jax.tree.map(one, x, new)
 
 
-def borders(sizes) -> list:
-    """[m] -> (start, end) of each tower's rows."""
-    ends = jnp.cumsum(sizes)
-    return [(ends[m] - sizes[m], ends[m]) for m in range(len(sizes))]
+def kept(function, rows, weights):
+    """-> (what the function makes, the products its gradient needs: all but those it returns)."""
+    made: list = []
 
+    def product(x, w, axes=1):
+        made.append(linear(x, w, axes))
+        return made[-1]
 
-def padded(x, block: int):
-    """x with rows of zeros behind it, to a multiple of `block`."""
-    return jnp.pad(x, ((0, -x.shape[0] % block), (0, 0))) if x.shape[0] % block else x
-
-
-def multiply(x, w, sizes, block: int, axis: int):
-    """Rows [n, .] by their tower's matrix, contracting its `axis`."""
-    n = x.shape[0]
-    x = padded(x, block)
-    y = jnp.zeros((x.shape[0], w[0].shape[1 - axis]), x.dtype)
-    for (start, end), one in zip(borders(sizes), w, strict=True):
-        # What this tower writes over in the block where it begins is put back.
-        first = jnp.minimum(start // block * block, x.shape[0] - block)
-        before = piece(y, first, block)
-
-        def step(y, at, size, one=one):
-            return put(y, dot(piece(x, at, size), one, 1, axis), at)
-
-        y = cover(start, end, block, x.shape[0], step, y)
-        mine = (first + jnp.arange(block) >= start)[:, None]
-        y = put(y, jnp.where(mine, piece(y, first, block), before), first)
-    return y[:n]
-
-
-def outer(x, g, sizes, block: int) -> tuple:
-    """The gradient of each tower's matrix: x^T g over its rows, f32; zeros if it has none."""
-    x, g = padded(x, block), padded(g, block)
-
-    def of(start, end):
-        def step(total, at, size):
-            index = at + jnp.arange(size)
-            mine = ((index >= start) & (index < end))[:, None]
-            a, b = piece(x, at, size), piece(g, at, size)
-            if a.shape[1] < b.shape[1]:
-                a = jnp.where(mine, a, 0)
-            else:
-                b = jnp.where(mine, b, 0)
-            return total + dot(a, b, 0, 0, jnp.float32)
-
-        nothing = jnp.zeros((x.shape[1], g.shape[1]), jnp.float32)
-        return cover(start, end, block, x.shape[0], step, nothing)
-
-    return tuple(of(*border) for border in borders(sizes))
+    y = function(product, rows, weights)
+    ends = {id(leaf) for leaf in jax.tree.leaves(y)}
+    return y, [None if id(one) in ends else one for one in made]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def pieced(x, w, sizes, block: int):
-    """x [n, d] sorted by tower, w m matrices [d, f], sizes [m] of sum n -> [n, f]."""
-    return multiply(x, w, sizes, block, 0)
+def known(x, w, y, axes: int):
+    """`linear` of x and w where its result y is at hand."""
+    return y
 
 
-def _forward(x, w, sizes, block):
-    return pieced(x, w, sizes, block), (x, w, sizes)
+known.defvjp(
+    lambda x, w, y, axes: (y, (x, w)),
+    lambda axes, saved, g: (*jax.vjp(lambda x, w: linear(x, w, axes), *saved)[1](g), None),
+)
 
 
-def _backward(block, saved, g):
-    x, w, sizes = saved
-    g = g.astype(x.dtype)
-    dw = tuple(d.astype(w[0].dtype) for d in outer(x, g, sizes, block))
-    return multiply(g, w, sizes, block, 1), dw, None
+def again(function, rows, weights, made):
+    """What the function makes, its products being at hand as `kept` returns them."""
+    rest = iter(made)
+
+    def product(x, w, axes=1):
+        y = next(rest)
+        if y is None:  # it is returned, and its value is not asked for
+            y = jnp.zeros((*x.shape[: x.ndim - axes], *w.shape[axes:]), x.dtype)
+        return known(x, w, y, axes)
+
+    return function(product, rows, weights)
+
+
+def own(held, m: int) -> tuple:
+    """Matrices of one tower."""
+    return tuple(w[m] for w in held)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def pieced(function, x, held, sizes, block: int):
+    """`grouped` in pieces."""
+    return _forward(function, x, held, sizes, block)[0]
+
+
+def _forward(function, x, held, sizes, block):
+    shapes = jax.eval_shape(partial(kept, function), piece(x, 0, block), own(held, 0))
+    whole = jax.tree.map(lambda s: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype), shapes)
+    for m, (first, count) in enumerate(zip(*borders(sizes, block), strict=True)):
+
+        def step(whole, at, size, m=m):
+            return put(whole, kept(function, piece(x, at, size), own(held, m)), at)
+
+        whole = cover(first, count, block, x.shape[0], step, whole)
+    y, made = whole
+    return y, (x, held, sizes, made)
+
+
+def _backward(function, block, saved, g):
+    x, held, sizes, made = saved
+    dx, dw = jnp.zeros_like(x), []
+    for m, (first, count) in enumerate(zip(*borders(sizes, block), strict=True)):
+
+        def step(carry, at, size, m=m):
+            dx, total = carry
+
+            def replayed(x, w):
+                return again(function, x, w, piece(made, at, size))
+
+            back = jax.vjp(replayed, piece(x, at, size), own(held, m))[1]
+            rows, new = back(piece(g, at, size))
+            return put(dx, rows, at), jax.tree.map(jnp.add, total, new)
+
+        nothing = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), own(held, m))
+        dx, total = cover(first, count, block, x.shape[0], step, (dx, nothing))
+        dw.append(jax.tree.map(lambda total, w: total.astype(w.dtype), total, own(held, m)))
+    return dx, tuple(zip(*dw, strict=True)), None
 
 
 pieced.defvjp(_forward, _backward)

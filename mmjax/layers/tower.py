@@ -7,7 +7,6 @@ names a dense decoder has ("q"), tower m has them numbered ("q_1").
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
-from mmjax.layers.grouped import BLOCK, grouped_linear
+from mmjax.layers.grouped import BLOCK, block_size, grouped, places
 from mmjax.layers.linear import linear
 from mmjax.layers.weight import Layer, fan_in
 from mmjax.mesh import Rules
@@ -28,29 +27,32 @@ class Route(NamedTuple):
 
     Attributes:
         tower: [b, l] int32.
-        order: [b, l] int32: which of the b l tokens on its data shard stands at each place once
-            they are sorted by tower; or None, where every token goes through all towers and keeps
-            what its own made.
-        back: [b, l] int32, the inverse of `order`, or None.
+        order: [o] int32: which of the tokens on its data shard stands at each place once they are
+            sorted by tower, see `grouped.places`; or None, where every token goes through all
+            towers and keeps what its own made.
+        back: [b, l] int32, the inverse of `order`, or None. sizes: [m] int32, how many tokens on
+            the data shard each tower has, or None.
     """
 
     tower: jax.Array
-    order: jax.Array | None
-    back: jax.Array | None
+    order: jax.Array | None = None
+    back: jax.Array | None = None
+    sizes: jax.Array | None = None
 
 
-def route(rules: Rules, tower, grouped: bool) -> Route:
-    """The route of tokens with towers [b, l] int32; sorted if `grouped` and there are enough.
+def route(rules: Rules, tower, towers: int, grouped: bool) -> Route:
+    """The route of tokens whose towers are [b, l] int32; sorted if `grouped` and there are enough.
 
     Tokens never leave their shard, so a few on each (as in decoding) are not worth sorting.
     """
     rows, shards = tower.shape[0], rules.split("batch")
-    if not grouped or rows % shards or tower.size // shards < 2 * BLOCK:
-        return Route(tower, None, None)
+    if not grouped or rows % shards or tower.size // shards < 4 * BLOCK:
+        return Route(tower)
+    block = block_size(rules.mesh.devices.flat[0].platform, tower.size // shards)
 
     def sort(tower):
-        order = jnp.argsort(tower.reshape(-1), stable=True)
-        return order.reshape(tower.shape), jnp.argsort(order).reshape(tower.shape)
+        order, back, sizes = places(tower.reshape(-1), towers, block)
+        return order, back.reshape(tower.shape), sizes
 
     return Route(tower, *on_each_shard(rules, sort, (tower,), ()))
 
@@ -109,25 +111,27 @@ def through(rules: Rules, path: Route | None, function: Callable, x, held):
             return own([linear(x, one, axes) for one in w], path.tower)
 
         return function(product, x, held)
-    towers = max(len(w) for w in held)
-    product = partial(grouped_linear, rules.mesh.devices.flat[0].platform)
+    platform = rules.mesh.devices.flat[0].platform
 
-    def one_shard(x, tower, order, back, held):
-        sizes = jnp.stack([(tower == m).sum(dtype=jnp.int32) for m in range(towers)])
-        flat = x.reshape(tower.size, *x.shape[2:])
-        there, again = order.reshape(-1), back.reshape(-1)
-        y = function(partial(product, sizes), permute(flat, there, again), held)
-        return jax.tree.map(
-            lambda y: permute(y, again, there).reshape(*tower.shape, *y.shape[1:]), y
-        )
+    def one_shard(x, tower, order, back, sizes, held):
+        flat = permute(x.reshape(tower.size, *x.shape[2:]), order, back.reshape(-1))
+        y = grouped(function, flat, held, sizes, block_size(platform, tower.size))
+
+        def in_rows(y):
+            return permute(y, back.reshape(-1), order).reshape(*tower.shape, *y.shape[1:])
+
+        return jax.tree.map(in_rows, y)
 
     return on_each_shard(rules, one_shard, (x, *path), (held,))
 
 
 @jax.custom_vjp
 def permute(x, order, back):
-    """x[order] along axis 0; with the inverse at hand its gradient is no scatter."""
-    return x.at[order].get(unique_indices=True, mode="promise_in_bounds")
+    """x[order] along axis 0, zeros where there is none.
+
+    With the inverse at hand its gradient is no scatter.
+    """
+    return x.at[order].get(mode="fill", fill_value=0)
 
 
 permute.defvjp(

@@ -241,7 +241,7 @@ class Decoder(Layer):
         angles = rope_angles(position, c.head_dim, c.theta, c.rope_scaling)
         path = None
         if tower is not None and c.towers > 1:
-            path = route(self.rules, jnp.minimum(tower, c.towers - 1), c.grouped)
+            path = route(self.rules, jnp.minimum(tower, c.towers - 1), c.towers, c.grouped)
         found = []
         for name, layers, untied in c.runs:
             stack = self.stack(name, len(layers), untied)

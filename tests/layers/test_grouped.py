@@ -1,4 +1,4 @@
-"""Products by tower in pieces against one product a tower, forward and backward."""
+"""Rows sorted by tower in pieces against all rows through every tower, forward and backward."""
 
 from functools import partial
 
@@ -9,90 +9,118 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.layers.grouped import BLOCK, block_size, cover, grouped_linear, pieced
+from mmjax.layers.grouped import BLOCK, MOST, block_size, borders, cover, grouped, places
+from mmjax.layers.linear import linear
 
-N, D, F, SIZE = 40, 6, 10, 8
+N, D, F, TOWERS = 40, 6, 10, 3
 
 
-def draw(seed: int, towers: int = 3):
-    x, g = (
-        jax.random.normal(jax.random.key(k), s) for k, s in ((seed, (N, D)), (seed + 1, (N, F)))
+def gated(product, x, held):
+    """Two products of one input, one of what they make, and one that ends here: [n, d] twice."""
+    gate, up, down, side = held
+    hidden = jnp.tanh(product(x, gate)) * product(x, up)
+    return product(hidden, down, 2), [product(x, side)]
+
+
+def draw(seed: int):
+    """(x, held, the gradient of what `gated` makes)."""
+    shapes = (D, 2, F), (D, 2, F), (2, F, D), (D, F)
+    keys = jax.random.split(jax.random.key(seed), 7)
+    held = tuple(
+        tuple(jax.random.normal(k, (TOWERS, *s))) for k, s in zip(keys[:4], shapes, strict=True)
     )
-    return x, tuple(jax.random.normal(jax.random.key(seed + 2), (towers, D, F))), g
+    x, g, h = (jax.random.normal(k, (N, s)) for k, s in zip(keys[4:], (D, D, F), strict=True))
+    return x, held, (g, [h])
 
 
-def both(function, x, w, g):
-    y, back = jax.vjp(function, x, w)
+def both(function, x, held, g):
+    """What a function makes, and its gradients."""
+    y, back = jax.vjp(function, x, held)
     return y, *back(g)
 
 
 @jax.jit
-def selected(x, w, sizes, g):
-    tower = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(N), side="right")
+def selected(tower, x, held, g):
+    """All rows through every tower, the own one's taken."""
 
-    def function(x, w):
-        return sum(jnp.where((tower == m)[:, None], x @ one, 0.0) for m, one in enumerate(w))
+    def function(x, held):
+        each = [gated(linear, x, tuple(w[m] for w in held)) for m in range(TOWERS)]
+        return jax.tree.map(
+            lambda *ys: sum(jnp.where((tower == m)[:, None], y, 0) for m, y in enumerate(ys)), *each
+        )
 
-    return both(function, x, w, g)
+    return both(function, x, held, g)
 
 
 @partial(jax.jit, static_argnames="block")
-def in_pieces(x, w, sizes, g, block):
-    return both(lambda x, w: pieced(x, w, sizes, block), x, w, g)
+def sorted_(tower, x, held, g, block):
+    """The same by `grouped`."""
+    order, back, sizes = places(tower, TOWERS, block)
+
+    def function(x, held):
+        rows = x.at[order].get(mode="fill", fill_value=0)
+        return jax.tree.map(lambda y: y[back], grouped(gated, rows, held, sizes, block))
+
+    return both(function, x, held, g)
 
 
-def check(sizes, block, seed=0):
-    sizes = np.array(sizes, np.int32)
-    x, w, g = draw(seed)
-    got, want = in_pieces(x, w, sizes, g, block), selected(x, w, sizes, g)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
-    for m, size in enumerate(sizes):
-        assert (np.abs(got[2][m]).max() > 0) == (size > 0)  # exactly zero, and no NaN
+def check(tower, block, seed=0):
+    x, held, g = draw(seed)
+    tower = np.asarray(tower, np.int32)
+    got, want = sorted_(tower, x, held, g, block), selected(tower, x, held, g)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), got, want)
+    for m in range(TOWERS):
+        for w in got[2]:
+            assert (np.abs(w[m]).max() > 0) == (m in tower)  # exactly zero, and no NaN
     return got
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, N), min_size=2, max_size=2), st.sampled_from([8, 16]))
-def test_pieces_equal_a_product_a_tower(cuts, block):
-    """Towers of any size, none too; 40 rows are no multiple of 16."""
-    low, high = sorted(cuts)
-    check([low, high - low, N - high], block)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, TOWERS), st.sampled_from([1, 8, 16]))
+def test_sorted_equals_a_product_a_tower(seed, towers, block):
+    """Towers anywhere and of any size, none too; 40 rows are no multiple of 16."""
+    rng = np.random.default_rng(seed)
+    check(rng.permutation(TOWERS)[rng.integers(0, towers, N)], block, seed)
 
 
 @pytest.mark.parametrize("sizes", [(N, 0, 0), (0, 0, N), (0, N, 0), (8, 24, 8), (1, 1, 38)])
-def test_towers_without_rows_and_borders_of_blocks(sizes):
-    check(sizes, SIZE)
+@pytest.mark.parametrize("block", [1, 8])
+def test_towers_without_rows_and_borders_of_blocks(sizes, block):
+    check(np.repeat(np.arange(TOWERS), sizes), block)
 
 
 def test_rows_know_their_tower():
-    a, b = check((13, 20, 7), SIZE), check((14, 19, 7), SIZE)
+    """A row that changes its tower changes, and no other does."""
+    tower = np.arange(N) % TOWERS
+    moved = np.where(np.arange(N) == 13, (tower + 1) % TOWERS, tower)
+    a, b = check(tower, 8)[0], check(moved, 8)[0]
     same = np.isclose(np.asarray(a[0]), np.asarray(b[0]), atol=1e-5).all(1)
     np.testing.assert_array_equal(np.flatnonzero(~same), [13])
 
 
-@pytest.mark.parametrize("form", ["cpu", "tpu"])
-def test_each_platform_has_its_form(form):
-    """Attention's output contracts two axes; the same numbers from `ragged_dot`."""
-    x = jax.random.normal(jax.random.key(0), (2 * BLOCK, 2, 3))
-    w = tuple(jax.random.normal(jax.random.key(1), (2, 2, 3, 5)))
-    sizes = jnp.array([50, 2 * BLOCK - 50])
-    got = jax.jit(partial(grouped_linear, form, axes=2))(sizes, x, w)
-    want = [np.tensordot(x, one, 2) for one in w]
-    np.testing.assert_allclose(got[:50], want[0][:50], atol=1e-5)
-    np.testing.assert_allclose(got[50:], want[1][50:], atol=1e-5)
-    assert np.abs(want[0] - want[1]).max() > 0.1
-    shared = jax.jit(partial(grouped_linear, form, axes=2))(sizes, x, w[:1])
-    np.testing.assert_allclose(shared, want[0], atol=1e-5)
+@pytest.mark.parametrize("block", [1, 8])
+def test_places_sort_and_turn_back(block):
+    """Each tower's rows stand together, in their order, from a multiple of a block on."""
+    tower = np.random.default_rng(0).integers(0, TOWERS, N)
+    order, back, sizes = places(jnp.asarray(tower), TOWERS, block)
+    np.testing.assert_array_equal(order[back], np.arange(N))
+    assert order.size == (N if block == 1 else N + (TOWERS - 1) * block)
+    np.testing.assert_array_equal(sizes, np.bincount(tower, minlength=TOWERS))
+    for m, first in enumerate(borders(sizes, block)[0]):
+        mine = order[first * block :][: sizes[m]]
+        np.testing.assert_array_equal(mine, np.flatnonzero(tower == m))
+    assert (order == N).sum() == order.size - N  # the rest stands for no row
 
 
-def test_pieces_cost_the_rows_they_have_and_at_most_a_block_more():
-    """Rows multiplied, counted: between n and n plus a block for each border."""
+def test_pieces_cost_the_rows_they_have_and_less_than_a_block_more_a_tower():
+    """Rows that run, counted; how they lie compiled in powers of two."""
 
     def step(total, at, size):
         return total + size
 
-    for start, end in ((0, 40), (0, 13), (13, 40), (16, 32), (17, 18), (9, 9)):
-        rows = int(cover(jnp.int32(start), jnp.int32(end), 8, 40, step, jnp.int32(0)))
-        want = 0 if start == end else -(-end // 8) * 8 - start // 8 * 8
-        assert rows == want
-    assert block_size(100) == BLOCK and block_size(64 * BLOCK) == 2 * BLOCK
+    for sizes in ((40, 0), (13, 27), (16, 24), (1, 39), (0, 0)):
+        rows = [int(cover(*one, 8, 48, step, jnp.int32(0)))
+                for one in zip(*borders(jnp.array(sizes), 8), strict=True)]  # fmt: skip
+        assert rows == [-(-size // 8) * 8 for size in sizes]
+    assert block_size("cpu", 100) == BLOCK and block_size("cpu", 2 * MOST * BLOCK) == 2 * BLOCK
+    assert block_size("tpu", 2 * MOST * BLOCK) == 1
