@@ -309,6 +309,16 @@ def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str
     return "\n".join(lines)
 
 
+def baselines(titles: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> list[str]:
+    """A line an entry of the summaries and an arm that has it."""
+    return [
+        f"{title}: {interval(values(some, name))} ({arm})"
+        for name, title in titles.items()
+        for arm, some in found.items()
+        if name in some[0].summary
+    ]
+
+
 def differences(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]], base: str) -> str:
     """Markdown: a row an arm, the base's values less its own, seed by seed."""
     lines = [f"| {base} less ... | " + " | ".join(columns.values()) + " |"]

@@ -47,13 +47,8 @@ def main() -> None:
     budget = cost["transfusion"] * given.steps
     steps = {n: round(budget / cost[n]) if n in MATCHED else given.steps for n in cost}
     found = study.runs([arm._replace(steps=steps[arm.name]) for arm in ARMS], given)
-    lines = [study.table(COLUMNS, found), ""]
-    lines += [
-        f"{title}: {study.interval(study.values(found[arm], name))} ({arm})"
-        for name, title in BASELINES.items()
-        for arm in ("transfusion", "chameleon")
-        if arm in found and name in found[arm][0].summary
-    ]
+    ends = {arm: some for arm, some in found.items() if arm in ("transfusion", "chameleon")}
+    lines = [study.table(COLUMNS, found), "", *study.baselines(BASELINES, ends)]
     whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in found)
     lines += ["", f"Training FLOPs: {whole}. n = {len(next(iter(found.values())))} seeds."]
     if "transfusion" in found:

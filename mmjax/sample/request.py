@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,19 @@ def parse(parts, where: str = "a prompt") -> Request:
     elif slots:
         given.pop()
     answer = bool(given) and isinstance(given[-1], Text) and given[-1].text == SEPARATOR
-    return Request(given, draw, infill, answer)
+    return Request(_turns(given) if answer else given, draw, infill, answer)
+
+
+def _turns(document: list) -> list:
+    """A conversation's prompts and the separators behind them without loss, as in training.
+
+    Where masked tokens see each other both ways, those without loss are read from left to right.
+    """
+    turn, out = 0, []
+    for part in document:
+        out.append(replace(part, loss=turn % 2 == 1))
+        turn += isinstance(part, Text) and part.text == SEPARATOR
+    return out
 
 
 def as_part(part) -> Text | Image:

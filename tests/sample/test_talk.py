@@ -18,7 +18,9 @@ from mmjax.batch import Image, Text
 from mmjax.coding import tokenize
 from mmjax.data import build, pipeline, spans
 from mmjax.data import tokenizer as bpe
+from mmjax.data.record import Record
 from mmjax.data.resize import RESIZE
+from mmjax.data.transform import conversation
 from mmjax.error import UserError
 from mmjax.run import prepare
 from mmjax.sample import prompt, request, talk
@@ -540,6 +542,17 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
     first = request.parse([mmjax.IMAGE, "b"])
     assert (first.draw, first.infill) == (True, True) and first.document[0] == Text("<mask:0>")
     assert repr(mmjax.IMAGE) == "mmjax.IMAGE" and repr(mmjax.TEXT) == "mmjax.TEXT"
+
+
+def test_a_conversation_is_given_as_training_had_it(photo):
+    """Its prompts have no loss, its answers have: all but the last answer of what was trained on."""
+    said = ("what is it", "a dot", "which", "red")
+    facts = {"roles": ["human", "human", "gpt", "human", "gpt"]}
+    parts = [photo, *said]
+    record = Record("1", (Image(photo.read_bytes()), *map(Text, said)), facts)
+    asked = [photo, said[0], "<sep>", said[1], "<sep>", said[2], "<sep>"]
+    assert tuple(request.parse(asked).document) == conversation(record, "sep")[:-1]
+    assert all(part.loss for part in request.parse(parts).document)  # words alone are no turns
 
 
 @pytest.mark.parametrize(
