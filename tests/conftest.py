@@ -60,3 +60,11 @@ def openmoji(tmp_path_factory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         build("openmoji", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def reconstructing(tmp_path_factory):
+    """Family -> a tiny model that reads pictures and draws; see `reconstructing.trained`."""
+    from reconstructing import trained
+
+    return trained(tmp_path_factory.mktemp("reconstructing"))

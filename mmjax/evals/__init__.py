@@ -12,7 +12,9 @@ from mmjax.evals import (
     infilling,
     likelihood,
     passages,
+    probe,
     reconstruction,
+    redrawing,
     retrieval,
     scenes,
 )
@@ -33,7 +35,11 @@ _READS_AND_DRAWS = {
     "edits": edits.evaluate,
     "passages": passages.evaluate,
     "alignment": alignment.evaluate,
+    "probe": probe.evaluate,
+    "redrawing": redrawing.evaluate,
 }
+# Scores of reconstruction, which take longest.
+RECONSTRUCTS = ("alignment", "probe", "redrawing")
 
 EVALS = {
     "transfusion": _READS_AND_DRAWS,
@@ -51,8 +57,8 @@ EVALS = {
 
 
 def usual(e: Experiment) -> list[str]:
-    """The evaluations a run gets unasked: all of its family's, but the score of reconstruction,
-    which takes longest, only if it was trained to reconstruct.
+    """The evaluations a run gets unasked: all of its family's, but the scores of reconstruction
+    only if it was trained to reconstruct.
     """
     told = any(source.template == "reconstruct" for source in e.data.sources.values())
-    return [name for name in EVALS[e.family] if name != "alignment" or told]
+    return [name for name in EVALS[e.family] if told or name not in RECONSTRUCTS]

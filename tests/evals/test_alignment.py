@@ -2,24 +2,18 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny, tiny_chameleon_config
+from reconstructing import CASES, blinded, pairs
 
-import mmjax
-from mmjax import config, run
 from mmjax.batch import Image, Text
-from mmjax.data import build
 from mmjax.data.tokenizer import encode
 from mmjax.evals import EVALS, alignment, heldout
 from mmjax.evals.alignment import at_k, derangement, score, strata
 from mmjax.evals.heldout import Pair
-from mmjax.train import train
 
-ONE = jax.devices()[:1]
 RNG = np.random.default_rng(0)
 BASE = RNG.uniform(0.5, 2.0, 300)  # how hard each picture is
 
@@ -120,30 +114,9 @@ def test_pictures_that_stand_twice_are_taken_once():
     assert [p.caption for p in alignment.distinct(pairs)] == ["a", "b", "d"]
 
 
-def reca(data):
-    source = {"path": str(data), "weight": 1.0, "template": "reconstruct", "balance": False}
-    both = {"scenes": source, "captions": source | {"template": "caption"}}
-    return {"data__sources": both, "data__bottleneck": "registers"}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A Transfusion trained with registers, and a Chameleon that never reconstructed."""
-    home = tmp_path_factory.mktemp("alignment")
-    build.build("scenes", home / "scenes", options={"count": 400, "size": 8, "level": 1})
-    more = {"steps": 2, "data__length": 160, "data__images": 4, "evals__documents": 24}
-    train(tiny(home / "scenes", **more, **reca(home / "scenes")), home / "transfusion", ONE)
-    c = config.resolve(tiny_chameleon_config(home / "scenes", **more), run.families())
-    train(c, home / "chameleon", ONE)
-    return {name: mmjax.load(home / name, devices=ONE) for name in ("transfusion", "chameleon")}
-
-
-CASES = {"transfusion": "registers", "chameleon": "lowres"}
-
-
 @pytest.mark.parametrize("family", CASES)
-def test_a_run_is_scored_with_its_own_bottleneck(family, trained, tmp_path):
-    model = trained[family]
+def test_a_run_is_scored_with_its_own_bottleneck(family, reconstructing, tmp_path):
+    model = reconstructing[family]
     found = EVALS[family]["alignment"](model, 0, tmp_path)
     told = family == "transfusion"
     errors = {"ras_error_true", "ras_error_shuf"} | ({"ras_error_prior"} if told else set())
@@ -159,15 +132,13 @@ def test_a_run_is_scored_with_its_own_bottleneck(family, trained, tmp_path):
     assert abs(found[f"ras_shuf_{CASES[family]}"].value) < 0.5  # two steps
 
 
-def parts_of(model, seed=0):
-    split = next(iter(heldout.splits(model)))
-    records = alignment.distinct(heldout.draw(model, split, 24, seed))
-    return alignment.layout_of(model), records
+def parts_of(model):
+    return alignment.layout_of(model), pairs(model)
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_errors_do_not_depend_on_what_else_is_scored(family, trained, monkeypatch):
-    model = trained[family]
+def test_errors_do_not_depend_on_what_else_is_scored(family, reconstructing, monkeypatch):
+    model = reconstructing[family]
     layout, records = parts_of(model)
     numbers = np.arange(6)
     some = [alignment.document(layout, records[n + 1], records[n]) for n in numbers]
@@ -187,16 +158,11 @@ def test_errors_do_not_depend_on_what_else_is_scored(family, trained, monkeypatc
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_an_untrained_answer_is_compared_with_equal_noise(family, trained):
+def test_an_untrained_answer_is_compared_with_equal_noise(family, reconstructing):
     """Weights that cannot see: with attention's output at zero, all conditions are equal."""
-    model = trained[family]
+    model = reconstructing[family]
     layout, records = parts_of(model)
-    decoder = model.params["decoder"]
-    blocks = decoder["blocks"]
-    dead = jax.tree.map(lambda x: 0 * x, blocks["attention"]["o"])
-    attention = blocks["attention"] | {"o": dead}
-    params = model.params | {"decoder": decoder | {"blocks": blocks | {"attention": attention}}}
-    blind = replace(model, params=params, drawn={})
+    blind = blinded(model)
     answers = np.arange(4)
     reads = ([records[n] for n in answers], [records[n + 4] for n in answers])
     if layout.told:
@@ -215,8 +181,8 @@ def test_an_untrained_answer_is_compared_with_equal_noise(family, trained):
     assert all((np.abs(other - seen[0]) > 1e-6).any() for other in seen[1:])
 
 
-def test_errors_of_codes_are_the_likelihood_of_the_answer_alone(trained):
-    model = trained["chameleon"]
+def test_errors_of_codes_are_the_likelihood_of_the_answer_alone(reconstructing):
+    model = reconstructing["chameleon"]
     layout, records = parts_of(model)
     made = alignment.document(layout, records[1], records[0])
     error = alignment.picture_errors(model, [made], np.array([0]), 0, 1)
@@ -229,8 +195,8 @@ def test_errors_of_codes_are_the_likelihood_of_the_answer_alone(trained):
     assert abs(error[0] + logs[0, read].mean()) > 1e-4
 
 
-def test_the_grounding_gap_is_a_difference_of_scores(trained):
-    model = trained["transfusion"]
+def test_the_grounding_gap_is_a_difference_of_scores(reconstructing):
+    model = reconstructing["transfusion"]
     _, records = parts_of(model)
     other = derangement(np.zeros(len(records), int), 0)
     found = alignment.grounding(model, records, other, 0)
@@ -247,8 +213,8 @@ def test_the_grounding_gap_is_a_difference_of_scores(trained):
     assert abs(found["grounding_gap"].value) > 1e-4
 
 
-def test_rows_too_short_are_not_scored(trained, tmp_path):
-    model = trained["transfusion"]
+def test_rows_too_short_are_not_scored(reconstructing, tmp_path):
+    model = reconstructing["transfusion"]
     e = model.run.experiment
     small = replace(model.run, experiment=replace(e, data=replace(e.data, length=40)))
     assert alignment.evaluate(replace(model, run=small), 0, tmp_path) == {}

@@ -545,7 +545,7 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
 
 
 def test_a_conversation_is_given_as_training_had_it(photo):
-    """Its prompts have no loss, its answers have: all but the last answer of what was trained on."""
+    """Its prompts have no loss, its answers have, as in a record whose last answer is left out."""
     said = ("what is it", "a dot", "which", "red")
     facts = {"roles": ["human", "human", "gpt", "human", "gpt"]}
     parts = [photo, *said]

@@ -1,0 +1,54 @@
+"""The score of what is drawn again: on drawings made for it, and on tiny runs of both families."""
+
+import numpy as np
+import pytest
+from reconstructing import CASES, blinded, pairs
+
+from mmjax.codecs import efficientnet
+from mmjax.evals import EVALS, alignment, heldout, reconstruction, redrawing
+from mmjax.evals.alignment import derangement, score
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_run_is_scored_by_what_it_draws(family, reconstructing, tmp_path):
+    model = reconstructing[family]
+    found = EVALS[family]["redrawing"](model, 0, tmp_path)
+    which = ["ras_shuf"] + ["ras", "ras_prior"] * (family == "transfusion")
+    kinds = ["pixels"] + ["features"] * efficientnet.installed()
+    names = {f"{w}_drawn_{k}_{CASES[family]}" for w in which for k in kinds}
+    splits = heldout.splits(model)
+    assert set(found) == {n + s for n in names for s in splits.values()}
+    assert all(value.low <= value.value <= value.high for value in found.values())
+    assert all((tmp_path / f"redrawn_{split}.png").is_file() for split in splits)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_copier_scores_one_and_who_ignores_the_picture_nothing(family, reconstructing):
+    """Errors begin at what the codec loses: its own reconstructions are as near as can be."""
+    model = reconstructing[family]
+    true = reconstruction.pictures(model, pairs(model))
+    other = derangement(np.zeros(len(true), int), 0)
+    best = reconstruction.reconstruct(model, true) if family == "chameleon" else true
+    one = RNG.integers(0, 256, true.shape).astype(np.uint8)
+    made = {"copier": (best, best[other]), "blind": (one, one)}
+    for who, (own, shuf) in made.items():
+        for errors in redrawing.errors_of(model, true, {"true": [own], "shuf": [shuf]}).values():
+            found = score(errors["true"], errors["shuf"], None, 0)["ras_shuf"].value
+            assert found == pytest.approx(float(who == "copier"), abs=1e-3)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_conditions_meet_equal_noise_and_differ_by_what_is_read(family, reconstructing):
+    model = reconstructing[family]
+    records, layout = pairs(model)[:6], alignment.layout_of(model)
+    other = np.roll(np.arange(6), 1)
+    seen = redrawing.redrawn(model, layout, records, other, 0)
+    blind = redrawing.redrawn(blinded(model), layout, records, other, 0)
+    assert set(seen) == {"true", "shuf"} | ({"prior"} if layout.told else set())
+    for one, same in zip(blind["true"], blind["shuf"], strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert all((a != b).any() for a, b in zip(seen["true"], seen["shuf"], strict=True))
+    draws = seen["true"]
+    assert len(draws) == redrawing.DRAWS and (draws[0] != draws[1]).any()
