@@ -5,8 +5,9 @@
 Arms: the small Transfusion as it was trained; after 600 steps more of captioned pictures, the
 control; after as many of reconstruction alignment, the picture read at low resolution (also at a
 fifth of the learning rate) or through registers; and after as many in which the picture that is
-read is never the one that is asked for, so that it had better be ignored. Names of scores end in
-how the picture is read, and only equal ones compare. Needs out/data/scenes16.
+read is never the one that is asked for, so that it had better be ignored. The score is taken of
+likelihoods, of drawings and of hidden states; names of scores end in how the picture is read, and
+only equal ones compare. Needs out/data/scenes16.
 """
 
 import base64
@@ -25,7 +26,7 @@ from mmjax.data.transform import RECONSTRUCT
 
 DATA, WRONG = Path("out/data/scenes16"), Path("out/evidence/other_pictures")
 DOCUMENTS = 8000
-EVALS = "alignment,scenes"
+EVALS = "alignment,probe,redrawing,scenes"
 START = {"all": study.BASE}
 # Evaluated is the first source by name that has pictures with texts: it stays as it is.
 OTHERS = {
@@ -48,6 +49,12 @@ SCORES = {
     "ras_lowres_concepts": "RAS, low resolution",
     "ras_shuf_registers_concepts": "RAS_shuf, registers",
     "ras_registers_concepts": "RAS, registers",
+    "ras_shuf_drawn_pixels_lowres_concepts": "RAS_shuf of drawings' pixels, low resolution",
+    "ras_drawn_pixels_lowres_concepts": "RAS of drawings' pixels, low resolution",
+    "ras_shuf_drawn_features_lowres_concepts": "RAS_shuf of their features, low resolution",
+    "ras_shuf_drawn_pixels_registers_concepts": "RAS_shuf of drawings' pixels, registers",
+    "ras_probe_half_concepts": "RAS of a probe, half of the layers",
+    "ras_probe_last_concepts": "RAS of a probe, all layers",
     "ras_at_16_lowres_concepts": "own picture of 16, low resolution",
     "grounding_gap_concepts": "grounding gap, nats a caption",
 }

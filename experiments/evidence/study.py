@@ -51,7 +51,9 @@ class Arm(NamedTuple):
 
 
 # What several comparisons begin with.
-BASE = Arm("transfusion", "small_transfusion", evals="likelihood,scenes,frechet,alignment")
+BASE = Arm(
+    "transfusion", "small_transfusion", evals="likelihood,scenes,frechet,alignment,probe,redrawing"
+)
 
 
 # Of a workdir, what a record has; the last makes it one.
