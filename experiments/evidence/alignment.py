@@ -15,6 +15,7 @@ import io
 import json
 from pathlib import Path
 
+import figures
 import numpy as np
 import PIL.Image
 import study
@@ -103,11 +104,9 @@ def main() -> None:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     if "more captions" in found:
         lines += ["", study.differences(titles, found, "more captions")]
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
+    study.tell(lines, given)
     shown = {n: titles[n] for n in ("ras_shuf_lowres_concepts", *COLUMNS)}
-    study.bars(found, shown, given.out / "results.png")
+    figures.bars(found, shown, given.out / "results.png")
 
 
 if __name__ == "__main__":

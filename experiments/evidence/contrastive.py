@@ -10,6 +10,7 @@ Needs out/data/openmoji and out/data/digits (`mmjax data build`).
 
 from pathlib import Path
 
+import figures
 import numpy as np
 import study
 from study import Arm
@@ -57,12 +58,10 @@ def main() -> None:
         lines.append("")
     for arm, runs in found.items():
         lines += ["", f"{arm}: {study.interval([digits(run) for run in runs])} of digits"]
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
+    study.tell(lines, given)
     shown = {f"{n}{end}": f"{COLUMNS[n]}, {told}" for end, told in SPLIT.items() for n in FIRST}
     colours = {f"{n}{end}": f"{n}_colours{end}" for end in SPLIT for n in FIRST}
-    study.bars(found, shown, given.out / "results.png", colours)
+    figures.bars(found, shown, given.out / "results.png", colours)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import figures
 import numpy as np
 import study
 from study import Arm
@@ -124,13 +125,11 @@ def main() -> None:
         cells += [pictures, spent, f"{took[arm.name]:.1f}" if arm.name in took else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{budget / 1e12:.3g} TFLOPs each; n = {given.seeds} seeds."]
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
+    study.tell(lines, given)
     shown = {n: title for n, title in COLUMNS.items() if n not in BASELINES}
     usual = {n: n.removesuffix("_concepts") + "_majority" for n in shown}
     usual |= {n: f"{usual[n]}_concepts" for n in shown if n.endswith("_concepts")}
-    study.bars(found, shown, given.out / "results.png", usual)
+    figures.bars(found, shown, given.out / "results.png", usual)
 
 
 if __name__ == "__main__":

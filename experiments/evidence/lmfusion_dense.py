@@ -8,6 +8,7 @@ images). Beside them the text model as it was. Needs out/data/scenes16, and what
 leaves.
 """
 
+import figures
 import study
 from study import Arm
 
@@ -41,10 +42,8 @@ def main() -> None:
     for name, some in rows.items():
         change = study.difference(study.values(some, "passage_nll_docstrings"), before)
         lines.append(f"forgotten by {name}: {change}")
-    out = "\n".join(lines)
-    print(out)
-    (given.out / "table.md").write_text(out + "\n")
-    study.bars(rows, COLUMNS, given.out / "results.png")
+    study.tell(lines, given)
+    figures.bars(rows, COLUMNS, given.out / "results.png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ the end; and the share of a token's weights that all modalities have. Needs out/
 import ast
 from collections.abc import Sequence
 
+import figures
 import numpy as np
 import study
 from study import Arm, Run
@@ -77,7 +78,7 @@ def reached(some: Sequence[Run], dense: Sequence[Run], panel: str) -> str:
     shares = []
     for one, other in zip(some, dense, strict=True):
         losses, last = (
-            study.smooth([row[panel] for row in run.metrics if panel in row], WIDTH)
+            figures.smooth([row[panel] for row in run.metrics if panel in row], WIDTH)
             for run in (one, other)
         )
         steps = [row["step"] for row in one.metrics if panel in row]
@@ -117,11 +118,9 @@ def main() -> None:
             )
         ]
         lines.append(f"| {arm} | {parts[arm]} | {' | '.join(cells)} |")
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
-    study.curves(found, list(LOSSES), given.out / "loss.png")
-    study.bars(found, COLUMNS, given.out / "results.png")
+    study.tell(lines, given)
+    figures.curves(found, list(LOSSES), given.out / "loss.png")
+    figures.bars(found, COLUMNS, given.out / "results.png")
 
 
 if __name__ == "__main__":

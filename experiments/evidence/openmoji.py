@@ -8,6 +8,7 @@ and of concepts that never were. Needs out/data/openmoji, and out/codec_openmoji
 experiments/small_openmoji_codes.py). Leaves table.md and figures in out/evidence/openmoji.
 """
 
+import figures
 import study
 from study import Arm
 
@@ -35,21 +36,16 @@ BASELINES = {
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("openmoji")
-    cost = {arm.name: study.flops_per_step(arm) for arm in ARMS}
-    budget = cost["transfusion"] * given.steps
-    steps = {name: round(budget / one) for name, one in cost.items()}
-    found = study.runs([arm._replace(steps=steps[arm.name]) for arm in ARMS], given)
+    arms, flops = study.matched(ARMS, given)
+    found = study.runs(arms, given)
     titles = {n + s: f"{t}, {of}" for n, t in BASELINES.items() for s, of in SPLITS.items()}
     lines = [study.table(COLUMNS, found), "", *study.baselines(titles, found)]
-    whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in found)
-    lines += ["", f"Training FLOPs: {whole}. n = {len(next(iter(found.values())))} seeds."]
+    lines += ["", flops]
     if "transfusion" in found:
         lines += ["", study.differences(COLUMNS, found, "transfusion")]
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
-    study.curves(found, ["text/nll"], given.out / "loss.png")
-    study.bars(found, COLUMNS, given.out / "results.png")
+    study.tell(lines, given)
+    figures.curves(found, ["text/nll"], given.out / "loss.png")
+    figures.bars(found, COLUMNS, given.out / "results.png")
 
 
 if __name__ == "__main__":

@@ -110,9 +110,7 @@ def main() -> None:
     for name in counts[0]:
         shares = [yes / of for yes, of in (count[name] for count in counts)]
         lines.append(f"| {name} | {study.interval(shares)} |")
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
+    study.tell(lines, given)
 
 
 if __name__ == "__main__":

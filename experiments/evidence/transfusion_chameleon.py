@@ -9,6 +9,7 @@ counted. Needs out/data/scenes16, and out/small_codec and its codes (see experim
 Leaves table.md and figures in out/evidence/transfusion_chameleon.
 """
 
+import figures
 import study
 from study import Arm
 
@@ -43,22 +44,17 @@ BASELINES = {
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("transfusion_chameleon")
-    cost = {arm.name: study.flops_per_step(arm) for arm in ARMS}
-    budget = cost["transfusion"] * given.steps
-    steps = {n: round(budget / cost[n]) if n in MATCHED else given.steps for n in cost}
-    found = study.runs([arm._replace(steps=steps[arm.name]) for arm in ARMS], given)
+    arms, flops = study.matched(ARMS, given, MATCHED)
+    found = study.runs(arms, given)
     ends = {arm: some for arm, some in found.items() if arm in ("transfusion", "chameleon")}
     lines = [study.table(COLUMNS, found), "", *study.baselines(BASELINES, ends)]
-    whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in found)
-    lines += ["", f"Training FLOPs: {whole}. n = {len(next(iter(found.values())))} seeds."]
+    lines += ["", flops]
     if "transfusion" in found:
         lines += ["", study.differences(COLUMNS, found, "transfusion")]
-    text = "\n".join(lines)
-    print(text)
-    (given.out / "table.md").write_text(text + "\n")
-    scale = ({n: c / 1e12 for n, c in cost.items()}, "training TFLOPs")
-    study.curves(found, ["text/nll", "image"], given.out / "loss.png", scale)
-    study.bars(found, {n: COLUMNS[n] for n in list(COLUMNS)[1:]}, given.out / "results.png")
+    study.tell(lines, given)
+    scale = ({a.name: study.flops_per_step(a) / 1e12 for a in arms}, "training TFLOPs")
+    figures.curves(found, ["text/nll", "image"], given.out / "loss.png", scale)
+    figures.bars(found, {n: COLUMNS[n] for n in list(COLUMNS)[1:]}, given.out / "results.png")
 
 
 if __name__ == "__main__":
