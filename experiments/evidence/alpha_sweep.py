@@ -15,9 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import study
+from figures import plt
 from matplotlib.ticker import NullFormatter
 from study import Arm, Run
 

@@ -36,15 +36,16 @@ BASELINES = {
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("openmoji")
-    arms, flops = study.matched(ARMS, given)
+    arms, cost = study.matched(ARMS, given)
     found = study.runs(arms, given)
     titles = {n + s: f"{t}, {of}" for n, t in BASELINES.items() for s, of in SPLITS.items()}
     lines = [study.table(COLUMNS, found), "", *study.baselines(titles, found)]
-    lines += ["", flops]
+    lines += ["", study.spent(arms, cost, found)]
     if "transfusion" in found:
         lines += ["", study.differences(COLUMNS, found, "transfusion")]
     study.tell(lines, given)
-    figures.curves(found, ["text/nll"], given.out / "loss.png")
+    scale = ({name: one / 1e12 for name, one in cost.items()}, "training TFLOPs")
+    figures.curves(found, ["text/nll"], given.out / "loss.png", scale)
     figures.bars(found, COLUMNS, given.out / "results.png")
 
 

@@ -267,8 +267,10 @@ def per_step(arm: Arm) -> Cost:
     return Cost(float(flops), float(pictures))
 
 
-def matched(arms: Sequence[Arm], given, told: Sequence[str] = ()) -> tuple[list[Arm], str]:
-    """Arms with as many steps as the FLOPs of the first allow, and a sentence about them.
+def matched(
+    arms: Sequence[Arm], given, told: Sequence[str] = ()
+) -> tuple[list[Arm], dict[str, float]]:
+    """(arms with as many steps as the FLOPs of the first allow, name -> FLOPs of one step).
 
     told: names of those this is for, the others having its steps; all, if there are none.
     """
@@ -276,9 +278,14 @@ def matched(arms: Sequence[Arm], given, told: Sequence[str] = ()) -> tuple[list[
     budget = cost[arms[0].name] * given.steps
     some = told or tuple(cost)
     steps = {n: round(budget / one) if n in some else given.steps for n, one in cost.items()}
-    whole = ", ".join(f"{n} {steps[n] * cost[n]:.3g} in {steps[n]} steps" for n in cost)
-    sentence = f"Training FLOPs: {whole}. n = {given.seeds} seeds."
-    return [arm._replace(steps=steps[arm.name]) for arm in arms], sentence
+    return [arm._replace(steps=steps[arm.name]) for arm in arms], cost
+
+
+def spent(arms: Sequence[Arm], cost: Mapping[str, float], found: Mapping[str, list[Run]]) -> str:
+    """A sentence on the FLOPs of arms that are matched, as far as they have run."""
+    ran = [arm for arm in arms if arm.name in found]
+    whole = ", ".join(f"{a.name} {a.steps * cost[a.name]:.3g} in {a.steps} steps" for a in ran)
+    return f"Training FLOPs: {whole}. n = {len(found[ran[0].name])} seeds."
 
 
 def interval(values: Sequence[float]) -> str:

@@ -44,15 +44,15 @@ BASELINES = {
 def main() -> None:
     """Runs what is missing and writes the table and the figures."""
     given = study.arguments("transfusion_chameleon")
-    arms, flops = study.matched(ARMS, given, MATCHED)
+    arms, cost = study.matched(ARMS, given, MATCHED)
     found = study.runs(arms, given)
     ends = {arm: some for arm, some in found.items() if arm in ("transfusion", "chameleon")}
     lines = [study.table(COLUMNS, found), "", *study.baselines(BASELINES, ends)]
-    lines += ["", flops]
+    lines += ["", study.spent(arms, cost, found)]
     if "transfusion" in found:
         lines += ["", study.differences(COLUMNS, found, "transfusion")]
     study.tell(lines, given)
-    scale = ({a.name: study.flops_per_step(a) / 1e12 for a in arms}, "training TFLOPs")
+    scale = ({name: one / 1e12 for name, one in cost.items()}, "training TFLOPs")
     figures.curves(found, ["text/nll", "image"], given.out / "loss.png", scale)
     figures.bars(found, {n: COLUMNS[n] for n in list(COLUMNS)[1:]}, given.out / "results.png")
 

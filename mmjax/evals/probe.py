@@ -6,12 +6,14 @@ states at the words of a caption behind its picture to the picture itself, broug
 Its error on held-out pairs is compared with the error it makes after another picture (`shuf`), the
 caption being the same, and with that of a regression from states of the caption alone (`prior`):
 what the words say of a picture is in both. States at the picture's own positions are not looked at:
-whatever a decoder does, they carry their input.
+whatever a decoder does, they carry their input. Where a model knows its training pairs by heart,
+their states may differ from others', which lowers the score.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,39 +48,58 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     values: dict[str, Value] = {}
     e = trained.run.experiment
     train = distinct(heldout.draw(trained, "train", FITTED, seed))
-    for split, suffix in heldout.splits(trained).items():
-        records = distinct(heldout.draw(trained, split, e.evals.documents, seed))
-        lengths = [len(encode(trained.run.tokenizer, r.caption)) for r in records]
-        other = derangement(strata(lengths), seed)
-        for name, share in LAYERS.items():
-            layers = max(round(share * e.model.decoder.depth), 1)
-            errors = probe_errors(trained, train, records, other, layers)
+    for name, share in LAYERS.items():
+        layers = max(round(share * e.model.decoder.depth), 1)
+        probes = fitted(trained, train, layers) if train else None
+        for split, suffix in heldout.splits(trained).items():
+            records = distinct(heldout.draw(trained, split, e.evals.documents, seed))
+            if probes is None or len(records) < 2:
+                continue
+            lengths = [len(encode(trained.run.tokenizer, r.caption)) for r in records]
+            other = derangement(strata(lengths), seed)
+            errors = probe_errors(trained, probes, records, other, layers)
             found = score(errors["true"], errors["shuf"], errors["prior"], seed)
             values |= {f"{which}_probe_{name}{suffix}": value for which, value in found.items()}
     return values
 
 
-def probe_errors(
-    trained: Trained, train: Sequence[Pair], records: Sequence[Pair], other: np.ndarray, layers: int
-) -> dict[str, np.ndarray]:
-    """Condition -> [n] mean squared error of the probe's picture, in units of its spread.
+class Probes(NamedTuple):
+    """What predicts pictures, each number in units of its spread over the training pairs.
 
-    other: [n], whose picture is read in `shuf`. layers: how many blocks there are below the states.
+    Attributes:
+        after, alone: from states of captions behind their pictures, and without, [n, d].
+        mean, spread: [m], of the pictures.
     """
 
-    def of(some: Sequence[Pair], read: Sequence[Pair] | None) -> np.ndarray:
-        pictures = [[]] * len(some) if read is None else [[Image(r.image)] for r in read]
-        documents = [[*p, Text(r.caption)] for p, r in zip(pictures, some, strict=True)]
-        return states(trained, documents, layers)
+    after: Callable
+    alone: Callable
+    mean: np.ndarray
+    spread: np.ndarray
 
-    known, wanted = (targets(trained, some) for some in (train, records))
-    mean, spread = known.mean(0), known.std(0) + 1e-6
-    known, wanted = (known - mean) / spread, (wanted - mean) / spread
-    after, alone = fit(of(train, train), known), fit(of(train, None), known)
+
+def fitted(trained: Trained, train: Sequence[Pair], layers: int) -> Probes:
+    """Probes of the states above `layers` blocks, fitted on pairs."""
+    pictures = targets(trained, train)
+    # At least a grey level: a number that never changes in training has no unit of its own.
+    mean, spread = pictures.mean(0), np.maximum(pictures.std(0), 1.0)
+    wanted = (pictures - mean) / spread
+    after, alone = (fit(states(trained, train, read, layers), wanted) for read in (train, None))
+    return Probes(after, alone, mean, spread)
+
+
+def probe_errors(
+    trained: Trained, probes: Probes, records: Sequence[Pair], other: np.ndarray, layers: int
+) -> dict[str, np.ndarray]:
+    """Condition -> [n] mean squared error of the probe's picture.
+
+    other: [n], whose picture is read in `shuf`.
+    """
+    wanted = (targets(trained, records) - probes.mean) / probes.spread
+    changed = [records[n] for n in other]
     found = {
-        "true": after(of(records, records)),
-        "shuf": after(of(records, [records[n] for n in other])),
-        "prior": alone(of(records, None)),
+        "true": probes.after(states(trained, records, records, layers)),
+        "shuf": probes.after(states(trained, records, changed, layers)),
+        "prior": probes.alone(states(trained, records, None, layers)),
     }
     return {name: ((x - wanted) ** 2).mean(1) for name, x in found.items()}
 
@@ -99,10 +120,15 @@ def targets(trained: Trained, records: Sequence[Pair]) -> np.ndarray:
     return np.stack(small).astype(np.float64)
 
 
-def states(trained: Trained, documents, layers: int) -> np.ndarray:
-    """[n, d] f64: `word_states` of each document."""
+def states(
+    trained: Trained, records: Sequence[Pair], read: Sequence[Pair] | None, layers: int
+) -> np.ndarray:
+    """[n, d] f64: `word_states` of captions behind the pictures of `read`, or of captions alone."""
     run, found = trained.run, []
     vocabulary = run.model.parts.vocabulary
+    documents: list[list[Text | Image]] = [[Text(r.caption)] for r in records]
+    if read is not None:
+        documents = [[Image(r.image), *d] for r, d in zip(read, documents, strict=True)]
     for first in range(0, len(documents), ROWS):
         some = documents[first : first + ROWS]
         rows = prompt.lay_out(some, run.experiment.data, run.tokenizer, vocabulary, False, end=True)
@@ -114,7 +140,6 @@ def states(trained: Trained, documents, layers: int) -> np.ndarray:
 def word_states(parts: Reader, params, batch: Batch, layers):
     """[b, d] f32: what `layers` blocks make of a row's words, normalised and averaged over them."""
     cut = params | {"decoder": below(params["decoder"], layers)}
-    batch = parts.coded(params, batch)
     x = parts.clean(cut, batch)
     hidden, _ = parts.run(cut, x, parts.mask(batch), batch.position, tower=batch.modality)
     v = parts.vocabulary

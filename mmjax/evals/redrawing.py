@@ -6,7 +6,7 @@ and after none (`prior`), all of them with the same noise, against the same true
 codec alone would lose is taken off every error: 1 is as near as the codec comes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +71,11 @@ def errors_of(
     true: uint8 [n, h, w, 3]. made: see `redrawn`.
     """
     coded = getattr(trained.run.model.parts, "codec", None) is not None
-    floor = reconstruction.reconstruct(trained, true) if coded else true
-    return {
-        name: {
-            which: np.mean([distance(one, true) for one in some], axis=0) - distance(floor, true)
-            for which, some in made.items()
-        }
-        for name, distance in distances().items()
-    }
+    out = {}
+    for name, distance in distances(true).items():
+        least = distance(reconstruction.reconstruct(trained, true)) if coded else 0.0
+        out[name] = {w: np.mean([distance(x) for x in some], 0) - least for w, some in made.items()}
+    return out
 
 
 def redrawn(
@@ -101,15 +98,19 @@ def redrawn(
     }
 
 
-def distances() -> dict:
-    """Name -> a function of two uint8 [n, h, w, 3] -> [n] f64."""
+def distances(true: np.ndarray) -> dict[str, Callable]:
+    """Name -> a function of uint8 [n, h, w, 3] -> [n] f64: how far it is from the true ones."""
 
-    def pixels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3))
+    def pixels(drawn: np.ndarray) -> np.ndarray:
+        return ((drawn.astype(np.float64) - true) ** 2).mean((1, 2, 3))
 
-    def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        x, y = (features(efficientnet.load(), z) for z in (a, b))
-        x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
-        return 1.0 - (x * y).sum(1)
+    if not efficientnet.installed():
+        return {"pixels": pixels}
+    network = efficientnet.load()
 
-    return {"pixels": pixels} | ({"features": apart} if efficientnet.installed() else {})
+    def directions(pictures: np.ndarray) -> np.ndarray:
+        found = features(network, pictures)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    own = directions(true)
+    return {"pixels": pixels, "features": lambda drawn: 1.0 - (directions(drawn) * own).sum(1)}

@@ -6,6 +6,7 @@ so there each tower begins at a multiple of a block of rows, and goes through in
 number of rows. Only what leaves a piece is copied to its place among all rows.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -55,7 +56,8 @@ def grouped(function: Callable, x, held, sizes, block: int):
 
     Args:
         function: (product, rows [., ...], weights) -> tree of [., ...], where product(x, w, axes)
-            is `linear`; what it makes of a row depends on that row alone.
+            is `linear`; what it makes of a row depends on that row alone, and of a product that it
+            returns it makes nothing else.
         x: [o, ...]. held: tuple of matrices, a tuple of m each. sizes: see `places`. block: see
             `block_size`.
 
@@ -98,28 +100,34 @@ def put(x, new, at):
     return jax.tree.map(one, x, new)
 
 
+def flat(x, w, axes: int):
+    """Rows and weights as two matrices: others of half precision XLA does not multiply on CPU."""
+    return x.reshape(x.shape[0], -1), w.reshape(math.prod(w.shape[:axes]), -1)
+
+
 def kept(function, rows, weights):
     """-> (what the function makes, the products its gradient needs: all but those it returns)."""
     made: list = []
 
     def product(x, w, axes=1):
-        made.append(linear(x, w, axes))
-        return made[-1]
+        y = linear(*flat(x, w, axes))
+        made.append((y.reshape(x.shape[0], *w.shape[axes:]), y))
+        return made[-1][0]
 
     y = function(product, rows, weights)
     ends = {id(leaf) for leaf in jax.tree.leaves(y)}
-    return y, [None if id(one) in ends else one for one in made]
+    return y, [None if id(shaped) in ends else one for shaped, one in made]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def known(x, w, y, axes: int):
-    """`linear` of x and w where its result y is at hand."""
+@jax.custom_vjp
+def known(x, w, y):
+    """`linear` of matrices x and w where its result y is at hand."""
     return y
 
 
 known.defvjp(
-    lambda x, w, y, axes: (y, (x, w)),
-    lambda axes, saved, g: (*jax.vjp(lambda x, w: linear(x, w, axes), *saved)[1](g), None),
+    lambda x, w, y: (y, (x, w)),
+    lambda saved, g: (*jax.vjp(linear, *saved)[1](g), None),
 )
 
 
@@ -128,10 +136,10 @@ def again(function, rows, weights, made):
     rest = iter(made)
 
     def product(x, w, axes=1):
-        y = next(rest)
+        y, (x, matrix) = next(rest), flat(x, w, axes)
         if y is None:  # it is returned, and its value is not asked for
-            y = jnp.zeros((*x.shape[: x.ndim - axes], *w.shape[axes:]), x.dtype)
-        return known(x, w, y, axes)
+            y = jnp.zeros((x.shape[0], matrix.shape[1]), x.dtype)
+        return known(x, matrix, y).reshape(x.shape[0], *w.shape[axes:])
 
     return function(product, rows, weights)
 
@@ -173,12 +181,17 @@ def _backward(function, block, saved, g):
 
             back = jax.vjp(replayed, piece(x, at, size), own(held, m))[1]
             rows, new = back(piece(g, at, size))
-            return put(dx, rows, at), jax.tree.map(jnp.add, total, new)
+            return put(dx, rows, at), jax.tree.map(added, total, new)
 
         nothing = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), own(held, m))
         dx, total = cover(first, count, block, x.shape[0], step, (dx, nothing))
         dw.append(jax.tree.map(lambda total, w: total.astype(w.dtype), total, own(held, m)))
     return dx, tuple(zip(*dw, strict=True)), None
+
+
+def added(total, new):
+    """A sum in the precision of `total`."""
+    return total + new.astype(total.dtype)
 
 
 pieced.defvjp(_forward, _backward)

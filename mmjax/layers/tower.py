@@ -97,7 +97,8 @@ def through(rules: Rules, path: Route | None, function: Callable, x, held):
     Args:
         rules: the layout. path: None sends all through tower 0.
         function: (product, x [.., d], held) -> tree of [.., f], where product(x, weights, axes=1)
-            is `linear` by each token's own; it may do nothing else that looks at other tokens.
+            is `linear` by each token's own; it may do nothing else that looks at other tokens, and
+            make nothing else of a product that it returns.
         x: [b, l, d]. held: tuple of `weights`.
 
     Returns:

@@ -92,19 +92,20 @@ def parse(parts, where: str = "a prompt") -> Request:
     elif slots:
         given.pop()
     answer = bool(given) and isinstance(given[-1], Text) and given[-1].text == SEPARATOR
-    return Request(_turns(given) if answer else given, draw, infill, answer)
+    return Request(given, draw, infill, answer)
 
 
-def _turns(document: list) -> list:
-    """A conversation's prompts and the separators behind them without loss, as in training.
+def turns(request: Request) -> Document:
+    """Its document; of a conversation, prompts and the separators behind them without loss.
 
-    Where masked tokens see each other both ways, those without loss are read from left to right.
+    So they are in training, and where masked tokens see each other both ways, those without loss
+    are read from left to right.
     """
     turn, out = 0, []
-    for part in document:
+    for part in request.document if request.answer else ():
         out.append(replace(part, loss=turn % 2 == 1))
         turn += isinstance(part, Text) and part.text == SEPARATOR
-    return out
+    return out or request.document
 
 
 def as_part(part) -> Text | Image:

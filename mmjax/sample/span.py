@@ -13,7 +13,7 @@ from mmjax.run import Run
 from mmjax.sample.dial import Options, make
 from mmjax.sample.flow import solver_of
 from mmjax.sample.prompt import lay_out
-from mmjax.sample.request import Request
+from mmjax.sample.request import Request, turns
 from mmjax.sample.talk import ROWS, Compiled, draw_ids, draw_signals
 from mmjax.sample_config import SampleConfig
 
@@ -54,7 +54,7 @@ def _rows(run: Run, requests: Sequence[Request], sample: SampleConfig, numbers: 
     """Requests of one kind as rows; numbers: of them, from 0 on."""
     c, draws = run.experiment.data, requests[0].draw
     named = [n + 1 for n in numbers]
-    documents, vocabulary = [r.document for r in requests], run.model.parts.vocabulary
+    documents, vocabulary = [turns(r) for r in requests], run.model.parts.vocabulary
     rows = lay_out(documents, c, run.tokenizer, vocabulary, draws, numbers=named)
     if not draws:
         text = length(run, sample)

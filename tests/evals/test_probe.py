@@ -52,6 +52,8 @@ def test_a_run_is_probed_in_its_middle_and_at_its_end(family, reconstructing, tm
     for name, value in found.items():
         assert value.low <= value.value <= value.high and np.isfinite(value.value), name
     assert EVALS[family]["probe"](model, 0, tmp_path) == found
+    for suffix in heldout.splits(model).values():  # other states
+        assert found[f"ras_probe_half{suffix}"] != found[f"ras_probe_last{suffix}"]
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -60,18 +62,42 @@ def test_words_that_cannot_see_score_nothing(family, reconstructing):
     model = reconstructing[family]
     records = pairs(model)
     other = derangement(np.zeros(len(records), int), 0)
-    blind = probe.probe_errors(blinded(model), records, records, other, 2)
+
+    def errors(at):
+        return probe.probe_errors(at, probe.fitted(at, records, 2), records, other, 2)
+
+    blind, seeing = errors(blinded(model)), errors(model)
     np.testing.assert_allclose(blind["shuf"], blind["true"], rtol=1e-4)
     np.testing.assert_allclose(blind["prior"], blind["true"], rtol=1e-3)
-    seeing = probe.probe_errors(model, records, records, other, 2)
     assert np.abs(seeing["shuf"] - seeing["true"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("untied", [(), (1, 2)])
-def test_blocks_above_the_probed_layer_do_nothing(untied):
+def test_a_number_that_never_changed_is_not_divided_by_nothing(reconstructing, monkeypatch):
+    """One picture's white border that is a grey level off must not be all that counts."""
+    model = reconstructing["transfusion"]
+    records = pairs(model)
+    other = derangement(np.zeros(len(records), int), 0)
+    true = probe.targets(model, records)
+    true[:, 0] = 255
+    monkeypatch.setattr(probe, "targets", lambda trained, some: true)
+    probes = probe.fitted(model, records, 2)
+    before = probe.probe_errors(model, probes, records, other, 2)["true"]
+    true[3, 0] = 254
+    after = probe.probe_errors(model, probes, records, other, 2)["true"]
+    assert 0 < after[3] - before[3] < 0.1
+
+
+FORMS = {
+    "plain": {},
+    "post": {"norm": "post", "biases": ("attention", "mlp")},
+    "untied": {"towers": 2, "untie": ("ffn", "o"), "untied_layers": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_above_the_probed_layer_do_nothing(form):
     """The states of `layers` blocks are those of a decoder that has no more."""
-    more = dict(towers=2, untie=("ffn", "o"), untied_layers=untied) if untied else {}
-    c = decoder_config(depth=4, **more)
+    c = decoder_config(depth=4, **FORMS[form])
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     x = RNG.normal(size=(2, 5, 32)).astype(np.float32)
     mask, at = np.tril(np.ones((1, 5, 5), bool)), np.tile(np.arange(5, dtype=np.int32), (2, 1))
@@ -88,7 +114,7 @@ def test_blocks_above_the_probed_layer_do_nothing(untied):
     np.testing.assert_allclose(run(params, 4), whole, atol=1e-5)
     scale = np.sqrt((x**2).mean(-1, keepdims=True) + c.eps)
     np.testing.assert_allclose(run(params, 0), x / scale, rtol=1e-4)
-    if not untied:
+    if form != "untied":
         short = replace(c, depth=2)
         half = {**params, "blocks": jax.tree.map(lambda x: x[:2], params["blocks"])}
         want = Decoder(rules, "float32", short).apply({"params": half}, x, mask, at)[0]

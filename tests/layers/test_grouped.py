@@ -89,6 +89,18 @@ def test_towers_without_rows_and_borders_of_blocks(sizes, block):
     check(np.repeat(np.arange(TOWERS), sizes), block)
 
 
+@pytest.mark.parametrize("block", [1, 8])
+def test_half_precision_is_kept(block):
+    """Gradients of weights are summed in f32 and come in their own precision."""
+    tower = np.arange(N) % TOWERS
+    x, held, g = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(0))
+    got = sorted_(tower, x, held, g, block)
+    exact = [jax.tree.map(lambda x: x.astype(jnp.float32), part) for part in (x, held, g)]
+    assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
+    for a, b in zip(*map(jax.tree.leaves, (got, selected(tower, *exact))), strict=True):
+        assert np.abs(np.asarray(a, np.float32) - b).max() < 0.05 * np.abs(b).max()
+
+
 def test_rows_know_their_tower():
     """A row that changes its tower changes, and no other does."""
     tower = np.arange(N) % TOWERS

@@ -550,9 +550,11 @@ def test_a_conversation_is_given_as_training_had_it(photo):
     facts = {"roles": ["human", "human", "gpt", "human", "gpt"]}
     parts = [photo, *said]
     record = Record("1", (Image(photo.read_bytes()), *map(Text, said)), facts)
-    asked = [photo, said[0], "<sep>", said[1], "<sep>", said[2], "<sep>"]
-    assert tuple(request.parse(asked).document) == conversation(record, "sep")[:-1]
-    assert all(part.loss for part in request.parse(parts).document)  # words alone are no turns
+    asked = request.parse([photo, said[0], "<sep>", said[1], "<sep>", said[2], "<sep>"])
+    assert tuple(request.turns(asked)) == conversation(record, "sep")[:-1]
+    assert all(part.loss for part in asked.document)  # a score is of all words
+    plain = request.parse(parts)
+    assert request.turns(plain) == plain.document
 
 
 @pytest.mark.parametrize(
