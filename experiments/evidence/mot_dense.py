@@ -29,7 +29,8 @@ ALL = "qkv,o,qk_norm,attn_norm,ffn,ffn_norm"
 def untied(name: str, what: str) -> Arm:
     """An arm with some weights untied."""
     names = "(" + "".join(f"'{w}'," for w in what.split(",")) + ")"
-    return Arm(name, "small_transfusion", {"model.decoder.untie": names, "model.decoder.towers": 2})
+    changes = {"untie": names, "towers": 2, "grouped": True}
+    return Arm(name, "small_transfusion", {f"model.decoder.{n}": x for n, x in changes.items()})
 
 
 ARMS = (
