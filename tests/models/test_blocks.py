@@ -1,6 +1,7 @@
 """Masked tokens in copies behind the row: what one clock would have answered, block by block."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +14,38 @@ from test_dial_model import WORDS, code_batch, keys
 from mmjax import dial, flops, losses
 from mmjax.batch import causal_mask
 from mmjax.error import UserError
-from mmjax.models import blocks
+from mmjax.models import blocks, chameleon
 from mmjax.models import dial as family
 
+OWN = dict(towers=2, untie=("qkv", "o", "ffn"))  # of text and of codes
+OWN_CODES = replace(CODES, decoder=replace(CODES.decoder, **OWN))
+OWN_MODEL = chameleon.build(OWN_CODES, CODED, RULES)
+# Chameleons: config, model and weights.
+BASES = {
+    "shared": (CODES, CODE_MODEL, CODE_PARAMS),
+    "own": (
+        OWN_CODES,
+        OWN_MODEL,
+        jax.jit(OWN_MODEL.init)(jax.random.key(0)) | {"mask": PARAMS["mask"]},
+    ),
+}
 
-def streams(text, image, base="codes", **changes):
+
+def streams(text, image, base="codes", codes=CODES, **changes):
     """The dial in two streams, over codes or over patches."""
-    shape = (None, CODES) if base == "codes" else (replace(PATCHES, **changes), None)
+    shape = (None, codes) if base == "codes" else (replace(PATCHES, **changes), None)
     c = family.Config(*shape, text, image, "block", "elbo", "linear", True)
     return family.build(c, CODED if base == "codes" else VOCABULARY, RULES)
 
 
-def spread_out(model, batch, seed=0):
+def spread_out(model, batch, seed=0, params=None):
     """(A draw, the blocks, -log p [b, l - 1] of each token): from one pass."""
     c, parts = model.parts.config, model.parts
-    params = CODE_PARAMS if c.transfusion is None else PARAMS
+    params = params or (CODE_PARAMS if c.transfusion is None else PARAMS)
     drawn = family.draw(c, batch, parts.vocabulary, keys(batch, seed))
     base = family.posed(c, parts.base, batch, drawn)
     x = base.embed(params, batch.tokens)
-    hidden, _ = base.run(params, x, base.mask(batch), batch.position)
+    hidden, _ = base.run(params, x, base.mask(batch), batch.position, tower=batch.modality)
     return drawn, family.of_tokens(c, batch, drawn.now, drawn.discrete), nll(params, hidden, batch)
 
 
@@ -40,27 +54,34 @@ def nll(params, hidden, batch):
     return -jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-@jax.jit
-def one_block(batch, held, discrete, masked, here):
+@partial(jax.jit, static_argnums=0)
+def one_block(name, batch, held, discrete, masked, here):
     """-log p [b, l - 1] with the tokens `here` [b, l] active, and all else as it is."""
     still = jnp.where(here, 0.0, 1.0)
     now = dial.Moment(held, still, here, still)
     drawn = family.Draw(now, discrete, masked & here)
-    base = family.posed(
-        family.Config(None, CODES, 0.5, 0.5, "block", "elbo", "linear"),
-        CODE_MODEL.parts,
-        batch,
-        drawn,
-    )
-    x = base.embed(CODE_PARAMS, batch.tokens)
-    return nll(CODE_PARAMS, base.run(CODE_PARAMS, x, base.mask(batch), batch.position)[0], batch)
+    codes, model, params = BASES[name]
+    c = family.Config(None, codes, 0.5, 0.5, "block", "elbo", "linear")
+    base = family.posed(c, model.parts, batch, drawn)
+    x = base.embed(params, batch.tokens)
+    at = base.mask(batch), batch.position
+    return nll(params, base.run(params, x, *at, tower=batch.modality)[0], batch)
 
 
-@pytest.mark.parametrize(("text", "image"), [(0.5, 0.5), (0.0, 0.7), (0.3, 1.0), (0.0, 0.0)])
-def test_each_block_is_read_as_if_it_alone_were_masked(text, image):
-    """Packed documents, prompts among them, each block against a pass of its own."""
-    batch, model = code_batch(2), streams(text, image)
-    drawn, held, found = jax.jit(lambda k: spread_out(model, batch, k))(0)
+CASES = [("shared", 0.5, 0.5), ("own", 0.5, 0.5), ("shared", 0.0, 0.7), ("own", 0.0, 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "image"), [*CASES, ("shared", 0.3, 1.0), ("shared", 0.0, 0.0)]
+)
+def test_each_block_is_read_as_if_it_alone_were_masked(name, text, image):
+    """Packed documents, prompts among them, each block against a pass of its own.
+
+    Also where text and codes have weights of their own.
+    """
+    codes, plain, params = BASES[name]
+    batch, model = code_batch(2), streams(text, image, codes=codes)
+    drawn, held, found = jax.jit(lambda k: spread_out(model, batch, k, params))(0)
     first = np.where(np.asarray(held.inside), np.asarray(held.first), -1)
     begins, masked = np.asarray(held.begins), np.asarray(drawn.masked)
     assert (begins.sum(1) <= blocks.most(model.parts.config.masks, batch.tokens.shape[1])).all()
@@ -71,16 +92,16 @@ def test_each_block_is_read_as_if_it_alone_were_masked(text, image):
         # The n-th block of every row, at once: rows know nothing of each other.
         columns = np.array([(np.flatnonzero(b)[n:] if n < b.sum() else [0])[0] for b in begins])
         here = (first == columns[:, None]) & begins[rows, columns][:, None]
-        want = np.asarray(one_block(*args, jnp.asarray(here)))
+        want = np.asarray(one_block(name, *args, jnp.asarray(here)))
         at = here[:, 1:]
         np.testing.assert_allclose(np.asarray(found)[at], want[at], atol=2e-5)
-        other = np.asarray(one_block(*args, jnp.asarray(here & ~begins)))
+        other = np.asarray(one_block(name, *args, jnp.asarray(here & ~begins)))
         far = max(far, np.abs(other[at] - want[at]).max(initial=0))
     assert far > 1e-2  # blocks without their first token would be read otherwise
     # What is in no span is read as in a row that is given.
-    x = CODE_MODEL.parts.embed(CODE_PARAMS, batch.tokens)
+    x = plain.parts.embed(params, batch.tokens)
     at = causal_mask(batch), batch.position
-    given = nll(CODE_PARAMS, CODE_MODEL.parts.run(CODE_PARAMS, x, *at)[0], batch)
+    given = nll(params, plain.parts.run(params, x, *at, tower=batch.modality)[0], batch)
     free = ~np.asarray(drawn.discrete)[:, 1:] & (batch.segment[:, 1:] > 0)
     np.testing.assert_allclose(np.asarray(found)[free], np.asarray(given)[free], atol=2e-5)
     assert np.abs(np.asarray(found - given)[~free & (batch.segment[:, 1:] > 0)]).max() > 1e-2
