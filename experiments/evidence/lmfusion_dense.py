@@ -15,6 +15,7 @@ from study import Arm
 DENSE = {"model.decoder.towers": 1, "model.decoder.untie": "()", "model.text_rate": 1.0}
 COLUMNS = {
     "passage_nll_docstrings": "prose, nats a token",
+    "passage_nll_docstrings_words": "where no picture may begin",
     "text_nll_concepts": "caption, nats a token",
     "written_all_test": "captions right",
     "drawn_all_test": "drawings right",
@@ -36,12 +37,13 @@ def main() -> None:
     given = study.arguments("lmfusion_dense")
     found = study.runs(ARMS, given)
     rows = {n: some for n, some in found.items() if n != "text alone"}
-    before = study.values(found["text alone"], "passage_nll_docstrings")
-    lines = [study.table(COLUMNS, rows), ""]
-    lines.append(f"The text model before: {study.interval(before)} nats a token of prose.")
-    for name, some in rows.items():
-        change = study.difference(study.values(some, "passage_nll_docstrings"), before)
-        lines.append(f"forgotten by {name}: {change}")
+    lines = [study.table(COLUMNS, rows)]
+    for entry in list(COLUMNS)[:2]:
+        before = study.values(found["text alone"], entry)
+        lines += ["", f"{COLUMNS[entry]}; the text model: {study.interval(before)}"]
+        for name, some in rows.items():
+            change = study.difference(study.values(some, entry), before)
+            lines.append(f"forgotten by {name}: {change}")
     study.tell(lines, given)
     figures.bars(rows, COLUMNS, given.out / "results.png")
 

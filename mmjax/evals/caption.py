@@ -41,8 +41,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     return values
 
 
-def log_likelihood(trained: Trained, documents) -> np.ndarray:
-    """[n] nats of all words of each document."""
+def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
+    """[n] nats of all words of each document; options as in `text_log_likelihood`."""
     data = trained.run.experiment.data
     vocab = trained.run.model.parts.vocabulary
     rows = prompt.lay_out(documents, data, trained.run.tokenizer, vocab, draw=False, end=True)
@@ -51,7 +51,7 @@ def log_likelihood(trained: Trained, documents) -> np.ndarray:
     for start in range(0, len(documents), ROWS):
         part = jax.tree.map(lambda x, at=start: x[at : at + ROWS], rows)
         whole = prompt.pad_rows(part, ROWS)
-        logs = trained.call(text_log_likelihood, whole)[: len(part.tokens)]
+        logs = trained.call(text_log_likelihood, whole, **options)[: len(part.tokens)]
         out.append((logs * weight[start : start + ROWS]).sum(1))
     return np.concatenate(out)
 

@@ -18,8 +18,9 @@ SPLITS = ("test", "validation")
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """`passage_nll_<source>`: nats a token of held-out documents that are text alone.
 
-    Of every source that has such, also those a stage gives no weight; documents too long for a row
-    are passed over.
+    `passage_nll_<source>_words`: the same where no picture may begin: a model that begins pictures
+    where it should not may know all the same which word comes next. Of every source that has such
+    documents, also those a stage gives no weight; those too long for a row are passed over.
     """
     e = trained.run.experiment
     values: dict[str, Value] = {}
@@ -29,8 +30,10 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         texts = passages(trained, name, split, e.evals.documents, seed) if split else []
         if texts:
             lengths = [len(bpe.encode(trained.run.tokenizer, t)) + 1 for t in texts]  # with EOS
-            logs = log_likelihood(trained, [[Text(t)] for t in texts])
-            values[f"passage_nll_{name}"] = ratio(-logs, lengths, seed)
+            documents = [[Text(t)] for t in texts]
+            for ending, options in (("", {}), ("_words", {"opens": False})):
+                logs = log_likelihood(trained, documents, **options)
+                values[f"passage_nll_{name}{ending}"] = ratio(-logs, lengths, seed)
     return values
 
 

@@ -66,12 +66,17 @@ def logits_of(parts: Reader, params, hidden):
     return linear(hidden, parts.head(params), 1, "float32")
 
 
-def text_log_likelihood(parts: Reader, params, batch: Batch):
-    """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are."""
+def text_log_likelihood(parts: Reader, params, batch: Batch, opens: bool = True):
+    """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are.
+
+    opens: whether a picture may begin, at any token; where it may not, BOI has no probability.
+    """
     batch = parts.coded(params, batch)
     x = parts.clean(params, batch)
     hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, tower=batch.modality)
-    logs = jax.nn.log_softmax(logits_of(parts, params, hidden[:, :-1]), axis=-1)
+    logits = logits_of(parts, params, hidden[:, :-1])
+    logits = logits if opens else logits.at[..., parts.vocabulary.boi].set(-jnp.inf)
+    logs = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.pad(chosen, ((0, 0), (1, 0)))
 

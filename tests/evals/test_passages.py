@@ -1,5 +1,7 @@
 """Likelihood of plain text: of sources that have it, against the model run whole."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def model(tmp_path_factory):
 
 def test_text_sources_are_scored_and_others_are_not(model, tmp_path):
     values = passages.evaluate(model, 0, tmp_path)
-    assert set(values) == {"passage_nll_prose"}
+    assert set(values) == {"passage_nll_prose", "passage_nll_prose_words"}
     found = values["passage_nll_prose"]
     texts = passages.passages(model, "prose", "test", 16, 0)
     assert found.n == len(texts) > 3
@@ -44,6 +46,23 @@ def test_text_sources_are_scored_and_others_are_not(model, tmp_path):
     nats = -model.score([[t] for t in texts]).sum()
     np.testing.assert_allclose(found.value, nats / sum(tokens), rtol=1e-5)
     assert found.low < found.value < found.high
+
+
+def test_words_alone_are_what_a_model_that_never_opens_a_picture_would_give_them(model, tmp_path):
+    boi = model.run.model.parts.vocabulary.boi
+    before = passages.evaluate(model, 0, tmp_path)
+    head = model.params["head"]
+    w = np.array(head["w"])
+
+    def with_column(scale):
+        changed = w.copy()
+        changed[:, boi] = scale * w[:, boi]
+        return replace(model, params=model.params | {"head": head | {"w": changed}}, drawn={})
+
+    eager = passages.evaluate(with_column(30.0), 0, tmp_path)
+    assert abs(eager["passage_nll_prose"].value - before["passage_nll_prose"].value) > 1e-3
+    assert eager["passage_nll_prose_words"] == before["passage_nll_prose_words"]
+    assert before["passage_nll_prose_words"].value < before["passage_nll_prose"].value
 
 
 def test_a_source_of_pictures_has_no_passages(model):
