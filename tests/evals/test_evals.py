@@ -94,7 +94,8 @@ def test_a_model_of_text_alone_trains_and_is_scored_by_it(tmp_path, capsys):
     run = tmp_path / "run"
     e = tiny(tmp_path / "set", steps=2, data__length=384)
     train(e, run, jax.devices()[:1])
-    assert set(evaluate(run)) == {"passage_nll_openmoji"}  # the source's name in this experiment
+    # By the source's name in this experiment.
+    assert set(evaluate(run)) == {"passage_nll_openmoji", "passage_nll_openmoji_words"}
     rows = read_metrics(run)
     assert rows[-1]["text/nll"] > 0 == rows[-1]["image"] and rows[-1]["left_out"] > 0
     assert "larger than a row and left out; raise data.length=384" in capsys.readouterr().err
