@@ -152,6 +152,17 @@ def test_grouped_equals_reference(name, changes):
                 assert (np.abs(grad).max() > 0) == used  # zeros, not NaN, where no token went
 
 
+def test_grouped_is_replayed_where_activations_are_not_kept():
+    """Under `remat` a block's backward pass runs it again: same output, same gradients."""
+    c = replace(ALL, grouped=True)
+    params, at = init(c), layout("mixed", 2)
+    want = output_and_gradient(c, ONE, params, *at)
+    got = output_and_gradient(replace(c, remat=True), ONE, params, *at)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+    other = output_and_gradient(replace(c, remat=True), ONE, params, *layout("mixed", 1))
+    assert np.abs(other[0] - want[0]).max() > 0.1
+
+
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_grouped_on_eight_devices_equals_one(mesh):
     """Each data shard sorts its own tokens."""
