@@ -107,9 +107,9 @@ def test_alpha_one_is_greedy_decoding(form):
     assert cost == n and (other != got).any()
 
 
-def whole(model, params, prompt, n, active, time, x):
-    """One pass over prompt and picture without a cache -> velocity [h, w, c]; row 0 alone."""
-    c, base, length = model.parts.config.base, model.parts.base, LENGTHS[0]
+def output_of(model, params, prompt, n, active, time, x):
+    """One pass over prompt and picture without a cache -> prediction [h, w, c]; row 0 alone."""
+    base, length = model.parts.base, LENGTHS[0]
     t = jnp.asarray(time, jnp.float32)[None, None]
     table, kept = base.patch_in(params, x[None, None], t)
     words = base.embed(params, jnp.asarray(prompt.tokens[:1, :length]))
@@ -119,9 +119,14 @@ def whole(model, params, prompt, n, active, time, x):
         params, jnp.concatenate([words, table[:, 0]], 1), (jnp.asarray(mask) | together)[None],
         jnp.arange(length + n)[None], tower=jnp.array([TEXT] * length + [IMAGE] * n)[None],
     )  # fmt: skip
-    output = base.patch_out(params, hidden[:, None, length:], kept)
-    one = jnp.maximum(1.0 - over(c, t), 0.05)
-    return ((output - x[None, None]) / one)[0, 0]
+    return base.patch_out(params, hidden[:, None, length:], kept)[0, 0]
+
+
+def whole(model, params, prompt, n, active, time, x):
+    """The same, of clean data on the flow path -> velocity [h, w, c]."""
+    clean = output_of(model, params, prompt, n, active, time, x)
+    t = over(model.parts.config.base, jnp.asarray(time, jnp.float32)[None, None])[0, 0]
+    return (clean - x) / jnp.maximum(1.0 - t, 0.05)
 
 
 @pytest.mark.parametrize("form", dial.FORMS)
@@ -169,6 +174,30 @@ def test_patches_are_those_of_whole_passes(alpha, form, solver):
     else:
         together, _ = sample(patches(1.0, 0.0, form), PARAMS, prompts(), o)
         assert (form == "block" and alpha == 0.3) or np.abs(together[0] - got[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(("alpha", "form"), [(0.0, "ramp"), (0.3, "ramp"), (0.5, "block")])
+def test_noise_is_predicted_and_ddim_steps_are_those_of_whole_passes(alpha, form):
+    """x' = a' (x - s e) / a + s' e patch by patch, on the cosine path; Euler goes elsewhere."""
+    model = patches(1.0, alpha, form, path="cosine", prediction="noise", target="noise")
+    o = options(kind="patches", size=4, steps=3, solver="ddim")
+    got, _ = sample(model, PARAMS, prompts(), o)
+    chart, c = plan(form, alpha, 4, 3, False), model.parts.config.base
+    times = jnp.asarray(chart.time, jnp.float32)
+    if alpha > 0:
+        times = paced(c, times, np.zeros(times.shape, bool))
+    step = jax.jit(partial(output_of, model, PARAMS, prompts(), 4))
+    x = jax.random.normal(KEYS[0], (4, 4, 3))
+    for k, active in enumerate(chart.active):
+        now, to, go = (over(c, t[None, None])[0, 0] for t in (times[k], times[k + 1], 1.0 * active))
+        a, s = np.sin(np.pi / 2 * now), np.cos(np.pi / 2 * now)
+        data = (x - s * step(active, times[k], x)) / np.maximum(a, 0.05)
+        noise = (x - a * data) / np.maximum(s, 1e-6)  # of patches that are done, which do not go
+        ahead = np.sin(np.pi / 2 * to) * data + np.cos(np.pi / 2 * to) * noise
+        x = np.where(go > 0, ahead, x)
+    np.testing.assert_allclose(got[0], x, rtol=2e-3, atol=2e-3)
+    euler, _ = sample(model, PARAMS, prompts(), replace(o, solver=replace(o.solver, kind="euler")))
+    assert np.abs(euler[0] - got[0]).max() > 0.1
 
 
 def test_patches_take_the_weights_of_their_own_tower():
