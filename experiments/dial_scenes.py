@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         weight="elbo",
         schedule="linear",
         two_streams=False,
+        clean_mask="causal",
     )
     c.sample.steps = 10  # of each block
     return c

@@ -24,5 +24,6 @@ def get_config() -> ConfigDict:
         weight="elbo",
         schedule="linear",
         two_streams=False,
+        clean_mask="causal",
     )
     return c

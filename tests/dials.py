@@ -21,9 +21,12 @@ CODE_MODEL = chameleon.build(CODES, CODED, RULES)
 CODE_PARAMS = jax.jit(CODE_MODEL.init)(jax.random.key(0)) | {"mask": PARAMS["mask"]}
 
 
-def patches(text, image, form="ramp", weight="elbo", schedule="linear", **changes):
+def patches(
+    text, image, form="ramp", weight="elbo", schedule="linear", clean_mask="causal", **changes
+):
     """Transfusion behind the dial; `changes` are fields of its configuration."""
-    c = dial.Config(replace(PATCHES, **changes), None, text, image, form, weight, schedule)
+    base = replace(PATCHES, **changes)
+    c = dial.Config(base, None, text, image, form, weight, schedule, clean_mask=clean_mask)
     return dial.build(c, VOCABULARY, RULES)
 
 

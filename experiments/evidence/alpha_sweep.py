@@ -75,7 +75,8 @@ def cost(trained: Trained, kind: str, sample: SampleConfig) -> dict[str, float]:
 def drawn(trained: Trained, records, steps: int, true) -> dict[str, float]:
     """Quality of drawings."""
     made = trained.draw([[Text(r.caption)] for r in records], SEED, steps=steps)
-    hits = {name: float(np.mean(hit)) for name, hit in table(made, records).items()}
+    found = {name: hit for name, hit in table(made, records).items() if np.size(hit)}
+    hits = {name: float(np.mean(hit)) for name, hit in found.items()}
     return hits | {"frechet": frechet.frechet(frechet.features(efficientnet.load(), made), true)}
 
 

@@ -3,7 +3,8 @@
 Every block is at a time of its own and sees, beside itself, what stands before it as it is. The
 mean over blocks takes the place of the mean over clocks, so that each token counts once: the same
 expectation at less variance. BD3-LM (arXiv 2503.09573) has such a mask; its clean blocks see
-themselves both ways, these causally, as the sampler leaves them.
+themselves both ways, which here only patches can (`within`): the last word of a block, as the row
+that the next one is read out from, sees what its own block must not.
 """
 
 from typing import NamedTuple
@@ -27,6 +28,22 @@ def beside_active(batch: Batch, active) -> Sight:
     return Sight(earlier | both, jnp.zeros((1, 1, batch.tokens.shape[1]), bool))
 
 
+def of_patches(alpha: float, p: int):
+    """[p] int32: the number of each patch's block."""
+    place = jnp.arange(p)
+    window = dial.windows("block", alpha, place, jnp.full((p,), p))
+    return window.begin.astype(jnp.int32)
+
+
+def within(alpha: float, batch: Batch, p: int):
+    """[b, l, l] bool: pairs of patches of one block of one picture."""
+    block = of_patches(alpha, p)[patch_index(batch.image)]
+    image, own = batch.image, batch.image > 0
+    same = (image[:, :, None] == image[:, None, :]) & own[:, :, None]
+    same &= batch.segment[:, :, None] == batch.segment[:, None, :]
+    return same & (block[:, :, None] == block[:, None, :])
+
+
 def patches(alpha: float, batch: Batch, p: int, keys):
     """Pictures whose p patches lie in blocks.
 
@@ -34,9 +51,7 @@ def patches(alpha: float, batch: Batch, p: int, keys):
         (times [b, i, p] uniform in [0, 1), one a block; who sees whom).
     """
     slots = batch.pixels.shape[1]
-    place = jnp.arange(p)
-    window = dial.windows("block", alpha, place, jnp.full((p,), p))
-    block = window.begin.astype(jnp.int32)
+    block = of_patches(alpha, p)
     u = jax.vmap(lambda key: jax.random.uniform(key, (slots, p)))(keys)[:, :, block]
     flat = jnp.tile(block, slots)
     here = block[patch_index(batch.image)]

@@ -28,7 +28,6 @@ sampling keeps to those.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,126 +45,21 @@ from mmjax.batch import (
     precedes_text,
     target_weight,
 )
-from mmjax.dial import FORMS, Moment
-from mmjax.error import UserError
+from mmjax.dial import Moment
 from mmjax.layers.patch import collect
 from mmjax.layers.weight import PARAM_DTYPE, normal
 from mmjax.losses import Terms
 from mmjax.mesh import Rules
 from mmjax.models import blocks, chameleon, transfusion
-from mmjax.models.chameleon import Config as Chameleon
 from mmjax.models.decoder import DecoderConfig
 from mmjax.models.denoise import paced
+from mmjax.models.dial_config import Config
 from mmjax.models.family import Model
 from mmjax.models.transfusion import Config as Transfusion
 
 # Folded into keys for draws the base lacks.
 CLOCK, MASKS, EMBEDDING, BLOCKS = 0x636C, 0x6D61, 0x656D, 0x626C
 LEAST = 1e-3  # smallest 1 - t that anything is divided by
-
-
-@dataclass(frozen=True)
-class Config:
-    """The family's configuration.
-
-    Attributes:
-        transfusion, chameleon: the base's configuration; one of them, the other None.
-        text_alpha, image_alpha: from 0, flow, to 1, autoregression.
-        form: "ramp", windows that overlap; "block", blocks one after the other. See `mmjax.dial`.
-        weight: of a masked token, "elbo" for 1 / (1 - t), or "none" for the same at every t, which
-            is no bound (MaskGIT, Show-o).
-        schedule: of masks, "linear" or "cosine"; see `mmjax.dial.clean_chance`.
-        two_streams: masked tokens stand in copies behind the row, all blocks at once, and all else
-            reads them as they are; see `models.blocks`. Up to three times the positions.
-    """
-
-    transfusion: Transfusion | None
-    chameleon: Chameleon | None
-    text_alpha: float
-    image_alpha: float
-    form: str
-    weight: str
-    schedule: str
-    two_streams: bool = False
-
-    def __post_init__(self):
-        """Checks fields against each other."""
-        if (self.transfusion is None) == (self.chameleon is None):
-            given = "neither" if self.chameleon is None else "both"
-            raise UserError(
-                f"model.transfusion and model.chameleon: {given} given; give one of them, and "
-                f"None for the other"
-            )
-        for name in ("text_alpha", "image_alpha"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"model.{name}={getattr(self, name)} must lie between 0 and 1")
-        has = {"form": FORMS, "weight": ("elbo", "none"), "schedule": dial.SCHEDULES}
-        for name, known in has.items():
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"model.{name}={getattr(self, name)!r} is unknown; have: {', '.join(known)}"
-                )
-        if self.two_streams and (self.form != "block" or not self.masks):
-            raise UserError(
-                f"model.two_streams=True is for discrete tokens in blocks, which form={self.form!r}"
-                f" and text_alpha={self.text_alpha} do not make; give form='block' and an alpha "
-                f"below 1, or two_streams=False"
-            )
-        if self.transfusion is not None:
-            self._check_pictures(self.transfusion)
-
-    def _check_pictures(self, base: Transfusion) -> None:
-        if base.picture_mask != "both":
-            raise UserError(
-                f"model.transfusion.picture_mask={base.picture_mask!r}: who sees whom follows from "
-                f"model.image_alpha; give 'both'"
-            )
-        if base.kinds:
-            raise UserError(
-                f"model.transfusion.kinds has {', '.join(base.kinds)}: a dial has no kinds of "
-                f"pictures; give kinds=dict()"
-            )
-        if base.unet and self.image_alpha > 0:
-            raise UserError(
-                f"model.transfusion.unet={base.unet} shows patches to their neighbours, which only "
-                f"model.image_alpha=0 allows; give unet=0 for image_alpha={self.image_alpha}"
-            )
-
-    @property
-    def masks(self) -> tuple[float, ...]:
-        """The alphas of discrete tokens that are masked with time."""
-        given = (self.text_alpha, *([] if self.chameleon is None else [self.image_alpha]))
-        return tuple(alpha for alpha in given if alpha < 1)
-
-    @property
-    def base(self) -> Any:
-        """The base's configuration."""
-        return self.chameleon if self.transfusion is None else self.transfusion
-
-    @property
-    def decoder(self) -> DecoderConfig:
-        """The decoder's shape."""
-        return self.base.decoder
-
-    @property
-    def codec(self):
-        """The base's codec, or None."""
-        return self.base.codec
-
-    @property
-    def image(self) -> int:
-        """Side of a picture in pixels."""
-        return self.base.image
-
-    @property
-    def tokens(self) -> int:
-        """Positions a picture takes."""
-        return self.base.tokens
-
-    @property
-    def codes(self) -> int:
-        """Image codes in the vocabulary."""
-        return getattr(self.base, "codes", 0)
 
 
 class Parts(NamedTuple):
@@ -291,6 +185,8 @@ def posed(c: Config, base, batch: Batch, drawn: Draw):
         # The clock is that of the noisy copies; the row itself holds the pictures as they are.
         now = now._replace(active=now.active & drawn.discrete)
     seen = dial.visible(batch, now, drawn.discrete)
+    if c.clean_mask == "both":
+        seen |= blocks.within(c.image_alpha, batch, c.tokens)
     if c.two_streams:
         return base._replace(run=run, mask=lambda _: seen)
     return base._replace(embed=embed, mask=lambda _: seen)
@@ -362,9 +258,12 @@ def given_mask(c: Config, base, batch: Batch):
     """[b, l, l] bool: who sees whom in a document that is given, nothing of it masked.
 
     What has alpha = 0 is active as long as its clock runs: it never saw itself but both ways, and
-    so it is read here, but with two streams. All else is over, and causal.
+    so it is read here, but with two streams. All else is over, and causal, patches if their
+    configuration has them so.
     """
     mask = base.mask(batch) if c.image_alpha == 0 else causal_mask(batch)
+    if c.clean_mask == "both":
+        mask |= blocks.within(c.image_alpha, batch, c.tokens)
     discrete, _ = members(c, batch, base.vocabulary)
     still = (alphas(c, batch) == 0) & discrete & (not c.two_streams)
     held = dial.spans(batch, still)

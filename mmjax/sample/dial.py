@@ -21,6 +21,7 @@ import numpy as np
 from mmjax import dial, diffusion
 from mmjax.batch import IMAGE, TEXT, Batch
 from mmjax.error import UserError
+from mmjax.models import blocks
 from mmjax.models.denoise import over, paced
 from mmjax.models.dial import Parts
 from mmjax.sample.choose import allow
@@ -179,6 +180,9 @@ def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
     last = jnp.take_along_axis(prompt.tokens, base - 1, axis=1)
     anchor = parts.embed(params, last)
     tower = TEXT if options.kind == "text" else IMAGE
+    # Patches that see each other both ways when clean: those just left clean are all run again.
+    wide = parts.config.clean_mask == "both" and not options.discrete
+    block = blocks.of_patches(parts.config.image_alpha, n) if wide else None
 
     def run(x, step: Step, cache):
         row = step.start + jnp.arange(w)
@@ -187,7 +191,7 @@ def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
         columns = jnp.where(row[None] < n, base + row[None], total)
         further = jnp.minimum(row, 0) if options.shared else row
         place = filled.position[:, None] + 1 + further[None]
-        mask = seen(step.active, row, jnp.arange(total)[None] - base, options.discrete)
+        mask = seen(step.active, row, jnp.arange(total)[None] - base, options.discrete, block)
         mask &= filled.sees[:, None]
         kind = jnp.broadcast_to(jnp.where(row < 0, TEXT, tower)[None], columns.shape)
         hidden, cache = parts.run(params, x, mask, place, cache, columns, tower=kind)
@@ -196,25 +200,32 @@ def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
     return filled.cache, run
 
 
-def seen(active, row, column, discrete: bool):
+def seen(active, row, column, discrete: bool, block=None):
     """Who sees whom in a span and behind its prompt; see `mmjax.dial`.
 
     Args:
         active: [n] bool. row: [w] int32, places in the span; -1 is before it, from n on nothing.
         column: [b, m] int32, places of what is in the cache, negative for the prompt.
+        block: [n] int32, blocks whose tokens see each other at all times; None if none do.
 
     Returns:
         [b, w, m] bool.
     """
     n = len(active)
 
+    def own(place):
+        return (place >= 0) & (place < n)
+
     def at(place):
-        return active[jnp.clip(place, 0, n - 1)] & (place >= 0) & (place < n)
+        return active[jnp.clip(place, 0, n - 1)] & own(place)
 
     r, j = row[None, :, None], column[:, None, :]
     both = at(r) & at(j)
     if discrete:
         both |= at(r + 1) & at(j) & (j != r + 1)
+    if block is not None:
+        same = block[jnp.clip(r, 0, n - 1)] == block[jnp.clip(j, 0, n - 1)]
+        both |= own(r) & own(j) & same
     return (j <= r) | both
 
 

@@ -525,6 +525,33 @@ def test_a_given_document_is_read_as_the_dial_left_it():
         np.testing.assert_array_equal(found, causal_mask(CODE_BATCH))
 
 
+def blocks_both_ways(batch, count):
+    """Causal, and both ways among patches of one of `count` blocks of a picture, by hand."""
+    seen = np.array(causal_mask(batch))
+    for r, image in enumerate(batch.image):
+        for one in range(1, image.max() + 1):
+            columns = np.flatnonzero(image == one)
+            for block in np.array_split(columns, count):
+                seen[r][np.ix_(block, block)] = True
+    return seen
+
+
+@pytest.mark.parametrize(("alpha", "count"), [(0.0, 1), (0.5, 2), (1.0, 4)])
+@pytest.mark.parametrize("context", ["noisy", "clean"])
+def test_clean_blocks_may_see_themselves_both_ways(alpha, count, context):
+    """As trained and as given; which is Transfusion's mask at one end, and causal at the other."""
+    assert PATCHES.tokens == 4
+    model = patches(1.0, alpha, "block", clean_mask="both", context=context)
+    want = blocks_both_ways(BATCH, count)
+    np.testing.assert_array_equal(model.parts.mask(BATCH), want)
+    for seed in range(3):
+        np.testing.assert_array_equal(seen_at(model, BATCH, seed)[1], want)
+    if alpha == 0.0:
+        np.testing.assert_array_equal(want, mixed_mask(BATCH))
+    causal = patches(1.0, alpha, "block", context=context).parts.mask(BATCH)
+    assert (want != causal).any() == (count == 2)
+
+
 @pytest.mark.parametrize("text", [0.0, 1.0])
 @pytest.mark.parametrize("image", [0.0, 1.0])
 def test_what_has_alpha_zero_is_given_under_the_mask_of_its_training(text, image):
@@ -600,6 +627,8 @@ def test_sentinels_around_pictures_and_prompts_are_given():
         ({"form": "stairs"}, "ramp, block"),
         ({"weight": "x"}, "elbo, none"),
         ({"schedule": "sine"}, "linear, cosine"),
+        ({"clean_mask": "none"}, "causal, both"),
+        ({"clean_mask": "both"}, "clean_mask='both' is for patches in blocks"),
         ({"transfusion": replace(PATCHES, picture_mask="causal")}, "picture_mask='causal'"),
         ({"transfusion": replace(PATCHES, unet=8)}, "unet=8"),
         ({"transfusion": replace(PATCHES, kinds={"a": {"height": 4, "width": 8}})}, "kinds has a"),

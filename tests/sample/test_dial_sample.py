@@ -114,7 +114,11 @@ def output_of(model, params, prompt, n, active, time, x):
     table, kept = base.patch_in(params, x[None, None], t)
     words = base.embed(params, jnp.asarray(prompt.tokens[:1, :length]))
     mask = np.tril(np.ones((length + n,) * 2, bool))
-    together = jnp.pad(active[:, None] & active[None], ((length, 0), (length, 0)))
+    both = active[:, None] & active[None]
+    if model.parts.config.clean_mask == "both":
+        block = np.arange(n) * 2 // n  # at alpha = 0.5
+        both |= block[:, None] == block[None]
+    together = jnp.pad(both, ((length, 0), (length, 0)))
     hidden, _ = base.run(
         params, jnp.concatenate([words, table[:, 0]], 1), (jnp.asarray(mask) | together)[None],
         jnp.arange(length + n)[None], tower=jnp.array([TEXT] * length + [IMAGE] * n)[None],
@@ -174,6 +178,30 @@ def test_patches_are_those_of_whole_passes(alpha, form, solver):
     else:
         together, _ = sample(patches(1.0, 0.0, form), PARAMS, prompts(), o)
         assert (form == "block" and alpha == 0.3) or np.abs(together[0] - got[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_clean_blocks_that_see_themselves_are_those_of_whole_passes(solver):
+    """What is kept of a block is what it is once it is clean, and sees itself both ways."""
+    model = patches(1.0, 0.5, "block", clean_mask="both")
+    o = options(kind="patches", size=4, steps=3, solver=solver)
+    got, _ = sample(model, PARAMS, prompts(), o)
+    chart, base = plan("block", 0.5, 4, 3, False), model.parts.config.base
+    assert len(chart.active) == 6 and (chart.active.sum(1) == 2).all()
+    times = np.asarray(paced(base, jnp.asarray(chart.time, jnp.float32), np.zeros((7, 4), bool)))
+    x = jax.random.normal(KEYS[0], (4, 4, 3))
+    step = jax.jit(partial(whole, model, PARAMS, prompts(), 4))
+    for k, active in enumerate(chart.active):
+        size = over(base, jnp.asarray(np.where(active, times[k + 1] - times[k], 0))[None, None])
+        v = step(active, times[k], x)
+        if solver == "heun" and times[k + 1][active].max() < 1:
+            v = 0.5 * (v + step(active, times[k + 1], x + size[0, 0] * v))
+        x = x + size[0, 0] * v
+    np.testing.assert_allclose(got[0], x, rtol=1e-3, atol=1e-3)
+    causal, _ = sample(patches(1.0, 0.5, "block"), PARAMS, prompts(), o)
+    first = np.asarray(over(base, jnp.array([1.0, 1, 0, 0])[None, None])[0, 0]) > 0
+    np.testing.assert_allclose(np.where(first, causal[0], 0), np.where(first, got[0], 0), atol=1e-5)
+    assert np.abs(causal[0] - got[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("alpha", "form"), [(0.0, "ramp"), (0.3, "ramp"), (0.5, "block")])
