@@ -6,24 +6,31 @@ Arms: the small Transfusion as it was trained; after 600 steps more of captioned
 control; after as many of reconstruction alignment, the picture read at low resolution (also at a
 fifth of the learning rate) or through registers; and after as many in which the picture that is
 read is never the one that is asked for, so that it had better be ignored. The score is taken of
-likelihoods, of drawings and of hidden states; names of scores end in how the picture is read, and
-only equal ones compare. Needs out/data/scenes16.
+likelihoods, of drawings and of hidden states, and stands beside the errors it is made of; names end
+in how the picture is read, and only equal ones compare. Drawings from captions are judged with
+guidance and without, as its empty prompt is one that aligned models were hardly trained on. Needs
+out/data/scenes16.
 """
 
 import base64
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import figures
 import numpy as np
 import PIL.Image
 import study
-from study import Arm
+from study import Arm, Run
 
+import mmjax
+from mmjax.batch import Text
 from mmjax.data.pixels import decode_image
 from mmjax.data.store import read
 from mmjax.data.transform import RECONSTRUCT
+from mmjax.evals import heldout
+from mmjax.evals.scenes import table
 
 DATA, WRONG = Path("out/data/scenes16"), Path("out/evidence/other_pictures")
 DOCUMENTS = 8000
@@ -40,30 +47,46 @@ LOWRES = {"data.bottleneck": "lowres"}
 ARMS = (
     study.BASE._replace(name="before"),
     Arm("more captions", "small_reca", LOWRES | TEMPLATES, START, 600, EVALS),
-    Arm("aligned, low resolution", "small_reca", LOWRES, START, 600, EVALS),
-    Arm("the same, slower", "small_reca", LOWRES | {"optim.peak": 1e-4}, START, 600, EVALS),
-    Arm("aligned, registers", "small_reca", {}, START, 600, EVALS),
+    Arm("aligned by low resolution", "small_reca", LOWRES, START, 600, EVALS),
+    Arm("the same but slower", "small_reca", LOWRES | {"optim.peak": 1e-4}, START, 600, EVALS),
+    Arm("aligned by registers", "small_reca", {}, START, 600, EVALS),
     Arm("other pictures", "small_reca", LOWRES | OTHERS, START, 600, EVALS),
 )
-SCORES = {
-    "ras_shuf_lowres_concepts": "RAS_shuf, low resolution",
-    "ras_lowres_concepts": "RAS, low resolution",
-    "ras_shuf_registers_concepts": "RAS_shuf, registers",
-    "ras_registers_concepts": "RAS, registers",
-    "ras_shuf_drawn_pixels_lowres_concepts": "RAS_shuf of drawings, low resolution",
-    "ras_drawn_pixels_lowres_concepts": "RAS of drawings, low resolution",
-    "ras_shuf_drawn_pixels_registers_concepts": "RAS_shuf of drawings, registers",
-    "ras_drawn_pixels_registers_concepts": "RAS of drawings, registers",
-    "ras_probe_half_concepts": "RAS of a probe of half the layers",
-    "ras_probe_last_concepts": "RAS of a probe of all layers",
-    "ras_at_16_lowres_concepts": "own picture of 16, low resolution",
-    "grounding_gap_concepts": "grounding gap, nats a caption",
+WHICH = {
+    "": "RAS",
+    "shuf_": "RAS_shuf",
+    "bare_": "RAS_bare",
+    "at_16_": "its own picture of 16",
+    "error_true_": "error after its own picture",
+    "error_shuf_": "error after another",
+    "error_prior_": "error after none",
+    "error_bare_": "error after nothing",
+}
+OF = {
+    "lowres": "low resolution",
+    "registers": "registers",
+    "drawn_pixels_lowres": "drawings, low resolution",
+    "drawn_pixels_registers": "drawings, registers",
+    "probe_half": "a probe of half the layers",
+    "probe_last": "a probe of all layers",
 }
 COLUMNS = {
+    "grounding_gap_concepts": "grounding gap, nats a caption",
+    "written_all_test": "captions right",
     "drawn_all_test": "drawings right",
     "drawn_all_compositional": "drawings of unseen pairs right",
-    "written_all_test": "captions right",
+    "unguided_all_test": "drawings right, unguided",
+    "unguided_all_compositional": "drawings of unseen pairs right, unguided",
 }
+SHOWN = (
+    "ras_shuf_lowres_concepts",
+    "ras_error_true_lowres_concepts",
+    "ras_error_shuf_lowres_concepts",
+    "written_all_test",
+    "drawn_all_test",
+    "unguided_all_test",
+)
+COUNT, SEED = 200, 0  # drawings without guidance
 SHRINK = 2  # as in the experiment
 
 
@@ -92,21 +115,53 @@ def other_pictures() -> None:
     study.mmjax(folder / "log", *words)
 
 
+def place(one: Run) -> Path:
+    """Where what is measured of a run here is kept, beside its log."""
+    return one.home / f"sweep_unguided_{COUNT}.json"
+
+
+def unguided(one: Run) -> Run:
+    """A run with the share of its drawings without guidance that are right in its summary."""
+    kept = place(one)
+    if not kept.is_file():
+        trained, found = mmjax.load(one.workdir), {}
+        for split in ("test", "compositional"):
+            records = heldout.draw(trained, split, COUNT, SEED)
+            made = trained.draw([[Text(r.caption)] for r in records], SEED, guidance=1.0)
+            value = float(np.mean(table(made, records)["all"]))
+            found[f"unguided_all_{split}"] = {"value": value, "n": len(records)}
+        kept.write_text(json.dumps(found, indent=1))
+    return one._replace(summary=one.summary | json.loads(kept.read_text()))
+
+
+def rows(titles: Mapping[str, str], found: Mapping[str, Sequence[Run]], base: str = "") -> str:
+    """Markdown: a row an entry that any arm has; or what arms have more of it than `base`."""
+    others = {name: some for name, some in found.items() if name != base}
+    head = f"more than {base}" if base else ""
+    lines = ["| " + " | ".join([head, *others]) + " |", "|---" * (len(others) + 1) + "|"]
+    for name, title in titles.items():
+        cells = [study.either(some, name) for some in others.values()]
+        if base:
+            cells = [study.more(some, found[base], name) for some in others.values()]
+        if set(cells) != {"-"}:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Runs what is missing and writes the table and the figure."""
     given = study.arguments("alignment")
     other_pictures()
-    found = study.runs(ARMS, given)
-    titles = SCORES | COLUMNS
-    lines = ["| | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    for name, title in titles.items():
-        cells = [study.either(some, name) for some in found.values()]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    if "more captions" in found:
-        lines += ["", study.differences(titles, found, "more captions")]
+    runs = study.measured(ARMS, given, place)
+    found = {name: [unguided(one) for one in some] for name, some in runs.items()}
+    titles = {f"ras_{w}{o}_concepts": f"{t}: {x}" for o, x in OF.items() for w, t in WHICH.items()}
+    titles |= COLUMNS
+    lines = [rows(titles, found)]
+    for control in ("more captions", "other pictures"):
+        if control in found:
+            lines += ["", rows(titles, found, control)]
     study.tell(lines, given)
-    shown = {n: titles[n] for n in ("ras_shuf_lowres_concepts", *COLUMNS)}
-    figures.bars(found, shown, given.out / "results.png")
+    figures.bars(found, {n: titles[n] for n in SHOWN}, given.out / "results.png")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ the other, and positions they run. Needs out/data/scenes16.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -174,12 +175,9 @@ def main() -> None:
     given = study.arguments("alpha_sweep")
     text: list[str] = []
     for kind, arms in (("pictures", PICTURES), ("text", TEXTS)):
-        runs = study.runs(arms, given)
+        runs = study.measured(arms, given, partial(place, kind=kind))
         if not runs:
             continue  # none of these arms was asked for
-        every = [one for some in runs.values() for one in some]
-        if not all(place(x, kind).is_file() or study.finished(x.workdir) for x in every):
-            runs = study.runs(arms, given, weights=True)
         found = sweep(kind, runs)
         text += [f"{kind}, n = {COUNT}, {given.seeds} seeds", "", *lines_of(kind, found), ""]
         text += bounds_of(runs) if kind == "text" else []

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -237,6 +237,15 @@ def runs(arms: Sequence[Arm], given, weights: bool = False) -> dict[str, list[Ru
     return found
 
 
+def measured(arms: Sequence[Arm], given, place: Callable[[Run], Path]) -> dict[str, list[Run]]:
+    """All runs of all arms, each with its weights or with what is measured of it at `place`."""
+    found = runs(arms, given)
+    every = [one for some in found.values() for one in some]
+    if all(place(one).is_file() or finished(one.workdir) for one in every):
+        return found
+    return runs(arms, given, weights=True)
+
+
 class Cost(NamedTuple):
     """Exact training FLOPs of one update, three forward passes, and the pictures it has."""
 
@@ -315,6 +324,13 @@ def seconds(found: Sequence[Run]) -> list[float]:
 def either(some: Sequence[Run], name: str) -> str:
     """An entry of the summaries, or a dash where runs were not measured that way."""
     return interval(values(some, name)) if all(name in one.summary for one in some) else "-"
+
+
+def more(some: Sequence[Run], base: Sequence[Run], name: str) -> str:
+    """What runs have more of an entry than others, seed by seed, or a dash; see `either`."""
+    if all(name in one.summary for one in [*some, *base]):
+        return difference(values(some, name), values(base, name))
+    return "-"
 
 
 def table(columns: Mapping[str, str], found: Mapping[str, Sequence[Run]]) -> str:

@@ -40,6 +40,7 @@ K = 16  # pictures read before one answer, its own among them: chance is 1 / 16
 CHOSEN = 64  # answers that is done for, at most
 STRATA = 4  # of captions by length
 ROWS = 64  # scored at a time
+BARE = {"bare": "shuf", "error_bare": "error_shuf"}  # of a picture behind nothing
 
 
 class Layout(NamedTuple):
@@ -55,10 +56,12 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
     It is the run's own bottleneck; a run that was never trained to reconstruct reads pictures at
     low resolution ("lowres"), and has no `prior`, which would be a prompt it does not know, hence
-    RAS_shuf but no RAS. `ras_at_16`: share of answers with a smaller error after their own picture
-    than after each of 15 others, at the first noise. `ras_error_*`: the errors, nats a code or mean
-    squared errors of the velocity. `grounding_gap`: nats by which a caption is likelier after its
-    own picture than after another; `_token`: a token.
+    RAS_shuf but no RAS; against a picture behind nothing at all, which captions that are dropped
+    teach, it has `ras_bare`: less than 0 if what it reads keeps it from drawing. `ras_at_16`: share
+    of answers with a smaller error after their own picture than after each of 15 others, at the
+    first noise. `ras_error_*`: the errors, nats a code or mean squared errors of the velocity;
+    which of them moved is what a ratio does not say. `grounding_gap`: nats by which a caption is
+    likelier after its own picture than after another; `_token`: a token.
     """
     layout = layout_of(trained)
     values: dict[str, Value] = {}
@@ -136,7 +139,7 @@ def score(
     """Errors [n] of the same answers under each condition -> {name: Value}; without limits.
 
     Intervals are a bootstrap over pictures, which keep their errors together. Without `prior` there
-    is `ras_shuf` alone.
+    is `ras_shuf` alone. Beside the scores stand the errors themselves, `ras_error_*`.
     """
     draws = np.random.default_rng(seed).integers(0, len(true), (RESAMPLES, len(true)))
     again = true[draws].mean(1)
@@ -147,9 +150,12 @@ def score(
         value["ras"] = min(value.values())
         spread["ras"] = np.min(list(spread.values()), axis=0)
     ends = {name: np.quantile(x, [0.025, 0.975]) for name, x in spread.items()}
-    return {
+    scores = {
         name: Value(float(x), len(true), seed, *map(float, ends[name])) for name, x in value.items()
     }
+    ones, found = np.ones(len(true)), {"true": true, "shuf": shuf, "prior": prior}
+    errors = {f"ras_error_{n}": ratio(e, ones, seed) for n, e in found.items() if e is not None}
+    return scores | errors
 
 
 def at_k(errors: np.ndarray, seed: int) -> Value:
@@ -175,15 +181,16 @@ def alignment(
         ]
         return picture_errors(trained, documents, answers, seed, noises)
 
-    found = {"true": errors(every, every, NOISES), "shuf": errors(other, every, NOISES)}
-    if layout.told:
-        found["prior"] = errors(None, every, NOISES)
-    values = score(found["true"], found["shuf"], found.get("prior"), seed)
+    true, shuf = errors(every, every, NOISES), errors(other, every, NOISES)
+    prior = errors(None, every, NOISES) if layout.told else None
+    values = score(true, shuf, prior, seed)
+    if not layout.told:
+        alone = [(Image(r.image),) for r in records]
+        bare = score(true, picture_errors(trained, alone, every, seed, NOISES), None, seed)
+        values |= {f"ras_{n}": bare[f"ras_{was}"] for n, was in BARE.items()}
     table = heldout.others(range(len(records)), K, seed)[:CHOSEN]
     each = errors(table.ravel(), np.repeat(every[: len(table)], K), 1)
-    values[f"ras_at_{K}"] = at_k(each.reshape(table.shape), seed)
-    ones = np.ones(len(records))
-    return values | {f"ras_error_{name}": ratio(e, ones, seed) for name, e in found.items()}
+    return values | {f"ras_at_{K}": at_k(each.reshape(table.shape), seed)}
 
 
 def document(layout: Layout, read: Pair | None, answer: Pair) -> Document:

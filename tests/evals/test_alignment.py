@@ -24,7 +24,8 @@ def noisy(scale: float = 0.02) -> np.ndarray:
 
 def test_a_model_that_ignores_pictures_scores_nothing():
     found = score(noisy(), noisy(), noisy(), seed=0)
-    assert set(found) == {"ras", "ras_prior", "ras_shuf"}
+    errors = {f"ras_error_{name}" for name in ("true", "shuf", "prior")}
+    assert set(found) == {"ras", "ras_prior", "ras_shuf"} | errors
     for name in ("ras_prior", "ras_shuf"):
         assert found[name].low < 0 < found[name].high and abs(found[name].value) < 0.01
     seeing = score(0.8 * BASE, noisy(), noisy(), seed=0)
@@ -51,7 +52,10 @@ def test_the_score_is_the_smaller_ratio_of_means():
     assert found["ras"].value == found["ras_shuf"].value
     assert score(true, shuf, 0.7 * BASE, 1)["ras"].value == pytest.approx(1 - 0.5 / 0.7)
     only = score(true, shuf, None, 1)
-    assert only == {"ras_shuf": found["ras_shuf"]}
+    same = ("ras_shuf", "ras_error_true", "ras_error_shuf")
+    assert only == {name: found[name] for name in same}
+    means = [found[f"ras_error_{name}"].value for name in ("true", "shuf", "prior")]
+    assert means == pytest.approx([e.mean() for e in (true, shuf, prior)])
     # A mean of ratios would be another number.
     assert abs((1 - true / prior).mean() - 0.5) > 0.05
 
@@ -119,8 +123,8 @@ def test_a_run_is_scored_with_its_own_bottleneck(family, reconstructing, tmp_pat
     model = reconstructing[family]
     found = EVALS[family]["alignment"](model, 0, tmp_path)
     told = family == "transfusion"
-    errors = {"ras_error_true", "ras_error_shuf"} | ({"ras_error_prior"} if told else set())
-    names = {"ras_shuf", "ras_at_16"} | ({"ras", "ras_prior"} if told else set()) | errors
+    errors = {f"ras_error_{n}" for n in ("true", "shuf", "prior" if told else "bare")}
+    names = {"ras_shuf", "ras_at_16"} | ({"ras", "ras_prior"} if told else {"ras_bare"}) | errors
     want = {f"{n}_{CASES[family]}" for n in names} | {"grounding_gap", "grounding_gap_token"}
     suffixes = list(heldout.splits(model).values())
     assert set(found) == {n + s for n in want for s in suffixes} and found
@@ -175,6 +179,8 @@ def test_an_untrained_answer_is_compared_with_equal_noise(family, reconstructing
         return alignment.picture_errors(at, documents, answers, 0, 2)
 
     found = [errors(blind, some) for some in reads]
+    alone = [(Image(records[n].image),) for n in answers]
+    found.append(alignment.picture_errors(blind, alone, answers, 0, 2))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-5)
     seen = [errors(model, some) for some in reads]

@@ -47,7 +47,9 @@ def test_states_that_hold_the_picture_score_one_and_others_nothing():
 def test_a_run_is_probed_in_its_middle_and_at_its_end(family, reconstructing, tmp_path):
     model = reconstructing[family]
     found = EVALS[family]["probe"](model, 0, tmp_path)
-    names = {f"{n}_probe_{at}" for n in ("ras", "ras_shuf", "ras_prior") for at in probe.LAYERS}
+    which = ["ras", "ras_shuf", "ras_prior"]
+    which += [f"ras_error_{condition}" for condition in ("true", "shuf", "prior")]
+    names = {f"{n}_probe_{at}" for n in which for at in probe.LAYERS}
     assert set(found) == {n + s for n in names for s in heldout.splits(model).values()}
     for name, value in found.items():
         assert value.low <= value.value <= value.high and np.isfinite(value.value), name

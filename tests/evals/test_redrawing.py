@@ -13,7 +13,8 @@ from mmjax.evals.alignment import score
 def test_a_run_is_scored_by_what_it_draws(family, reconstructing, tmp_path):
     model = reconstructing[family]
     found = EVALS[family]["redrawing"](model, 0, tmp_path)
-    which = ["ras_shuf"] + ["ras", "ras_prior"] * (family == "transfusion")
+    which = ["ras_shuf", "ras_error_true", "ras_error_shuf"]
+    which += ["ras", "ras_prior", "ras_error_prior"] * (family == "transfusion")
     kinds = ["pixels"] + ["features"] * efficientnet.installed()
     names = {f"{w}_drawn_{k}_{CASES[family]}" for w in which for k in kinds}
     splits = heldout.splits(model)
