@@ -4,7 +4,8 @@
 
 Arms: Transfusion dense; with the MLPs untied by modality; with the MLPs and attention's
 projections; with all weights of the blocks. A position costs the same FLOPs in each, so steps
-compare FLOPs too. For each modality: the training loss over the dense one, the share of the dense
+compare FLOPs too. One more arm is dense with MLPs twice as wide, at more FLOPs: what as many
+weights bring that all tokens go through, if anything. For each modality: the training loss over the dense one, the share of the dense
 run's steps that this comes to, when the dense run's last loss was first seen, and the results at
 the end; and the share of a token's weights that all modalities have. Needs out/data/scenes16.
 """
@@ -38,6 +39,7 @@ ARMS = (
     untied("ffn", FFN),
     untied("ffn and attention", PROJECTIONS),
     untied("all", ALL),
+    Arm("twice the MLPs", "small_transfusion", {"model.decoder.mlp": 688}),
 )
 LOSSES = {"text/nll": "text", "image": "pictures"}
 COLUMNS = {
@@ -119,6 +121,7 @@ def main() -> None:
             )
         ]
         lines.append(f"| {arm} | {parts[arm]} | {' | '.join(cells)} |")
+    lines += ["", study.differences(COLUMNS, found, "dense")]
     study.tell(lines, given)
     figures.curves(found, list(LOSSES), given.out / "loss.png")
     figures.bars(found, COLUMNS, given.out / "results.png")
