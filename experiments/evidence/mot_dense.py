@@ -5,9 +5,10 @@
 Arms: Transfusion dense; with the MLPs untied by modality; with the MLPs and attention's
 projections; with all weights of the blocks. A position costs the same FLOPs in each, so steps
 compare FLOPs too. One more arm is dense with MLPs twice as wide, at more FLOPs: what as many
-weights bring that all tokens go through, if anything. For each modality: the training loss over the dense one, the share of the dense
-run's steps that this comes to, when the dense run's last loss was first seen, and the results at
-the end; and the share of a token's weights that all modalities have. Needs out/data/scenes16.
+weights bring that all tokens go through, if anything. For each modality: the training loss over
+the dense one, the share of the dense run's steps that this comes to, when the dense run's last loss
+was first seen, and the results at the end; and the share of a token's weights that all modalities
+have. Needs out/data/scenes16.
 """
 
 import ast
