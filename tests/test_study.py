@@ -72,6 +72,26 @@ def test_what_was_recorded_is_not_trained_again_but_for_its_weights(study, given
     assert trained == whole * 2 and plain[0].home == plain[0].workdir
 
 
+def test_what_was_measured_needs_no_weights(study, given, trained):
+    """A run is made again for what is measured of it, and only until that is kept."""
+    arm, names = study.Arm("first", "x"), ["x,10,seed=0", "x,10,seed=1"]
+
+    def place(one):
+        return one.home / "sweep_it.json"
+
+    (some,) = study.measured([arm], given, place).values()
+    assert trained == names and not any(place(one).exists() for one in some)
+    for one in some:
+        place(one).write_text("[]")
+    for workdir in given.runs.iterdir():
+        workdir.rename(given.runs.parent / workdir.name)
+    study.measured([arm], given, place)
+    assert trained == names
+    place(some[1]).unlink()
+    study.measured([arm], given, place)
+    assert trained == names * 2
+
+
 def test_runs_are_told_apart_by_all_that_they_are(study, given):
     base = study.Arm("base", "x")
     others = [
@@ -119,6 +139,8 @@ def test_what_some_runs_lack_is_a_dash(study):
     )
     assert lines[0] == "| | right | nats |"
     assert lines[2:] == ["| a | 0.500 | 1.000 |", "| b | 0.250 | - |"]
+    assert study.more(found["b"], found["a"], "hits") == "-0.250"
+    assert study.more(found["b"], found["a"], "nll") == "-"
 
 
 @pytest.fixture
