@@ -16,6 +16,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import figures
@@ -25,7 +26,6 @@ import study
 from study import Arm, Run
 
 import mmjax
-from mmjax.batch import Text
 from mmjax.data.pixels import decode_image
 from mmjax.data.store import read
 from mmjax.data.transform import RECONSTRUCT
@@ -120,18 +120,20 @@ def place(one: Run) -> Path:
     return one.home / f"sweep_unguided_{COUNT}.json"
 
 
+def drawn(workdir: Path) -> dict[str, dict]:
+    """Shares of a run's drawings without guidance that are right, as entries of a summary."""
+    trained, found = mmjax.load(workdir), {}
+    for split in ("test", "compositional"):
+        records = heldout.draw(trained, split, COUNT, SEED)
+        asked = [heldout.request(trained, r.caption) for r in records]
+        hits = table(trained.draw(asked, SEED, guidance=1.0), records)["all"]
+        found[f"unguided_all_{split}"] = {"value": float(np.mean(hits)), "n": len(records)}
+    return found
+
+
 def unguided(one: Run) -> Run:
-    """A run with the share of its drawings without guidance that are right in its summary."""
-    kept = place(one)
-    if not kept.is_file():
-        trained, found = mmjax.load(one.workdir), {}
-        for split in ("test", "compositional"):
-            records = heldout.draw(trained, split, COUNT, SEED)
-            made = trained.draw([[Text(r.caption)] for r in records], SEED, guidance=1.0)
-            value = float(np.mean(table(made, records)["all"]))
-            found[f"unguided_all_{split}"] = {"value": value, "n": len(records)}
-        kept.write_text(json.dumps(found, indent=1))
-    return one._replace(summary=one.summary | json.loads(kept.read_text()))
+    """A run with what `drawn` finds of it in its summary."""
+    return one._replace(summary=one.summary | study.once(place(one), partial(drawn, one.workdir)))
 
 
 def rows(titles: Mapping[str, str], found: Mapping[str, Sequence[Run]], base: str = "") -> str:

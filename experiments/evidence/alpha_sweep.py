@@ -11,7 +11,6 @@ pictures whose caption is right. Cost of a picture or a caption: passes over the
 the other, and positions they run. Needs out/data/scenes16.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.ticker import NullFormatter
 from study import Arm, Run
 
 import mmjax
-from mmjax.batch import Image, Text
+from mmjax.batch import Image
 from mmjax.codecs import efficientnet
 from mmjax.evals import frechet, heldout, reconstruction
 from mmjax.evals.scenes import said, table, things
@@ -75,7 +74,8 @@ def cost(trained: Trained, kind: str, sample: SampleConfig) -> dict[str, float]:
 
 def drawn(trained: Trained, records, steps: int, true) -> dict[str, float]:
     """Quality of drawings."""
-    made = trained.draw([[Text(r.caption)] for r in records], SEED, steps=steps)
+    asked = [heldout.request(trained, r.caption) for r in records]
+    made = trained.draw(asked, SEED, steps=steps)
     found = {name: hit for name, hit in table(made, records).items() if np.size(hit)}
     hits = {name: float(np.mean(hit)) for name, hit in found.items()}
     return hits | {"frechet": frechet.frechet(frechet.features(efficientnet.load(), made), true)}
@@ -94,12 +94,9 @@ def place(one: Run, kind: str) -> Path:
     return one.home / f"sweep_{kind}_{asked}_{SPLIT}{COUNT}_{ROOM}.json"
 
 
-def measure(one: Run, kind: str) -> list[dict]:
+def measure(workdir: Path, kind: str) -> list[dict]:
     """A row a number of steps."""
-    kept = place(one, kind)
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    trained = mmjax.load(one.workdir)
+    trained = mmjax.load(workdir)
     records = heldout.draw(trained, SPLIT, COUNT, SEED)
     if kind == "pictures":
         true = frechet.features(efficientnet.load(), reconstruction.pictures(trained, records))
@@ -115,13 +112,15 @@ def measure(one: Run, kind: str) -> list[dict]:
             else written(trained, records, steps)
         )
         rows.append({"steps": steps} | price | found)
-    kept.write_text(json.dumps(rows, indent=1))
     return rows
 
 
 def sweep(kind: str, found: Mapping[str, Sequence[Run]]) -> dict[str, list[list[dict]]]:
     """For each arm, for each seed, its rows."""
-    return {name: [measure(one, kind) for one in some] for name, some in found.items()}
+    return {
+        name: [study.once(place(one, kind), partial(measure, one.workdir, kind)) for one in some]
+        for name, some in found.items()
+    }
 
 
 def bounds_of(found: Mapping[str, Sequence[Run]]) -> list[str]:

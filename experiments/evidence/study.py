@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -244,6 +244,13 @@ def measured(arms: Sequence[Arm], given, place: Callable[[Run], Path]) -> dict[s
     if all(place(one).is_file() or finished(one.workdir) for one in every):
         return found
     return runs(arms, given, weights=True)
+
+
+def once(path: Path, measure: Callable[[], Any]) -> Any:
+    """What was measured, from its file; where there is none it is measured and kept there."""
+    if not path.is_file():
+        path.write_text(json.dumps(measure(), indent=1))
+    return json.loads(path.read_text())
 
 
 class Cost(NamedTuple):

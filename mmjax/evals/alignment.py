@@ -40,7 +40,6 @@ K = 16  # pictures read before one answer, its own among them: chance is 1 / 16
 CHOSEN = 64  # answers that is done for, at most
 STRATA = 4  # of captions by length
 ROWS = 64  # scored at a time
-BARE = {"bare": "shuf", "error_bare": "error_shuf"}  # of a picture behind nothing
 
 
 class Layout(NamedTuple):
@@ -134,28 +133,32 @@ def derangement(strata: np.ndarray, seed: int) -> np.ndarray:
 
 
 def score(
-    true: np.ndarray, shuf: np.ndarray, prior: np.ndarray | None, seed: int
+    true: np.ndarray,
+    shuf: np.ndarray,
+    prior: np.ndarray | None,
+    seed: int,
+    bare: np.ndarray | None = None,
 ) -> dict[str, Value]:
     """Errors [n] of the same answers under each condition -> {name: Value}; without limits.
 
     Intervals are a bootstrap over pictures, which keep their errors together. Without `prior` there
-    is `ras_shuf` alone. Beside the scores stand the errors themselves, `ras_error_*`.
+    is no `ras`. Beside the scores stand the errors themselves, `ras_error_*`.
     """
     draws = np.random.default_rng(seed).integers(0, len(true), (RESAMPLES, len(true)))
     again = true[draws].mean(1)
-    names = {"ras_shuf": shuf} | ({} if prior is None else {"ras_prior": prior})
-    value = {name: 1.0 - true.mean() / e.mean() for name, e in names.items()}
-    spread = {name: 1.0 - again / e[draws].mean(1) for name, e in names.items()}
+    given = {"shuf": shuf, "prior": prior, "bare": bare}
+    controls = {name: e for name, e in given.items() if e is not None}
+    value = {f"ras_{name}": 1.0 - true.mean() / e.mean() for name, e in controls.items()}
+    spread = {f"ras_{name}": 1.0 - again / e[draws].mean(1) for name, e in controls.items()}
     if prior is not None:
-        value["ras"] = min(value.values())
-        spread["ras"] = np.min(list(spread.values()), axis=0)
+        value["ras"] = min(value["ras_shuf"], value["ras_prior"])
+        spread["ras"] = np.minimum(spread["ras_shuf"], spread["ras_prior"])
     ends = {name: np.quantile(x, [0.025, 0.975]) for name, x in spread.items()}
     scores = {
         name: Value(float(x), len(true), seed, *map(float, ends[name])) for name, x in value.items()
     }
-    ones, found = np.ones(len(true)), {"true": true, "shuf": shuf, "prior": prior}
-    errors = {f"ras_error_{n}": ratio(e, ones, seed) for n, e in found.items() if e is not None}
-    return scores | errors
+    ones, errors = np.ones(len(true)), {"true": true} | controls
+    return scores | {f"ras_error_{name}": ratio(e, ones, seed) for name, e in errors.items()}
 
 
 def at_k(errors: np.ndarray, seed: int) -> Value:
@@ -182,12 +185,12 @@ def alignment(
         return picture_errors(trained, documents, answers, seed, noises)
 
     true, shuf = errors(every, every, NOISES), errors(other, every, NOISES)
-    prior = errors(None, every, NOISES) if layout.told else None
-    values = score(true, shuf, prior, seed)
-    if not layout.told:
+    if layout.told:
+        values = score(true, shuf, errors(None, every, NOISES), seed)
+    else:
         alone = [(Image(r.image),) for r in records]
-        bare = score(true, picture_errors(trained, alone, every, seed, NOISES), None, seed)
-        values |= {f"ras_{n}": bare[f"ras_{was}"] for n, was in BARE.items()}
+        bare = picture_errors(trained, alone, every, seed, NOISES)
+        values = score(true, shuf, None, seed, bare)
     table = heldout.others(range(len(records)), K, seed)[:CHOSEN]
     each = errors(table.ravel(), np.repeat(every[: len(table)], K), 1)
     return values | {f"ras_at_{K}": at_k(each.reshape(table.shape), seed)}

@@ -54,6 +54,8 @@ def test_the_score_is_the_smaller_ratio_of_means():
     only = score(true, shuf, None, 1)
     same = ("ras_shuf", "ras_error_true", "ras_error_shuf")
     assert only == {name: found[name] for name in same}
+    bare = score(true, shuf, None, 1, bare=prior)
+    assert bare["ras_bare"] == found["ras_prior"] != found["ras_shuf"] and "ras" not in bare
     means = [found[f"ras_error_{name}"].value for name in ("true", "shuf", "prior")]
     assert means == pytest.approx([e.mean() for e in (true, shuf, prior)])
     # A mean of ratios would be another number.
