@@ -1,5 +1,7 @@
 """Figures of the comparisons."""
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -56,8 +58,12 @@ def bars(
 
     beside: entry -> another, which is the same in all runs: a dashed line.
     """
-    figure, axes = plt.subplots(1, len(entries), figsize=(3.0 * len(entries), 3.2), squeeze=False)
-    for axis, (name, title) in zip(axes[0], entries.items(), strict=True):
+    rows = math.ceil(len(entries) / 6)
+    columns = math.ceil(len(entries) / rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns, 3.2 * rows), squeeze=False)
+    for axis in axes.flat[len(entries) :]:
+        axis.remove()
+    for axis, (name, title) in zip(axes.flat, entries.items(), strict=False):
         for place, (_, some) in enumerate(found.items()):
             if not all(name in one.summary for one in some):
                 continue
@@ -68,7 +74,7 @@ def bars(
         if name in beside:
             some = next(iter(found.values()))
             axis.axhline(some[0].summary[beside[name]]["value"], color="gray", ls="--", lw=1)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(textwrap.fill(title, 32), fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
