@@ -58,7 +58,7 @@ PICTURES = tuple(arm("pictures", 1.0, alpha) for alpha in ALPHAS)
 # The last is asked for hardly more words than masked text is in its 1,000 steps.
 TEXTS = (
     *(arm("text", alpha, 0.0) for alpha in (0.0, 0.5, 1.0)),
-    PICTURES[0]._replace(name="text 1.0, 600 steps"),
+    PICTURES[0]._replace(name="text 1.0 after 600 steps"),
 )
 STEPS = {"pictures": (1, 2, 5, 10, 25), "text": (1, 2, 4, 8, 16, 32, 64)}
 SPLIT, COUNT, SEED = "test", 200, 0
