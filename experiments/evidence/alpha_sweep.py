@@ -163,6 +163,8 @@ def plot(kind: str, found: dict[str, list[list[dict]]], path: Path) -> None:
                 color = plt.cm.viridis(number / max(len(found) - 1, 1) * 0.9)
                 axis.plot(x, y.mean(0), "o-", ms=3, label=name, color=color)
                 axis.fill_between(x, y.min(0), y.max(0), alpha=0.12, lw=0, color=color)
+                if len(x) == 1:  # of which a band shows nothing
+                    axis.vlines(x, y.min(0), y.max(0), lw=1, color=color)
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_xlabel(f"{price} for one {'picture' if kind == 'pictures' else 'caption'}")
