@@ -11,6 +11,7 @@ import pytest
 from tiny import ROOT
 
 from mmjax import config, run, values
+from mmjax.error import UserError
 
 EVIDENCE = ROOT / "experiments" / "evidence"
 
@@ -127,6 +128,20 @@ def test_a_run_of_another_experiment_file_is_not_taken_for_one_of_this(study, tm
     with pytest.raises(SystemExit, match=r"model.patch=2, small_transfusion.py has 4"):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         study.check(arm._replace(changes={}), tmp_path)
+
+
+def test_what_a_user_can_mend_is_one_line(study, capsys):
+    """And nothing else: a bug keeps its traceback."""
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        study.begin(lambda: fails(UserError("no data set in x;\nbuild it")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(": no data set in x; build it\n")
+    with pytest.raises(ZeroDivisionError):
+        study.begin(lambda: fails(ZeroDivisionError()))
 
 
 def test_what_some_runs_lack_is_a_dash(study):

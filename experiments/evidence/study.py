@@ -89,6 +89,17 @@ def arguments(default: str) -> argparse.Namespace:
     return given
 
 
+def begin(main: Callable[[], None]) -> None:
+    """Runs a script; what its user can mend is said in one line, and it ends with 2."""
+    from mmjax.error import UserError
+
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 def label(arm: Arm, given) -> str:
     """What tells an arm's runs from those of others."""
 
