@@ -123,9 +123,9 @@ def test_a_run_of_another_experiment_file_is_not_taken_for_one_of_this(study, tm
     study.check(arm, tmp_path)
     older = changed | {"evals": whole["evals"] | {"documents": 128}}
     (tmp_path / "config.json").write_text(json.dumps(older))
-    with pytest.raises(SystemExit, match=r"with evals.documents=128, small_transfusion.py has 512"):
+    with pytest.raises(UserError, match=r"with evals.documents=128, small_transfusion.py has 512"):
         study.check(arm, tmp_path)
-    with pytest.raises(SystemExit, match=r"model.patch=2, small_transfusion.py has 4"):
+    with pytest.raises(UserError, match=r"model.patch=2, small_transfusion.py has 4"):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         study.check(arm._replace(changes={}), tmp_path)
 

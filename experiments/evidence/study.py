@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from mmjax.error import UserError
+
 ROOT = Path(__file__).parent.parent.parent
 FLOPS_ROWS = 40  # batches whose FLOPs are averaged
 
@@ -91,8 +93,6 @@ def arguments(default: str) -> argparse.Namespace:
 
 def begin(main: Callable[[], None]) -> None:
     """Runs a script; what its user can mend is said in one line, and it ends with 2."""
-    from mmjax.error import UserError
-
     try:
         main()
     except UserError as error:
@@ -129,7 +129,7 @@ def flags(arm: Arm, seed: int, given) -> list[str]:
 
 
 def mmjax(log: Path, *words: str, cores: Sequence[int] = ()) -> None:
-    """Runs the command line, its output into a file; ends the program if it fails.
+    """Runs the command line, its output into a file; raises UserError if it fails.
 
     On some cores alone, if they are named: small models train faster side by side.
     """
@@ -138,7 +138,7 @@ def mmjax(log: Path, *words: str, cores: Sequence[int] = ()) -> None:
     with log.open("a") as file:
         done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(words)} failed; see {log}")
+        raise UserError(f"{' '.join(words)} failed; see {log}")
 
 
 def finished(workdir: Path) -> bool:
@@ -165,7 +165,7 @@ def keep(workdir: Path, given) -> Path:
 
 
 def check(arm: Arm, home: Path) -> None:
-    """Ends the program if a run was made from another experiment file than there is now."""
+    """Raises UserError if a run was made from another experiment file than there is now."""
     from mmjax import config, values
     from mmjax.run import families
 
@@ -176,7 +176,7 @@ def check(arm: Arm, home: Path) -> None:
         if not any(f"{name}.".startswith(f"{other}.") for other in (*OWN, *arm.changes)):
             was, is_ = flat(then).get(name), flat(now).get(name)
             if was != is_:
-                sys.exit(
+                raise UserError(
                     f"{home} was made with {name}={was}, {arm.experiment}.py has {is_}; remove it "
                     f"to make it anew"
                 )
