@@ -1,7 +1,10 @@
 """The door: `mmjax <verb> [flags]`, the same as `python -m mmjax <verb> [flags]`."""
 
 import importlib
+import itertools
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -44,25 +47,28 @@ def usage() -> str:
 
 
 def run_verb(verb: str, argv: list[str]) -> int:
-    """Parses the verb's flags and runs it; a user's mistake is one line and exit code 2."""
+    """Parses the verb's flags and runs it; whatever ends it is one line; see `failure`."""
     from absl import flags
 
-    from mmjax.error import UserError
+    from mmjax import failure
 
-    module = importlib.import_module(VERBS[verb])
-    if {"--help", "-h", "--helpfull"} & set(argv):
-        print((module.__doc__ or "").strip(), end="\n\n")
-        print(flags.FLAGS.get_key_flags_for_module(module) and module_flags(flags.FLAGS, module))
-        return 0
+    failure.watch_threads(verb)
     try:
+        module = importlib.import_module(VERBS[verb])
+        if {"--help", "-h", "--helpfull"} & set(argv):
+            print((module.__doc__ or "").strip(), end="\n\n")
+            known = flags.FLAGS.get_key_flags_for_module(module)
+            print(known and module_flags(flags.FLAGS, module))
+            return 0
         rest = parse(flags.FLAGS, verb, argv)
-        return module.main(rest) or 0
-    except UserError as error:
-        print(f"mmjax {verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"mmjax {verb}: interrupted", file=sys.stderr)
-        return 130
+        code = module.main(rest) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read stdout left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (Exception, KeyboardInterrupt) as error:
+        return failure.finish(verb, error)
 
 
 def module_flags(values, module) -> str:
@@ -72,23 +78,62 @@ def module_flags(values, module) -> str:
 
 
 def parse(values, verb: str, argv: list[str]) -> list[str]:
-    """Parses flags; everything they can reject becomes a UserError of one line."""
-    from absl import flags
+    """Parses flags; everything they can reject becomes a UserError of one line.
 
+    Where a whole number is asked for, 1e3 is one too.
+    """
+    from mmjax import failure
     from mmjax.error import UserError
 
+    before = {*values}
     try:
         return values([f"mmjax {verb}", *argv])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:
         first: BaseException = error
         while first.__context__ is not None:  # an experiment's own words, not a trace of its file
             first = first.__context__
         if isinstance(first, UserError):
             raise first from error
+        if (plain := with_whole_numbers(argv, str(error))) != argv:
+            for name in {*values} - before:  # fields of the experiment, which would be there twice
+                delattr(values, name)
+            return parse(values, verb, plain)
+        file = experiment_file(argv)
+        if isinstance(first, AttributeError) and first.name == "get_config":
+            raise UserError(f"experiment file {file} does not define get_config()") from error
+        if file and (there := failure.in_file(error, file)):
+            raise UserError(f"experiment file {there}") from error
         inner = error.args[0] if error.args else error
         if isinstance(inner, KeyError):  # its str() is a repr, with the line break spelled out
             raise UserError(f"config has no field {inner.args[0]}") from error
-        raise UserError(str(error) or repr(error)) from error
+        said = str(error) or repr(error)
+        said = re.sub(r"invalid literal for int\(\) with base 10: .*", "give a whole number", said)
+        said = re.sub(r"could not convert string to float: .*", "give a number", said)
+        raise UserError(said) from error
+
+
+def experiment_file(argv: list[str]) -> str:
+    """What --config names, without what it passes on behind a colon."""
+    given = [b for a, b in itertools.pairwise(argv) if a.lstrip("-") == "config"]
+    given += [a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")]
+    return given[-1].partition(":")[0] if given else ""
+
+
+def with_whole_numbers(argv: list[str], complaint: str) -> list[str]:
+    """Flags with the number that was complained of as 1000 where it is 1e3 or 1000.0."""
+    found = re.search(r"flag --(\S+?)=(\S+): invalid literal for int", complaint)
+    if not found or not re.fullmatch(r"[+-]?\d+(\.\d*)?([eE]\+?\d{1,2})?", found[2]):
+        return argv
+    if not (number := float(found[2])).is_integer():
+        return argv
+    name = rf"--?{re.escape(found[1])}"
+    pairs = zip(["", *argv], argv, strict=False)
+    return [
+        f"--{found[1]}={number:.0f}" if re.fullmatch(f"{name}={re.escape(found[2])}", a)
+        else f"{number:.0f}" if a == found[2] and re.fullmatch(name, before)
+        else a
+        for before, a in pairs
+    ]  # fmt: skip
 
 
 def main() -> None:

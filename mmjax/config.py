@@ -126,6 +126,11 @@ class DataConfig:
             raise UserError(
                 f"data.spans={self.spans} with data.spans_fixed=True must be a whole number above 0"
             )
+        if self.window < 1 or self.workers < 0:
+            raise UserError(
+                f"data.window={self.window} must be at least 1, and data.workers={self.workers} at "
+                f"least 0"
+            )
         if self.ends < 1 or (self.ends > 1 and self.spans):
             raise UserError(
                 f"data.ends={self.ends} must be at least 1, and 1 where data.spans moves some"
@@ -216,6 +221,19 @@ class OptimConfig:
     clip: float
     ema: float
 
+    def __post_init__(self):
+        """Checks ranges."""
+        shares = {"b1": self.b1, "b2": self.b2, "ema": self.ema}
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise UserError(f"optim.{name}={value} must be at least 0 and below 1")
+        counted = {"peak": self.peak, "warmup": self.warmup, "floor": self.floor}
+        for name, least in (counted | {"eps": self.eps, "weight_decay": self.weight_decay}).items():
+            if least < 0:
+                raise UserError(f"optim.{name}={least} must be at least 0")
+        if self.clip <= 0:
+            raise UserError(f"optim.clip={self.clip} must be above 0")
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -266,6 +284,8 @@ def resolve(values, families: Mapping[str, type]) -> Experiment:
     Raises:
         UserError: for anything that cannot run, with what to write instead.
     """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"get_config() gave a {type(values).__name__}; it must return a ConfigDict")
     values = dict(values)
     family = values.get("family")
     if family not in families:
@@ -285,6 +305,8 @@ def check(e: Experiment) -> None:
     for name in ("steps", "batch", "accumulate", "log_every", "save_every"):
         if getattr(e, name) < 1:
             raise UserError(f"config.{name}={getattr(e, name)} must be at least 1")
+    if not 0 <= e.seed < 2**32:
+        raise UserError(f"config.seed={e.seed} must be 0 or more, and below 2**32")
     if e.batch % e.accumulate:
         raise UserError(
             f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "

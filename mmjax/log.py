@@ -1,26 +1,43 @@
 """What a run leaves in its workdir: metrics.jsonl and small JSON files; and the progress bar."""
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmjax.error import UserError
+
 METRICS = "metrics.jsonl"
 ROOTS = {"logit_squared": "logit_norm", "log_z_squared": "log_z"}
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses about an open file names the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_json(path: Path, value) -> None:
-    """Writes JSON so that the file is whole at every moment, also after a kill."""
+    """Writes JSON so that the file is whole at every moment, also after a kill.
+
+    Raises:
+        OSError: with the file's name; the file is as it was.
+    """
     text = json.dumps(value, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w") as file:
+        with naming(path), draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -29,28 +46,62 @@ def write_json(path: Path, value) -> None:
         draft.unlink(missing_ok=True)
 
 
-def read_metrics(workdir: str | Path) -> list[dict]:
-    """All complete lines of a run's metrics.jsonl; a line torn by a kill is left out."""
+def read_json(path: Path, remedy: str) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if it cannot be read, or holds something else; with the remedy.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (it holds no JSON object); {remedy}")
+    return found
+
+
+def _row(line: bytes) -> dict | None:
+    """A line of metrics.jsonl; None for what is none, as a line torn by a kill or a full disk."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and isinstance(found.get("step"), int)
+    return found if whole else None
+
+
+def _lines(workdir: str | Path) -> list[bytes]:
     path = Path(workdir) / METRICS
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return path.read_bytes().split(b"\n") if path.exists() else []
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; lines that are none, as torn ones, are left out."""
+    return [row for line in _lines(workdir) if (row := _row(line)) is not None]
 
 
 def rewind(workdir: str | Path, step: int) -> None:
-    """Drops the lines after `step`: the run goes on from there and will write them again."""
+    """Drops the lines after `step`: the run goes on from there and will write them again.
+
+    So it does a torn last line; other lines that are no rows stay.
+    """
     path = Path(workdir) / METRICS
     if not path.exists():
         return
-    kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+    *lines, last = _lines(workdir)
+    lines += [last] if _row(last) else []
+    rows = ((line, _row(line)) for line in lines)
+    kept = [line for line, row in rows if (row["step"] <= step if row else line.strip())]
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(draft, path)
+    try:
+        with naming(path):
+            draft.write_bytes(b"".join(line + b"\n" for line in kept))
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def tidy(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -69,16 +120,19 @@ class MetricsFile:
     """Appends one JSON object a line, flushed at once."""
 
     def __init__(self, workdir: str | Path):
-        self._file = (Path(workdir) / METRICS).open("a")
+        self._path = Path(workdir) / METRICS
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, float | None]) -> None:
-        """Writes one line."""
-        self._file.write(json.dumps(dict(row)) + "\n")
-        self._file.flush()
+        """Writes one line; an OSError names the file."""
+        with naming(self._path):
+            self._file.write(json.dumps(dict(row)) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 class Bar:

@@ -1,7 +1,6 @@
 """From an experiment to its parts: the same few lines for training, sampling and evaluation."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,14 @@ from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
+from mmjax.log import read_json
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model
 from mmjax.step import State, abstract_state, init_state, train_step
 
 CONFIG, VOCABULARY = "config.json", "vocabulary.json"
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
+AGAIN = "the command that made the workdir, `mmjax train` or `convert`, run again writes it anew"
 
 
 def families() -> dict[str, type]:
@@ -182,7 +183,7 @@ def read_vocabulary(workdir: str | Path, codes: int) -> Vocabulary:
     path = Path(workdir) / VOCABULARY
     if not path.is_file():
         return bpe.vocabulary(bpe.load(Path(workdir) / TOKENIZER), codes)
-    return values.build(Vocabulary, json.loads(path.read_text()))
+    return values.build(Vocabulary, read_json(path, AGAIN), VOCABULARY)
 
 
 def read_config(workdir: str | Path) -> Experiment:
@@ -194,7 +195,7 @@ def read_config(workdir: str | Path) -> Experiment:
     path = Path(workdir) / CONFIG
     if not path.is_file():
         raise UserError(f"{path} does not exist; is {workdir} the --workdir of a `mmjax train`?")
-    return config.resolve(json.loads(path.read_text()), families())
+    return config.resolve(read_json(path, AGAIN), families())
 
 
 def directory(workdir: str | Path) -> Path:

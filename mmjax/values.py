@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ def _value(kind, value, path: str):
         return tuple(_value(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{path}={value!r} must be a number")
     if kind is Any or type(value) is kind:
         return value
     raise UserError(f"{path}={value!r} is of type {_named(type(value))}; it must be {_named(kind)}")

@@ -5,10 +5,22 @@ import math
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
-from mmjax.log import METRICS, Bar, MetricsFile, read_metrics, rewind, tidy, write_json
+from mmjax.error import UserError
+from mmjax.log import (
+    METRICS,
+    Bar,
+    MetricsFile,
+    naming,
+    read_json,
+    read_metrics,
+    rewind,
+    tidy,
+    write_json,
+)
 
 
 def test_write_json_is_what_json_reads(tmp_path):
@@ -92,6 +104,42 @@ def test_a_torn_last_line_is_left_out(workdir, torn):
     file.write({"step": 20})
     file.close()
     assert read_metrics(workdir) == [*ROWS, {"step": 20}]
+
+
+@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe{}", b"[1]", b'{"loss": 1}', b"null", b"[" * 9999])
+def test_a_bad_line_costs_no_row_behind_it(workdir, bad):
+    whole = (workdir / METRICS).read_bytes().split(b"\n")
+    (workdir / METRICS).write_bytes(b"\n".join([whole[0], bad, *whole[1:]]))
+    assert read_metrics(workdir) == ROWS
+    rewind(workdir, 10)
+    assert read_metrics(workdir) == ROWS[:2]
+    assert (workdir / METRICS).read_bytes().split(b"\n")[1] == bad  # not ours to remove
+
+
+def test_what_a_full_disk_refuses_names_the_file(tmp_path):
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    file = MetricsFile(tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught:
+        file.write(ROWS[0])
+    assert caught.value.filename == str(tmp_path / METRICS)
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        file.close()
+    with pytest.raises(OSError, match="No space left") as caught, naming(tmp_path / "x"):
+        Path("/dev/full").write_text("y")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
+DAMAGE = {"cut": '{"a": [1', "no object": "[1]", "not UTF-8": b"\xff", "deep": "[" * 99999}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_json_is_named_with_the_remedy(tmp_path, kind):
+    text, file = DAMAGE[kind], tmp_path / "x.json"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(UserError, match=r"x.json is damaged \(.*\); do this"):
+        read_json(file, "do this")
+    with pytest.raises(UserError, match=r"none.json cannot be read: No such file .*; do this"):
+        read_json(tmp_path / "none.json", "do this")
 
 
 def test_no_metrics_yet(tmp_path):

@@ -36,7 +36,7 @@ def info(path: str | Path) -> dict:
         if isinstance(found["splits"], dict):
             return found
         raise ValueError("no table of splits")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} holds no data set; `mmjax data build` makes one") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); remove {path}, make it again") from error
