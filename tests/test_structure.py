@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "mmjax"
 ORDER = [
     "error", "failure", "values", "batch", "kind", "sample_config", "config", "mesh", "dial",
     "flops", "sheet", "log", "lock", "data", "layers", "losses", "contrastive", "diffusion",
-    "codecs", "models", "convert", "optim", "step", "checksum", "leaf", "checkpoint", "run", "sample", "trained",
-    "conversion", "verification", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
+    "codecs", "models", "convert", "optim", "step", "checksum", "leaf", "checkpoint", "run",
+    "sample", "trained", "conversion", "verification", "start", "coding", "evals", "evaluate",
+    "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
