@@ -1,14 +1,14 @@
 """Runs evaluations on a trained workdir and writes down what they found."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mmjax.error import UserError
-from mmjax.evals import EVALS, usual
+from mmjax.evals import EVALS, heldout, usual
 from mmjax.evals.value import Value
 from mmjax.log import read_metrics, write_json
 from mmjax.run import read_config
@@ -27,14 +27,14 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
     e = read_config(workdir)
-    have = EVALS[e.family]
+    have, samples = EVALS[e.family], Path(workdir) / "samples"
     names = usual(e) if names is None else names
     check_names(e.family, names)
     trained = load(workdir)
     values: dict[str, Value] = {}
     report = found_before(workdir, trained.step)
     for name in names:
-        found = have[name](trained, SEED, Path(workdir) / "samples")
+        found = have[name](trained, SEED, samples)
         values |= found
         report |= {name: value.as_dict() for name, value in found.items()}
         # After each: what was found stays, whatever becomes of the next.
@@ -43,9 +43,28 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     write_json(Path(workdir) / "summary.json", report)
     if values:
         table(values, trained.step, workdir)
-    elif names:
-        Console().print("nothing evaluated: no split holds ten held-out pictures as asked for")
+    if names:
+        say_what_of(values, samples)
     return values
+
+
+def say_what_of(values: Mapping[str, Value], samples: Path) -> None:
+    """Prints where the sheets lie, and what was measured where the data hold too little out."""
+
+    def say(text: str) -> None:
+        Console().print(text, highlight=False, soft_wrap=True)
+
+    if any(samples.glob("*.png")):
+        say(f"contact sheets: {samples}")
+    hold = "to hold some out, build the data set with --test=0.2, or from more documents"
+    names = {split: [n for n in values if n.endswith(s)] for split, s in heldout.SPARE.items()}
+    if split := next((split for split, found in names.items() if found), ""):
+        say(
+            f"no split `test` with {heldout.FEWEST} documents: measured on `{split}`, names end in "
+            f"_{split}; {hold}"
+        )
+    elif not values:
+        say(f"nothing evaluated: no split holds documents such as the evaluations ask for; {hold}")
 
 
 def found_before(workdir: str, step: int) -> dict:
@@ -76,7 +95,7 @@ def check_names(family: str, names: Sequence[str]) -> None:
 
 
 def table(values: dict[str, Value], step: int, workdir: str) -> None:
-    """Prints values with their intervals, and where the sheets lie."""
+    """Prints values with their intervals."""
     view = Table("held out", "value", "95 % interval", "n", title=f"step {step}")
     for name, v in values.items():
         view.add_row(name, f"{v.value:.3f}", f"{v.low:.3f} ... {v.high:.3f}", str(v.n))
@@ -85,4 +104,3 @@ def table(values: dict[str, Value], step: int, workdir: str) -> None:
     last = read_metrics(workdir)[-1:]
     if last:
         console.print(f"last logged step: loss {last[0]['loss']:.4f}", highlight=False)
-    console.print(f"contact sheets: {Path(workdir) / 'samples'}", highlight=False)

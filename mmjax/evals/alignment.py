@@ -69,7 +69,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         count = trained.run.experiment.evals.documents
         records = distinct(heldout.draw(trained, split, count, seed))
-        if len(records) < K:
+        if len(records) < heldout.FEWEST:
             continue
         lengths = [len(encode(trained.run.tokenizer, r.caption)) for r in records]
         other = derangement(strata(lengths), seed)
@@ -191,9 +191,10 @@ def alignment(
         alone = [(Image(r.image),) for r in records]
         bare = picture_errors(trained, alone, every, seed, NOISES)
         values = score(true, shuf, None, seed, bare)
-    table = heldout.others(range(len(records)), K, seed)[:CHOSEN]
-    each = errors(table.ravel(), np.repeat(every[: len(table)], K), 1)
-    return values | {f"ras_at_{K}": at_k(each.reshape(table.shape), seed)}
+    k = min(K, len(records))
+    table = heldout.others(range(len(records)), k, seed)[:CHOSEN]
+    each = errors(table.ravel(), np.repeat(every[: len(table)], k), 1)
+    return values | {f"ras_at_{k}": at_k(each.reshape(table.shape), seed)}
 
 
 def document(layout: Layout, read: Pair | None, answer: Pair) -> Document:

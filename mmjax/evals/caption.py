@@ -21,7 +21,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """Choices and captions on each held-out split; writes `written_<split>.png`.
 
     `choice_among_10`: of ten different captions, nine drawn at random from the same split, the
-    picture's own has the highest likelihood after the picture (chance 0.10); where there are ten.
+    picture's own has the highest likelihood after the picture (chance 0.10). Where there are only
+    k different captions, `choice_among_k` (chance 1/k).
     `choice_among_10_pmi`: the highest ratio of that to its likelihood after no picture: short and
     common captions gain nothing.
     """
@@ -58,13 +59,15 @@ def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
 
 def caption_choice(trained: Trained, records, seed: int) -> dict[str, Value]:
     """Picture to caption."""
-    table = heldout.others([r.caption for r in records], heldout.CHOICES, seed)
-    if not len(table):
+    captions = [r.caption for r in records]
+    choices = heldout.choices(captions)
+    if choices < 2:
         return {}
+    table = heldout.others(captions, choices, seed)
     pairs = [[Image(records[row[0]].image), Text(records[j].caption)] for row in table for j in row]
     after = log_likelihood(trained, pairs).reshape(table.shape)
     alone = log_likelihood(trained, [[Text(r.caption)] for r in records])[table]
     return {
-        "choice_among_10": proportion(after.argmax(1) == 0, seed),
-        "choice_among_10_pmi": proportion((after - alone).argmax(1) == 0, seed),
+        f"choice_among_{choices}": proportion(after.argmax(1) == 0, seed),
+        f"choice_among_{choices}_pmi": proportion((after - alone).argmax(1) == 0, seed),
     }

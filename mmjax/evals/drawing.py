@@ -15,15 +15,17 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """Draws held-out captions of each split; writes `drawn_<split>.png`.
 
     `drawn_choice_among_10`: the drawn picture is nearer, in mean squared error of pixels, to its
-    own true picture than to nine others drawn at random from the same split (chance 0.10). Where
-    there are kinds of pictures, each is drawn: `drawn_<kind>_...` and `drawn_<kind>_<split>.png`.
+    own true picture than to nine others drawn at random from the same split (chance 0.10). Of k
+    pictures, fewer than ten, `drawn_choice_among_k` (chance 1/k). Where there are kinds of
+    pictures, each is drawn: `drawn_<kind>_...` and `drawn_<kind>_<split>.png`.
     """
     values: dict[str, Value] = {}
     for number, kind in enumerate(heldout.names(trained)):
         name = f"drawn_{kind}" if number else "drawn"
         for split, suffix in heldout.splits(trained, number).items():
             hits = drawn_well(trained, split, seed, number, out / f"{name}_{split}.png")
-            values[f"{name}_choice_among_10{suffix}"] = proportion(hits, seed)
+            among = heldout.choices(range(len(hits)))
+            values[f"{name}_choice_among_{among}{suffix}"] = proportion(hits, seed)
     return values
 
 
@@ -36,11 +38,12 @@ def drawn_well(trained: Trained, split: str, seed: int, kind: int, file: Path) -
     rows = list(zip(drawn, true, records, strict=True))[: heldout.SHOWN]
     cells = [Cell([d, t], [r.caption]) for d, t, r in rows]
     sheet(cells, file, f"{split}: drawn (left) and true (right)")
-    return nearest_is_own(drawn, true, heldout.others(range(len(records)), heldout.CHOICES, seed))
+    numbers = range(len(records))
+    return nearest_is_own(drawn, true, heldout.others(numbers, heldout.choices(numbers), seed))
 
 
 def nearest_is_own(drawn: np.ndarray, true: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """[n] bool: of the true pictures `table` [n, 10] names, the first is nearest to the drawn one.
+    """[n] bool: of the true pictures `table` [n, k] names, the first is nearest to the drawn one.
 
     drawn, true: [n, h, w, 3] uint8.
     """

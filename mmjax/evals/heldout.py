@@ -18,10 +18,13 @@ from mmjax.trained import Trained
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
 LOOKED = 100  # records of a source that are looked at for a picture with a text
 SHOWN = 48  # cells on a contact sheet
+FEWEST = 2  # records of a split that is measured: one alone has no interval
 
 # Split -> suffix of the names in summary.json. The compositional split holds new combinations of
 # parts that were seen; the test split, where there are both, concepts that were never seen.
 SPLITS = {"compositional": "", "test": "_concepts"}
+# What is measured, under names that end so, where neither holds anything.
+SPARE = {"validation": "_validation", "train": "_train"}
 
 
 class Pair(NamedTuple):
@@ -57,18 +60,31 @@ def is_asked(trained: Trained, record: Record) -> bool:
 
 
 def splits(trained: Trained, kind: int = 0) -> dict[str, str]:
-    """SPLITS as far as the source has them; the first has no suffix."""
+    """SPLITS as far as the source has them; the first has no suffix.
+
+    A split with fewer than CHOICES records counts only if there is none with as many, and one of
+    SPARE only if there is no other. A source without pictures has none of them.
+    """
     data = trained.run.experiment.data
     there = pipeline.splits(data.sources[source(trained, kind)].path)
-    found = [s for s in SPLITS if s in there and len(draw(trained, s, CHOICES, 0, kind)) == CHOICES]
-    return {s: SPLITS[s] if i else "" for i, s in enumerate(found)}
+    known = {s: len(draw(trained, s, CHOICES, 0, kind)) for s in SPLITS if s in there}
+    for least in (CHOICES, FEWEST):
+        if found := [s for s, count in known.items() if count >= least]:
+            return {s: SPLITS[s] if i else "" for i, s in enumerate(found)}
+    for spare, suffix in SPARE.items():
+        if spare in there and len(draw(trained, spare, FEWEST, 0, kind, LOOKED)) == FEWEST:
+            return {spare: suffix}
+    return {}
 
 
-def draw(trained: Trained, split: str, count: int, seed: int, kind: int = 0) -> list[Pair]:
+def draw(
+    trained: Trained, split: str, count: int, seed: int, kind: int = 0, look: int | None = None
+) -> list[Pair]:
     """Up to `count` pairs of a split of the source, in an order the seed fixes.
 
     Passed over are records that are not one picture with a text, too long for a row, or whose
-    picture is of another kind. For a codec any first picture of a record will do.
+    picture is of another kind. For a codec any first picture of a record will do. `look`: how many
+    records are looked at, at most.
     """
     data = replace(trained.run.experiment.data, coded=False)  # pictures, not codes of them
     name = source(trained, kind)
@@ -76,7 +92,7 @@ def draw(trained: Trained, split: str, count: int, seed: int, kind: int = 0) -> 
     room = data.length - data.counts[kind] - 3  # BOS, BOI, EOI
     reads = trained.run.experiment.family != "codec"
     pairs: list[Pair] = []
-    for i in np.random.default_rng(seed).permutation(len(held)):
+    for i in np.random.default_rng(seed).permutation(len(held))[:look]:
         record = held[int(i)]
         fits = is_asked(trained, record)
         if fits and reads:
@@ -126,6 +142,11 @@ def captioned(records: Sequence[Pair], text_first: bool = False) -> list:
     """Pairs as documents of both parts."""
     pairs = [(Text(r.caption), Image(r.image)) for r in records]
     return [[t, i] if text_first else [i, t] for t, i in pairs]
+
+
+def choices(names: Sequence) -> int:
+    """Among how many a record's own is to be found: CHOICES, or as many names as there are."""
+    return min(CHOICES, len(set(names)))
 
 
 def others(names: Sequence, choices: int, seed: int) -> np.ndarray:

@@ -28,7 +28,8 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     is filled in as it was. `_blind`: before another picture; `_majority`: by the most frequent
     such word of the split, which is more than chance.
     `infilled_choice_among_10`: a picture missing before its caption is nearer to the true one than
-    to nine others (chance 0.10). `infilled_all`: it shows, by the oracle, what the caption says.
+    to nine others (chance 0.10; of k pictures, fewer than ten, `_k` and 1/k). `infilled_all`: it
+    shows, by the oracle, what the caption says.
     """
     if not trained.run.experiment.data.spans:
         return {}
@@ -79,8 +80,9 @@ def pictures(trained: Trained, records, split: str, seed: int, out: Path) -> dic
     records = records[: trained.run.experiment.evals.drawings]
     made = np.stack(trained.generate([[IMAGE, r.caption] for r in records], seed))
     true = reconstruction.pictures(trained, records)
-    table = heldout.others(range(len(records)), heldout.CHOICES, seed)
-    found = {"choice_among_10": proportion(nearest_is_own(made, true, table), seed)}
+    among = heldout.choices(range(len(records)))
+    table = heldout.others(range(len(records)), among, seed)
+    found = {f"choice_among_{among}": proportion(nearest_is_own(made, true, table), seed)}
     if read(records[0].caption):
         hits = [shows(m, r.caption)["all"] for m, r in zip(made, records, strict=True)]
         found["all"] = proportion(hits, seed)

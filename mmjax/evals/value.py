@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 2000
+SMALL = 30  # units; of fewer, resampling alone gives too narrow an interval
 
 
 class Value(NamedTuple):
@@ -43,10 +44,17 @@ def proportion(hits: Sequence[bool] | np.ndarray, seed: int) -> Value:
 def ratio(
     sums: Sequence[float] | np.ndarray, counts: Sequence[float] | np.ndarray, seed: int
 ) -> Value:
-    """sum(sums) / sum(counts) with a bootstrap interval over units (documents, pictures)."""
+    """sum(sums) / sum(counts) with a bootstrap interval over units (documents, pictures).
+
+    Of fewer than SMALL units, the interval is as much wider as Student's is than the normal one.
+    """
     a, b = np.asarray(sums, float), np.asarray(counts, float)
     n = len(a)
     draws = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     spread = a[draws].sum(1) / np.maximum(b[draws].sum(1), 1e-9)
     low, high = np.quantile(spread, [0.025, 0.975])
-    return Value(float(a.sum() / b.sum()), n, seed, float(low), float(high))
+    value = a.sum() / b.sum()
+    if 1 < n < SMALL:
+        wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
+        low, high = value - wider * (value - low), value + wider * (high - value)
+    return Value(float(value), n, seed, float(low), float(high))

@@ -1,5 +1,6 @@
 """Evaluations on a tiny trained run: names, chance for a model that knows nothing, baselines."""
 
+import base64
 import json
 import shutil
 from dataclasses import replace
@@ -86,6 +87,78 @@ def test_what_was_stopped_keeps_what_it_found_and_has_no_summary(workdir, tmp_pa
         evaluate(run, ["likelihood", "caption"])
     assert "text_nll" in json.loads((run / "evals.json").read_text())
     assert not (run / "summary.json").exists()
+
+
+def with_own(workdir, path, run, **pictures):
+    """A copy of a run that reads another set: so many noisy pictures in each split."""
+    rng = np.random.default_rng(0)
+    for split, count in pictures.items():
+        folder = path / "in" / split
+        folder.mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            PILImage.fromarray(noise).save(folder / f"{i}.png")
+            (folder / f"{i}.txt").write_text(f"{split} number {i}")
+    build.build(str(path / "in"), path / "set", "folder", vocabulary=300)
+    shutil.copytree(workdir, run, ignore=shutil.ignore_patterns("samples", "*evals*", "summary*"))
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["sources"]["openmoji"]["path"] = str(path / "set")
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(("pictures", "split", "suffix", "among"), [
+    (dict(train=4, test=3, validation=2), "test", "", 3),
+    (dict(train=4, test=1), "train", "_train", 4),
+])  # fmt: skip
+def test_of_few_pictures_what_there_is_is_measured_and_drawn(
+    workdir, tmp_path, capsys, pictures, split, suffix, among
+):
+    run = tmp_path / "run"
+    with_own(workdir, tmp_path, run, **pictures)
+    values = evaluate(run, ["likelihood", "caption", "drawing"])
+    name = f"drawn_choice_among_{among}{suffix}"
+    assert values[name].n == among and values[name].high - values[name].low > 0.4
+    assert f"choice_among_{among}{suffix}" in values and f"text_nll{suffix}" in values
+    assert set(json.loads((run / "summary.json").read_text())) == set(values)
+    sheets = {file.name for file in (run / "samples").iterdir()}
+    assert sheets == {f"drawn_{split}.png", f"written_{split}.png"}
+    out = capsys.readouterr().out
+    assert f"contact sheets: {run / 'samples'}\n" in out
+    assert ("measured on `train`" in out and "--test=0.2" in out) == (split == "train")
+
+
+def test_a_split_of_ten_goes_before_fewer_and_a_held_out_one_before_training(
+    trained, workdir, tmp_path
+):
+    for number, (pictures, wanted) in enumerate([
+        (dict(train=2, compositional=2, test=10), {"test": ""}),
+        (dict(train=2, compositional=2, test=9), {"compositional": "", "test": "_concepts"}),
+        (dict(train=2, validation=2, test=1), {"validation": "_validation"}),
+        (dict(train=1), {}),
+    ]):  # fmt: skip
+        place, run = tmp_path / f"{number}", tmp_path / f"run{number}"
+        lines, e = [], trained.run.experiment
+        for split, count in pictures.items():
+            for i in range(count):
+                data = heldout.draw(trained, "test", 12, 0)[i].image
+                parts = [{"text": f"{split} {i}"}]
+                parts.append({"image_base64": base64.b64encode(data).decode()})
+                lines.append(json.dumps({"split": split, "parts": parts}))
+        place.mkdir()
+        (place / "a.jsonl").write_text("\n".join(lines))
+        build.build(str(place), run, "jsonl", vocabulary=300)
+        source = replace(e.data.sources["openmoji"], path=str(run))
+        data = replace(e.data, sources={"own": source})
+        own = replace(trained, run=replace(trained.run, experiment=replace(e, data=data)))
+        assert heldout.splits(own) == wanted
+
+
+def test_where_nothing_is_measured_no_sheet_is_promised(workdir, tmp_path, capsys):
+    run = tmp_path / "run"
+    with_own(workdir, tmp_path, run, train=1)
+    assert evaluate(run, ["caption", "drawing"]) == {} and not (run / "samples").exists()
+    out = capsys.readouterr().out
+    assert "contact sheets" not in out and "nothing evaluated" in out and "--test=0.2" in out
 
 
 def test_a_model_of_text_alone_trains_and_is_scored_by_it(tmp_path, capsys):

@@ -36,6 +36,12 @@ def test_bootstrap_covers_the_mean():
     assert 34 <= hits <= 40
 
 
+def test_the_interval_of_few_covers_the_mean_too():
+    rng = np.random.default_rng(0)
+    found = [ratio(rng.normal(2.0, 1.0, 4), np.ones(4), seed) for seed in range(200)]
+    assert np.mean([v.low <= 2.0 <= v.high for v in found]) > 0.9
+
+
 def test_others_are_distinct_and_begin_with_the_truth():
     table = heldout.others(range(30), 10, seed=0)
     assert table.shape == (30, 10)
