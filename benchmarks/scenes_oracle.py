@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -88,6 +89,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.out and Path(args.out).exists():
+        parser.error(f"--out={args.out} exists; remove it, or name another file")
     kinds = ("count", "colours", "shapes", "objects", "relations", "all")
     print(f"{'':18s}" + "".join(f"{k:>10s}" for k in kinds) + f"{'95 % of all':>16s} {'ms':>5s}")
     report = {}

@@ -4,11 +4,10 @@ On the way in every weight is written to a file of its own first, beside the des
 command that was stopped goes on where it was; the destination appears whole or not at all.
 """
 
-import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,21 @@ from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, o
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
+from mmjax.destination import MARK, making, marked
 from mmjax.error import UserError
 from mmjax.models import MODELS, Model
 from mmjax.models.family import lies_in
-from mmjax.run import CONFIG, GIVEN, VOCABULARY, directory, families, read_config, read_vocabulary
+from mmjax.run import (
+    CONFIG,
+    GIVEN,
+    LEAVES,
+    VOCABULARY,
+    directory,
+    families,
+    is_workdir,
+    read_config,
+    read_vocabulary,
+)
 
 # model_type of a config.json -> the module that knows it, and family -> the same.
 KINDS: dict[str, Any] = {
@@ -41,7 +51,8 @@ KINDS: dict[str, Any] = {
 }
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 OURS = "mmjax_vocabulary"  # in a config.json of theirs, ids for which they have no names
-MARK = "source.json"  # of a directory in the making: what it is made from
+# What training, evaluation and conversion leave in a directory.
+LEFT = {*LEAVES, MARK, hub.INDEX, *hub.BESIDE}
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 
@@ -71,29 +82,17 @@ class Held:
         return {path: found.state[self.like[path][0]] for path in paths}
 
 
-@contextlib.contextmanager
-def making(dst: Path, overwrite: bool) -> Iterator[Path]:
-    """A place beside dst that takes dst's when the block ends well; else it stays.
+def strange(path: Path) -> list[str]:
+    """Names of what lies in a directory and no command of ours left there.
 
-    Raises:
-        UserError: if dst is there and may not be replaced, or nothing can be written.
+    A workdir is known by its configuration and checkpoints, all that is converted by its mark.
     """
-    if dst.exists() and not overwrite:
-        raise UserError(f"{dst} exists; give --overwrite to replace it, or another --dst")
-    place, old = (dst.with_name(f"{dst.name}.{end}") for end in ("partial", "replaced"))
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        yield place
-        if dst.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            dst.rename(old)
-        place.rename(dst)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{dst} not written: {error.strerror or error}; make room and write access there or "
-            f"choose another --dst; the same command goes on"
-        ) from error
+    if not path.is_dir():
+        return [path.name]
+    names = sorted(file.name for file in path.iterdir())
+    if not marked(path) and not is_workdir(path):
+        return names
+    return [name for name in names if name not in LEFT and not hub.SHARDS.fullmatch(name)]
 
 
 def convert(
@@ -108,7 +107,7 @@ def convert(
     src, dst = Path(src), Path(dst)
     if is_theirs(src):
         source = original.read(src) if original.there(src) else hub.read(src)
-        bring_in(source, dst, overwrite, said)
+        bring_in(src, source, dst, overwrite, said)
     else:
         take_out(src, dst, overwrite, said)
     return dst
@@ -131,8 +130,10 @@ def is_theirs(src: Path) -> bool:
     return "model_type" in given
 
 
-def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, said: Report) -> None:
-    """Their directory -> a workdir with one checkpoint, 0."""
+def bring_in(
+    src: Path, source: hub.Hub | original.Original, dst: Path, overwrite: bool, said: Report
+) -> None:
+    """Their directory, opened as `source` -> a workdir with one checkpoint, 0."""
     kind = KINDS.get(str(source.config["model_type"]))
     if kind is None:
         raise UserError(
@@ -158,8 +159,7 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         rows, c = rows + beside, replace(c, draws=bool(beside))
     rows = apart(rows, source.config, source.shapes)
     check(rows, source.shapes, kind.IGNORED)
-    with making(dst, overwrite) as place:
-        begin(place, source.fingerprint)
+    with making(dst, src, source.fingerprint, overwrite, strange) as place:
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
         shapes = {n: np.load(file, mmap_mode="r").shape for n, file in files.items()}
@@ -176,7 +176,6 @@ def bring_in(source: hub.Hub | original.Original, dst: Path, overwrite: bool, sa
         for name, content in source.beside.items():
             (place / name).write_bytes(content)
         shutil.rmtree(place / "leaves")
-        (place / MARK).unlink()
     count = sum(math.prod(shape) for shape in shapes.values())
     said(f"{dst}: {count:,} weights of a {source.config['model_type']}, ready")
     if not (dst / TOKENIZER).is_file():
@@ -242,15 +241,6 @@ def apart(rows: list, given: Mapping, there: Container[str]) -> list:
         elif out in names and names[table] not in there:
             tied[table] = names[out]
     return [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
-
-
-def begin(place: Path, fingerprint: dict) -> None:
-    """Makes a directory, empty unless what lies there was begun from the same source."""
-    mark = place / MARK
-    if not mark.is_file() or json.loads(mark.read_text()) != fingerprint:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        mark.write_text(json.dumps(fingerprint))
 
 
 def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
@@ -352,17 +342,11 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
     if vocabulary_of(kind, given) != held.vocabulary:  # they have no names for all sentinels
         given = given | {OURS: asdict(held.vocabulary)}
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
-    with making(dst, overwrite) as place:
-        about = held.directory / str(held.step) / "about" / "data.json"
-        begin(place, hub.stamps([about, src / CONFIG]))
+    about = held.directory / str(held.step) / "about" / "data.json"
+    with making(dst, src, hub.stamps([about, src / CONFIG]), overwrite, strange) as place:
         there = {name for part in hub.parts(place) for name in part.names}
         rows = [row for row in rows if not there.issuperset(row.names)]
-        try:
-            hub.write(place, given, to_theirs(rows, one_by_one(held)))
-        except UserError:  # damage is seen at the end of a stack, of which layers are written
-            shutil.rmtree(place)
-            raise
-        (place / MARK).unlink()
+        hub.write(place, given, to_theirs(rows, one_by_one(held)))
         beside = [name for name in hub.BESIDE if (src / name).is_file()]
         for name in beside:
             shutil.copyfile(src / name, place / name)

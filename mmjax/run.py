@@ -17,8 +17,8 @@ from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
-from mmjax.error import UserError
-from mmjax.log import read_json
+from mmjax.error import UserError, some
+from mmjax.log import METRICS, read_json
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model
 from mmjax.step import State, abstract_state, init_state, train_step
@@ -26,6 +26,11 @@ from mmjax.step import State, abstract_state, init_state, train_step
 CONFIG, VOCABULARY = "config.json", "vocabulary.json"
 GIVEN = "hugging_face.json"  # in a workdir, the config.json its weights came with
 AGAIN = "the command that made the workdir, `mmjax train` or `convert`, run again writes it anew"
+# All that training and evaluation leave in a workdir.
+LEAVES = (
+    CONFIG, VOCABULARY, GIVEN, TOKENIZER, METRICS, "checkpoints", "samples", "evals.json",
+    "summary.json",
+)  # fmt: skip
 
 
 def families() -> dict[str, type]:
@@ -196,6 +201,29 @@ def read_config(workdir: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"{path} does not exist; is {workdir} the --workdir of a `mmjax train`?")
     return config.resolve(read_json(path, AGAIN), families())
+
+
+def is_workdir(path: str | Path) -> bool:
+    """Whether a directory is one that training or a conversion made: its config.json tells."""
+    try:
+        found = json.loads((Path(path) / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("family") in [*MODELS] and "optim" in found
+
+
+def check_workdir(path: str | Path) -> None:
+    """Checks that training replaces nothing of others in a directory.
+
+    Raises:
+        UserError: naming what training would write that is there and that no training left.
+    """
+    path = Path(path)
+    if there := [] if is_workdir(path) else [n for n in LEAVES if (path / n).exists()]:
+        raise UserError(
+            f"--workdir={path} is no workdir of `mmjax train`, but has {some(there)}, which would "
+            f"be replaced; name another directory"
+        )
 
 
 def directory(workdir: str | Path) -> Path:

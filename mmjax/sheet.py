@@ -9,10 +9,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.PngImagePlugin
 
 SIDE = 96  # pixels a picture takes on the sheet
 LINE = 14
 LETTER = 6.2  # pixels a letter of a caption takes, about
+MADE_BY = "mmjax contact sheet"  # as the PNG says
 
 
 class Cell(NamedTuple):
@@ -47,7 +49,18 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
         for k, line in enumerate(text):
             pen.text((left, top + side + 5 + k * LINE), line, (30, 30, 30), font)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    told = PIL.PngImagePlugin.PngInfo()
+    told.add_text("Software", MADE_BY)
+    page.save(path, pnginfo=told)  # other formats leave it out
+
+
+def is_sheet(path: str | Path) -> bool:
+    """Whether a file is a contact sheet that `sheet` wrote."""
+    try:
+        with PIL.Image.open(path) as found:
+            return found.info.get("Software") == MADE_BY
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return False
 
 
 def fitted(picture: PIL.Image.Image) -> PIL.Image.Image:

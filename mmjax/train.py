@@ -24,7 +24,7 @@ from mmjax.error import UserError
 from mmjax.layers.tower import shared_fraction
 from mmjax.log import Bar, MetricsFile, rewind, tidy, write_json
 from mmjax.mesh import put
-from mmjax.run import CONFIG, GIVEN, VOCABULARY, Run, directory, prepare
+from mmjax.run import CONFIG, GIVEN, VOCABULARY, Run, check_workdir, directory, prepare
 
 # Groups and fields that may differ from the checkpoint's: they do not change what is learned.
 FREE = ("log_every", "save_every", "evals.", "sample.", "mesh.", "data.workers")
@@ -179,6 +179,7 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     if found is not None:
         check_unchanged(found["config"], values.to_dict(e), found["step"])
     if found is None:
+        check_workdir(workdir)
         config.check_new(e)
         start.check(e)
     run = prepare(e, devices, ids=None if found is None else workdir)

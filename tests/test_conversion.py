@@ -163,13 +163,17 @@ def test_what_is_there_is_replaced_only_when_asked(both, tmp_path):
     source, _ = both
     dst = tmp_path / "work"
     dst.mkdir()
-    (dst / "mine").write_text("kept")
+    conversion.convert(source, dst, said=lambda _: None)  # an empty one is free
+    (dst / "evals.json").write_text("{}")
     with pytest.raises(UserError, match="exists; give --overwrite"):
         conversion.convert(source, dst)
-    assert (dst / "mine").read_text() == "kept"
+    assert (dst / "evals.json").exists()
     conversion.convert(source, dst, overwrite=True, said=lambda _: None)
-    assert not (dst / "mine").exists() and (dst / "vocabulary.json").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["work"]
+    assert not (dst / "evals.json").exists() and (dst / "vocabulary.json").exists()
+    out = conversion.convert(dst, tmp_path / "out", said=lambda _: None)
+    conversion.convert(dst, out, overwrite=True, said=lambda _: None)  # an export of ours
+    conversion.convert(source, out, overwrite=True, said=lambda _: None)  # for a workdir
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "work"]
 
 
 def test_it_goes_on_where_it_was(both, tmp_path, monkeypatch):
@@ -236,7 +240,8 @@ def test_the_way_out_goes_on_too(both, tmp_path, monkeypatch):
     monkeypatch.setattr(leaf.Leaf, "__iter__", noted)
     back = hub.read(conversion.convert(work, dst, said=lambda _: None))
     assert {file.stat().st_mtime_ns for file in dst.glob("*.safetensors")} > {*before.values()}
-    assert back.shapes == whole.shapes and not (dst / conversion.MARK).exists()
+    assert back.shapes == whole.shapes
+    assert json.loads((dst / conversion.MARK).read_text()) == {"made_by": "mmjax"}
     for name in whole.shapes:
         np.testing.assert_array_equal(back.tensor(name), whole.tensor(name))
     some = len(read)

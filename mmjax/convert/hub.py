@@ -23,6 +23,7 @@ BESIDE = (
     "chat_template.jinja", GENERATION, PREPROCESSOR, PROCESSOR,
 )  # fmt: skip
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 SHARD = 2**27  # bytes of a file at most, unless one tensor is larger
 

@@ -23,6 +23,7 @@ from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
 from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
 from mmjax.data.write import write
+from mmjax.destination import check_apart
 from mmjax.error import UserError
 from mmjax.sheet import Cell, sheet
 
@@ -70,6 +71,8 @@ def build(
         openmoji.build(dst)
         found = {}
     else:
+        if form:
+            check_apart(src, dst)
         source = _source(src, form, options)
         done = (Path(dst) / store.INFO).is_file()
         found = store.info(dst) if done else {}

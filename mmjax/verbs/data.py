@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax.data import build, store
+from mmjax.destination import check_free
 from mmjax.error import UserError
+from mmjax.sheet import is_sheet
 
 SRC = flags.DEFINE_string("src", None, "what to build from; or directory of a data set")
 FORMAT = flags.DEFINE_string("format", "", f"of your own files: {', '.join(build.READERS)}")
@@ -51,6 +53,7 @@ def main(rest: list[str]) -> int:
     if action == "describe":
         table(build.describe(src))
     elif action == "show":
+        check_free(OUT.value, "--out", is_sheet)
         count = 96 if COUNT.value is None else COUNT.value
         build.show(src, SPLIT.value, OUT.value, count)
         print(f"contact sheet in {OUT.value}")
@@ -59,6 +62,7 @@ def main(rest: list[str]) -> int:
     elif action == "build":
         build_one(src, dst)
     else:
+        check_free(dst, "--dst", lambda path: False)  # a tokenizer is what trained weights mean
         build.save(build.train_tokenizer(src.split(","), VOCABULARY.value), dst)
         print(f"tokenizer in {dst}")
     return 0

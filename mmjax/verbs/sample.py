@@ -14,6 +14,8 @@ samples.jsonl and sheet.png of all in --out.
 """
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from mmjax.config import DataConfig
 from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pixels import decode_all
-from mmjax.error import UserError
+from mmjax.error import UserError, some
 from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse, read
 from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
@@ -80,6 +82,8 @@ SCALES = {
     name: flags.DEFINE_integer(name, None, f"{what}; default: the experiment's", lower_bound=0)
     for name, what in COUNTS.items()
 }  # fmt: skip
+SAMPLES, SHEET = "samples.jsonl", "sheet.png"
+WRITES = re.compile(r"\d{3,}(_\d+)?\.png|samples\.jsonl|sheet\.png")  # names in --out
 MAKE = {"image": IMAGE, "text": TEXT}
 
 Prompt = list[str | Path | Image | Slot]
@@ -164,8 +168,7 @@ def main(rest: list[str]) -> int:
     free = INTERLEAVED.value > 0
     prompts = read_prompts(PROMPT.value, not free)  # complains before anything is loaded
     out = Path(OUT.value)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; name a directory")
+    check_out(out, PROMPT.value)
     trained = load(WORKDIR.value)
     if trained.only_writes:
         prompts = read_prompts(PROMPT.value, draws=False)
@@ -182,6 +185,58 @@ def main(rest: list[str]) -> int:
         why = error.strerror or error
         raise UserError(f"cannot write --out={out}: {why}; name another directory") from error
     return 0
+
+
+def check_out(out: Path, given: list[str]) -> None:
+    """Checks that --out is new, or that what would be replaced in it was left by this command.
+
+    given: values of --prompt, whose files are never replaced.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; name a directory")
+    there = (
+        sorted(p.name for p in out.iterdir() if WRITES.fullmatch(p.name)) if out.exists() else []
+    )
+    if there and not made_here(out / SAMPLES):
+        raise UserError(
+            f"--out={out} has {some(there)}, which would be replaced and which this command did "
+            f"not write; name another directory"
+        )
+    for file in filter(os.path.isfile, prompt_files(given)):
+        if file.resolve().parent == out.resolve() and WRITES.fullmatch(file.name):
+            raise UserError(
+                f"{file}, a prompt, lies in --out={out} and would be replaced; name another "
+                f"directory"
+            )
+
+
+def made_here(path: Path) -> bool:
+    """Whether a file is a samples.jsonl that this command wrote."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    except (OSError, ValueError, RecursionError):
+        return False
+    return bool(rows) and all(isinstance(row, dict) and "prompt" in row for row in rows)
+
+
+def prompt_files(given: list[str]) -> list[Path]:
+    """The files that are read for values of --prompt, those named in JSONL files too."""
+    found: list[Path] = []
+    for value in given:
+        if value.lower().endswith(ENDINGS):
+            found.append(Path(value))
+        if not value.endswith(".jsonl"):
+            continue
+        found.append(Path(value))
+        for line in Path(value).read_text(encoding="utf-8").split("\n"):
+            row = json.loads(line) if line.strip() else {}
+            for part in row.get("parts", [row]):
+                if "image" in part:
+                    found.append(Path(value).parent / str(part["image"]))
+    return found
 
 
 def show(number: int, text: str) -> None:
@@ -214,8 +269,8 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
         texts = [part for part in given if isinstance(part, str)]
         cells.append(Cell(shown, [" ... ".join(texts), " ... ".join(words)]))
         print(f"{' + '.join(asked)} -> {told(made)}")
-    (out / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    sheet(cells, out / "sheet.png", f"{len(cells)} samples")
+    (out / SAMPLES).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sheet(cells, out / SHEET, f"{len(cells)} samples")
 
 
 def plain(made: list[dict], result) -> dict:
