@@ -1,6 +1,7 @@
 """From an experiment to its parts: the same few lines for training, sampling and evaluation."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
