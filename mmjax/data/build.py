@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import inspect
-import io
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import py3langid
 from tokenizers import Tokenizer
 
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
-from mmjax.data.pixels import flatten
+from mmjax.data.pixels import read, size_of
 from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
 from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
@@ -198,8 +196,7 @@ def _count(source, tokenizer, texts, pictures) -> tuple[dict, tuple[set, set]]:
         count["repeated text"] += bool(text) and mark in texts
         count["repeated pictures"] += any(m in pictures for m in marks)
         for image in images:
-            with PIL.Image.open(io.BytesIO(image)) as opened:
-                sides += opened.size
+            sides += size_of(image)
         if text:
             new[0].add(mark)
         if record.facts.get("language"):
@@ -228,8 +225,7 @@ def show(path: str | Path, split: str, out: str | Path, count: int) -> None:
     for record in (source[int(i)] for i in picks):
         pictures = []
         for image in itertools.islice(record.images, 4):
-            with PIL.Image.open(io.BytesIO(image)) as opened:
-                pictures.append(flatten(opened))
+            pictures.append(read(image))
         text = record.caption
         cells.append(Cell(pictures, [text if len(text) < LONGEST else text[:LONGEST] + " ..."]))
     sheet(cells, out, f"{split}: {len(cells)} of {len(source)}")

@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 
 MEAN_COLOUR = (122, 116, 104)  # int(255 * mean) of each channel of CLIP's
 WHITE = (255, 255, 255)
+PIXELS = 89_478_485  # most of an image, and of what is made of it on the way: 256 MiB
 Size = int | tuple[int, int]  # a side, or (height, width)
 
 

@@ -1,15 +1,10 @@
 """What a user asks for, as parts in a row: what is given, and what is to be made."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
-import PIL.Image
 
 from mmjax.batch import Document, Image, Text
-from mmjax.data.pixels import size_of
+from mmjax.data.pixels import encode, is_image
 from mmjax.data.tokenizer import MASK, SEPARATOR
 from mmjax.error import UserError
 
@@ -25,7 +20,6 @@ class Slot:
 
 
 IMAGE, TEXT = Slot("IMAGE"), Slot("TEXT")
-PICTURES = bytes | Path | np.ndarray | PIL.Image.Image  # besides `Image`
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def parse(parts, where: str = "a prompt") -> Request:
     Raises:
         UserError: for a second slot, a picture that is not there, or what is no part or prompt.
     """
-    if isinstance(parts, Slot | Text | Image | PICTURES | str):
+    if isinstance(parts, Slot | Text | Image | str) or is_image(parts):
         parts = [parts]
     if not isinstance(parts, Sequence):
         raise UserError(
@@ -109,49 +103,15 @@ def turns(request: Request) -> Document:
 
 
 def as_part(part) -> Text | Image:
-    """One part of a prompt: text, or a picture as a file's path, as its bytes or as its pixels.
-
-    Pixels are a PIL.Image, or uint8 [h, w, 3], which `generate` returns.
+    """One part of a prompt: text, or a picture in any of the forms that `pixels.encode` takes.
 
     Raises:
         UserError: for a picture that is not there, or what is no part.
     """
     if isinstance(part, Text | Image):
         return part
-    if isinstance(part, bytes):
-        return Image(part)
     if isinstance(part, str):
         return Text(part)
-    if isinstance(part, Path):
-        return Image(read(part))
-    if isinstance(part, np.ndarray):
-        if part.dtype != np.uint8 or part.ndim != 3 or part.shape[2] != 3 or not part.size:
-            raise UserError(
-                f"a picture's pixels are uint8 [h, w, 3], not {part.dtype} {list(part.shape)}"
-            )
-        part = PIL.Image.fromarray(part)
-    if not isinstance(part, PIL.Image.Image):
+    if not is_image(part):
         raise UserError(f"a prompt holds text, pictures and a slot, not {type(part).__name__}")
-    file = io.BytesIO()
-    part.save(file, "PNG")
-    return Image(file.getvalue())
-
-
-def read(path: Path) -> bytes:
-    """A picture's file.
-
-    Raises:
-        UserError: if it is not there, cannot be read, or is no picture.
-    """
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"picture {path} does not exist") from error
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"picture {path} cannot be read: {why}") from error
-    try:
-        size_of(data)
-    except UserError as error:
-        raise UserError(f"picture {path}: {error}") from error
-    return data
+    return Image(encode(part))

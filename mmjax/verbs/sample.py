@@ -27,9 +27,9 @@ from mmjax.batch import Image
 from mmjax.config import DataConfig
 from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, only_read, with_kinds
-from mmjax.data.pixels import decode_all
+from mmjax.data.pixels import decode_all, encode
 from mmjax.error import UserError, some
-from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse, read
+from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse
 from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
@@ -148,7 +148,7 @@ def one_part(row, where: str, home: Path) -> str | Path | Image | Slot:
         UserError: if it has none of the forms, or names a kind of a picture that is not there.
     """
     if isinstance(row, dict) and set(row) == {"image", "kind"}:
-        return Image(read(home / str(row["image"])), of=str(row["kind"]))
+        return Image(encode(home / str(row["image"])), of=str(row["kind"]))
     known: dict[str, Callable] = {"text": str, "image": home.joinpath, "make": MAKE.get}
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()

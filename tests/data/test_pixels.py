@@ -3,10 +3,12 @@
 import collections
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 
 from mmjax.data import pixels
@@ -137,8 +139,10 @@ def test_a_header_that_promises_too_many_pixels():
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     raw = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
     raw += struct.pack(">I", zlib.crc32(header))
-    with pytest.raises(UserError, match="cannot be decoded"):
-        decode_image(raw, 8)
+    raw += struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    for function in (lambda raw: decode_image(raw, 8), pixels.size_of, checked):
+        with pytest.raises(ValueError, match="picture of more than 89,478,485 pixels"):
+            function(raw)
 
 
 def test_a_shrunk_picture_shows_the_means_of_its_squares_alone():
@@ -159,3 +163,168 @@ def test_a_shrunk_picture_shows_the_means_of_its_squares_alone():
     cut = pixels.decode_image(png(flat), (4, 8), "nearest")
     for found, want in zip(pixels.decode_all(given), [seen, flat, PICTURE, cut], strict=True):
         np.testing.assert_array_equal(found, want)
+
+
+def photo(form, size=(12, 8), orientation=6) -> bytes:
+    """Noise of (width, height) pixels with EXIF as a camera writes it."""
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = orientation, "Maker", 72.0
+    exif.get_ifd(0x8769).update({0x829A: 0.5, 0x9003: "2020:01:01 00:00:00", 0x927C: b"x" * 20})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    noise = RNG.integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
+    out = io.BytesIO()
+    PIL.Image.fromarray(noise).save(out, form, exif=exif, lossless=True)
+    return out.getvalue()
+
+
+WITH_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+
+
+def mutated(form, count, seed=0):
+    """A file with some bytes of its EXIF changed (of a TIFF, of anything but its pixels)."""
+    whole, rng = photo(form), np.random.default_rng(seed)
+    begin = whole.rfind(b"MM\0*" if b"MM\0*" in whole else b"II*\0")
+    end = len(whole) if form == "TIFF" else begin + 200
+    for _ in range(count):
+        raw = bytearray(whole)
+        for at in rng.integers(begin, end, rng.integers(1, 5)):
+            raw[at] = rng.choice([0, 255, rng.integers(0, 256)])
+        yield bytes(raw)
+
+
+def tried(function, *given):
+    try:
+        return function(*given)
+    except ValueError as error:  # anything else is what users must not see
+        return str(error)
+
+
+@pytest.mark.parametrize("form", WITH_EXIF)
+def test_what_the_builder_accepts_the_loader_reads_and_damaged_metadata_are_passed_over(form):
+    taken = 0
+    for raw in mutated(form, 120):
+        accepted = tried(checked, raw) == raw
+        decoded, size = tried(decode_image, raw, 8), tried(pixels.size_of, raw)
+        assert accepted == (not isinstance(decoded, str)) == (not isinstance(size, str)), decoded
+        if accepted:
+            taken += 1
+            assert size == pixels.read(raw).size[::-1] and size in ((8, 12), (12, 8))
+    assert taken == 120 or form == "TIFF"  # whose metadata say where its pixels are
+    assert taken > 60
+
+
+@pytest.mark.parametrize("form", WITH_EXIF)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_upright_image_in_every_format(form, orientation):
+    raw = photo(form, orientation=orientation)
+    wanted = (8, 12) if orientation < 5 else (12, 8)
+    assert pixels.size_of(raw) == pixels.read(raw).size[::-1] == wanted
+
+
+@pytest.mark.parametrize("form", ["EPS", "PPM", "TGA", "ICO"])
+def test_no_other_format_is_opened_and_no_program_started(form, monkeypatch):
+    out = io.BytesIO()
+    PIL.Image.new("RGB", (16, 16)).save(out, form)
+    PIL.Image.open(io.BytesIO(out.getvalue())).close()  # Pillow would
+
+    def run(*args, **options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+    monkeypatch.setattr(subprocess, "check_call", run)
+    for function in (lambda raw: decode_image(raw, 8), pixels.size_of, checked):
+        with pytest.raises(ValueError, match="not a picture of a known kind"):
+            function(out.getvalue())
+
+
+def handed(raw):
+    """A photo in every form a user may hand over that says how it is turned."""
+    yield raw
+    yield bytearray(raw)
+    yield io.BytesIO(raw)
+    with PIL.Image.open(io.BytesIO(raw)) as opened:
+        yield opened
+        yield opened.convert("CMYK").convert("RGB")  # carries its EXIF on
+
+
+def test_a_turned_photo_is_upright_whatever_it_is_handed_over_as(tmp_path):
+    raw = photo("PNG")
+    (tmp_path / "a.png").write_bytes(raw)
+    file = (tmp_path / "a.png").open("rb")
+    wanted = np.asarray(pixels.read(raw))
+    stored = np.asarray(PIL.Image.open(io.BytesIO(raw)))
+    assert wanted.shape == (12, 8, 3) and stored.shape == (8, 12, 3)
+    *ways, converted = [*handed(raw)]
+    for given in (*ways, tmp_path / "a.png", file):
+        assert pixels.is_image(given)
+        np.testing.assert_array_equal(np.asarray(pixels.read(pixels.encode(given))), wanted)
+        assert pixels.size_of(pixels.encode(given)) == (12, 8)
+    file.close()
+    assert pixels.size_of(pixels.encode(converted)) == (12, 8)
+    np.testing.assert_array_equal(pixels.read(pixels.encode(stored)), stored)  # an array as it is
+
+
+MODES = ("RGB", "RGBA", "RGBa", "RGBX", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr", "HSV",
+         "LAB", "I;16", "I;16B", "I;16L")  # fmt: skip
+
+
+def in_mode(mode, rgb):
+    image = PIL.Image.fromarray(np.full((8, 8, 3), rgb, np.uint8))
+    if mode == "LAB":
+        srgb, lab = PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB")
+        return PIL.ImageCms.profileToProfile(image, srgb, lab, outputMode="LAB")
+    if mode.startswith("I;16"):
+        grey = np.asarray(image.convert("L")).astype(">u2" if mode.endswith("B") else "<u2") * 257
+        return PIL.Image.frombytes(mode, (8, 8), grey.astype(">u2" if mode == "I;16B" else "<u2"))
+    by = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode)
+    return (image.convert(by) if by else image).convert(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_every_mode_are_read(mode):
+    for rgb in ((255, 255, 255), (0, 0, 0), (200, 40, 90)):
+        image = in_mode(mode, rgb)
+        assert image.mode == mode
+        got = np.asarray(pixels.read(pixels.encode(image))).reshape(-1, 3).mean(0)
+        grey = mode[0] in "L1I" and mode != "LAB"
+        wanted = [0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]] * 3 if grey else rgb
+        assert np.abs(got - wanted).max() <= (9 if mode == "1" else 4)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_whose_white_is_not_known_are_one_line(mode):
+    with pytest.raises(UserError, match=rf"mode '{mode}' of 4 x 2 pixels .* 32 bits, .*save it"):
+        pixels.encode(PIL.Image.new(mode, (4, 2)))
+
+
+def test_transparency_of_images_handed_over_lies_on_white():
+    paletted = PIL.Image.fromarray(np.eye(8, dtype=np.uint8) * 200).convert("P")
+    clear = paletted.info | {"transparency": 0}
+    paletted.info = clear
+    for image in (
+        PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)), PIL.Image.new("LA", (8, 8), (0, 0)), paletted
+    ):  # fmt: skip
+        assert np.asarray(pixels.read(pixels.encode(image)))[0, 1].tolist() == [255] * 3
+
+
+class Unreadable:
+    def read(self, size=-1):
+        return "text"
+
+    def seekable(self):
+        return False
+
+
+def test_what_cannot_be_read_of_things_handed_over_is_one_line(tmp_path):
+    cut = PIL.Image.open(io.BytesIO(photo("JPEG", (64, 64))[:900]))  # its header is whole
+    closed = (tmp_path / "a").open("wb")
+    closed.close()
+    for given, message in (
+        (cut, "truncated"), (Unreadable(), "gives str; open it in mode 'rb'"),
+        (closed, "closed file; open it anew"), (tmp_path, "is a directory"),
+        (tmp_path / "b", "does not exist"), (np.zeros((4, 4)), "uint8 .h, w, 3., not float64"),
+        (PIL.Image.new("1", (9500, 9500)), "more than 89,478,485 pixels"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            pixels.encode(given)
+        assert "\n" not in str(caught.value)
