@@ -23,6 +23,7 @@ from mmjax.data.record import Item, Record
 from mmjax.data.transform import reads
 from mmjax.data.write import write
 from mmjax.error import UserError
+from mmjax.lock import LOCK, held
 from mmjax.models.codec import Parts
 from mmjax.trained import Trained
 
@@ -194,7 +195,8 @@ def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
         if c.resize_prompt:
             origin |= {"template": source.template}
         if not (dst / store.INFO).is_file():
-            write(items(trained, src, c, source.template), dst, origin, {}, total)
+            with held(dst / LOCK):
+                write(items(trained, src, c, source.template), dst, origin, {}, total)
         elif store.info(dst)["source"] != origin:
             raise UserError(
                 f"{dst} was made by another codec, of other data, or from pictures of another size "

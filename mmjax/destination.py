@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mmjax.error import UserError, some
+from mmjax.lock import LOCK, held
 
 MARK = "mmjax.json"  # says who made a directory, and while it is in the making of what
 
@@ -96,18 +97,18 @@ def making(
     try:
         check_replaceable(dst, src, overwrite, strange)
         place = dst.with_name(f"{dst.name}.partial")
-        absent = [p for p in place.parents if not p.exists()]
-        _begin(place, of)
-        try:
-            yield place
-        except UserError:
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for parent in absent:
-                    parent.rmdir()
-            raise
-        _set_mark(place)
-        _swap(place, dst)
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(held(dst.with_name(f"{dst.name}.{LOCK}")))
+            if (dst / LOCK).exists():  # perhaps of a run that trains there
+                locks.enter_context(held(dst / LOCK))
+            _begin(place, of)
+            try:
+                yield place
+            except UserError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            _set_mark(place)
+            _swap(place, dst)
     except OSError as error:
         raise UserError(
             f"{dst} not written: {error.strerror or error}; make room and write access there or "

@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
-    "error", "destination", "failure", "values", "batch", "kind", "sample_config", "config",
-    "mesh", "dial", "flops", "sheet", "log", "lock", "data", "layers", "losses", "contrastive",
+    "error", "lock", "destination", "failure", "values", "batch", "kind", "sample_config", "config",
+    "mesh", "dial", "flops", "sheet", "log", "data", "layers", "losses", "contrastive",
     "diffusion", "codecs", "models", "convert", "optim", "step", "checksum", "leaf", "checkpoint",
     "run", "sample", "trained", "conversion", "verification", "start", "coding", "evals",
     "evaluate", "train", "verbs", "__main__",

@@ -1,6 +1,7 @@
 """Building, describing and showing data sets on disk."""
 
 import collections
+import contextlib
 import hashlib
 import inspect
 import itertools
@@ -23,6 +24,7 @@ from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
 from mmjax.data.write import write
 from mmjax.destination import check_apart
 from mmjax.error import UserError
+from mmjax.lock import LOCK, held
 from mmjax.sheet import Cell, sheet
 
 # Data sets that come by name: name -> items, given options.
@@ -66,7 +68,10 @@ def build(
     options = dict(options or {})
     shares = shares or {"validation": 0.05, "test": 0.05}
     if src == "openmoji":
-        openmoji.build(dst)
+        place = Path(dst).resolve()  # TFDS puts a directory it made elsewhere there
+        lock = held(place.with_name(f"{place.name}.{LOCK}"))
+        with contextlib.nullcontext() if (place / pipeline.OPENMOJI).is_file() else lock:
+            openmoji.build(dst)
         found = {}
     else:
         if form:
@@ -80,7 +85,9 @@ def build(
                 f"--dst"
             )
         if not done:
-            found = write(_items(src, form, options), dst, source, shares, options.get("count"))
+            items = _items(src, form, options)
+            with held(Path(dst) / LOCK):
+                found = write(items, dst, source, shares, options.get("count"))
     _tokenizer(Path(dst), vocabulary, tokenizer)
     return found
 

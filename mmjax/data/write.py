@@ -17,6 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from mmjax.data.record import Item, Record, pack
 from mmjax.data.store import INFO, REJECTS
 from mmjax.error import UserError
+from mmjax.lock import LOCK
 
 DRAFT = "progress.json"
 # What is written becomes part of the set at the latest after so many items, bytes and seconds; a
@@ -133,7 +134,7 @@ def _begin(dst: Path, source: dict) -> Draft:
             raise UserError(f"{file} is damaged ({error}); remove {dst}, begin again") from error
         if found.source == source:
             draft = found
-    elif names - {REJECTS}:
+    elif names - {REJECTS, LOCK}:
         raise UserError(f"{dst} holds something else; remove it, or name another place")
     kept = {name for shards in draft.shards.values() for name, _ in shards}
     for name in names:
