@@ -26,6 +26,7 @@ from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
 from mmjax.destination import MARK, making, marked
 from mmjax.error import UserError
+from mmjax.lock import LOCK
 from mmjax.models import MODELS, Model
 from mmjax.models.family import lies_in
 from mmjax.run import (
@@ -52,7 +53,7 @@ KINDS: dict[str, Any] = {
 BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
 OURS = "mmjax_vocabulary"  # in a config.json of theirs, ids for which they have no names
 # What training, evaluation and conversion leave in a directory.
-LEFT = {*LEAVES, MARK, hub.INDEX, *hub.BESIDE}
+LEFT = {*LEAVES, LOCK, MARK, hub.INDEX, *hub.BESIDE}
 TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
 Report = Callable[[str], None]
 

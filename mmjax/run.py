@@ -19,7 +19,6 @@ from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError, some
-from mmjax.lock import LOCK
 from mmjax.log import METRICS, read_json
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model
@@ -31,7 +30,7 @@ AGAIN = "the command that made the workdir, `mmjax train` or `convert`, run agai
 # All that training and evaluation leave in a workdir.
 LEAVES = (
     CONFIG, VOCABULARY, GIVEN, TOKENIZER, METRICS, "checkpoints", "samples", "evals.json",
-    "summary.json", "loss.png", LOCK,
+    "summary.json", "loss.png",
 )  # fmt: skip
 
 
