@@ -51,11 +51,13 @@ class Item(NamedTuple):
         read: makes the record; raises OSError, ValueError or KeyError, saying what is wrong, for
             damaged data. Called at most once, before the next item is asked for.
         split: "train", "validation", "test", ... where the source itself tells; else None.
+        ignored: of what is no record but lies among them, what kind that is: ".xmp", "hidden".
     """
 
     source: str
     read: Callable[[], Record]
     split: str | None = None
+    ignored: str = ""
 
 
 def pack(record: Record) -> bytes:

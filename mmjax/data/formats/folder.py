@@ -1,4 +1,4 @@
-"""A folder of pictures with captions beside them.
+"""A folder of images with captions beside them.
 
 birds/owl.png, birds/owl.txt            a picture and its caption, or
 birds/owl.png, birds/captions.jsonl     {"file": "owl.png", "caption": "an owl"}, a record a line
@@ -6,64 +6,88 @@ train/, validation/, test/              as first-level folders, the splits
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mmjax.data.formats.caption import Entry, pair, rows, text_beside
+from mmjax.data.formats.caption import Entry, pair, rows
 from mmjax.data.formats.files import (
+    Tree,
+    composed,
     content,
     damaged,
     existing,
     label,
+    rest,
     split_of,
-    visible,
+    there_is,
+    utf8,
+    walk,
 )
-from mmjax.data.formats.picture import ENDINGS
+from mmjax.data.formats.picture import ENDINGS, UNREAD
 from mmjax.data.record import Item, Record
 from mmjax.error import UserError
 
 TABLE = "captions.jsonl"
 
 
-def items(path: Path) -> Iterator[Item]:
-    """Pictures in the order of their paths; one of several captions gives several records.
+def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
+    """Images in the order of their paths; one of several captions gives several records.
 
-    A table's captions go before NAME.txt. What is wrong with a table's lines comes last.
+    A table's captions go before NAME.txt. What is wrong with a table's lines comes next, and last
+    what else lies there. Names are matched however letters with accents are spelled.
+
+    Args:
+        path: the folder. follow_links: also to files and folders outside of it.
 
     Raises:
-        UserError: if path is no folder, or holds no pictures.
+        UserError: if path is no folder, or holds no images.
     """
-    files = visible(existing(path, folder=True))
-    pictures = [file for file in files if file.name.lower().endswith(ENDINGS)]
-    if not pictures:
-        raise UserError(f"no pictures in {path} ({' '.join(ENDINGS)}); name another folder")
-    return _items(path, pictures, [file for file in files if file.name == TABLE])
+    tree = walk(existing(path, folder=True), follow_links)
+    images = [file for file in tree.files if file.name.lower().endswith((*ENDINGS, *UNREAD))]
+    if not images:
+        endings = " ".join(ENDINGS)
+        raise UserError(f"no images in {path} ({endings}){there_is(tree)}; name another folder")
+    return _items(tree, images, [file for file in tree.files if file.name == TABLE])
 
 
-def _items(root: Path, pictures: list[Path], tables: list[Path]) -> Iterator[Item]:
-    captions: dict[Path, list[Entry]] = {picture: [] for picture in pictures}
-    bad = []
+def _items(tree: Tree, images: list[Path], tables: list[Path]) -> Iterator[Item]:
+    root = tree.root
+    captions: dict[Path, list[Entry]] = {image: [] for image in images}
+    spelled = {composed(image): image for image in images}
+    texts = {composed(f.with_suffix("")): f for f in tree.files if f.suffix.lower() == ".txt"}
+    bad, used = [], {*images, *tables}
     for table in tables:
         for entry in rows(table, "caption"):
             file = Path(os.path.normpath(table.parent / entry.file))
+            file = file if file in captions else spelled.get(composed(file), file)
             if entry.reason:
                 bad.append((table, entry.line, entry.reason))
             elif file not in captions:
-                bad.append((table, entry.line, f"no picture {entry.file}"))
+                bad.append((table, entry.line, f"no image {entry.file}"))
             else:
                 captions[file].append(entry)
-    for picture, entries in captions.items():
-        name = label(picture, root)
+    for image, entries in captions.items():
+        name, beside = label(image, root), _beside(image, texts)
+        used |= set() if entries else {beside}
         for number, one in enumerate(entries or [None], 1):
             id = name if number == 1 else f"{name}:{number}"
-            read = partial(_record, id, picture, one.caption if one else None)
-            yield Item(name, read, split_of(picture, root))
+            read = partial(_record, id, image, one.caption if one else None, beside)
+            yield Item(name, read, split_of(image, root))
     for table, line, reason in bad:
         yield damaged(f"{label(table, root)}:{line}", reason)
+    yield from rest(tree, used)
 
 
-def _record(id: str, picture: Path, caption: str | None) -> Record:
-    """A picture with this caption, or without one that of the text file beside it."""
-    caption = text_beside(picture, "caption", TABLE) if caption is None else caption
-    return pair(id, caption, content(picture))
+def _beside(image: Path, texts: Mapping[str, Path]) -> Path:
+    """The text file that differs from an image in its ending alone; as it should be called."""
+    return texts.get(composed(image.with_suffix("")), image.with_suffix(".txt"))
+
+
+def _record(id: str, image: Path, caption: str | None, beside: Path) -> Record:
+    """An image with this caption, or without one that of the text file beside it."""
+    if caption is None:
+        if not beside.is_file():
+            raise ValueError(f"no caption: write {beside.name} beside it, or a line of {TABLE}")
+        caption = utf8(content(beside))
+    return pair(id, caption, content(image))

@@ -8,6 +8,7 @@ to the file. Fields of other names are left out.
 import base64
 import binascii
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ import msgpack
 
 from mmjax.batch import Image, Text
 from mmjax.data.formats.caption import pair, parsed, worded, writable
-from mmjax.data.formats.files import content, damaged, label, listed, split_of
+from mmjax.data.formats.files import content, damaged, label, listed, rest, split_of
+from mmjax.data.formats import picture
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
 
@@ -29,17 +31,19 @@ KINDS = ("text", "image", "image_base64")
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
-def items(path: Path) -> Iterator[Item]:
+def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
     """The lines of a file, or of every *.jsonl and *.jsonl.gz below a folder.
 
     Without "id" a document is called by file and line; without "split" the first-level folder
-    tells (train, validation, test).
+    tells (train, validation, test). What else lies in the folder comes last.
 
     Raises:
         UserError: if there are none.
     """
-    root, files = listed(path, ENDINGS)
-    return (item for file in files for item in _lines(file, root))
+    tree, files = listed(path, ENDINGS, follow_links)
+    found = (item for file in files for item in _lines(file, tree.root))
+    named = {ending: f"{ending}, read where a line names it" for ending in picture.ENDINGS}
+    return itertools.chain(found, rest(tree, {*files}, named))
 
 
 def _lines(file: Path, root: Path) -> Iterator[Item]:

@@ -1,29 +1,32 @@
 """Plain text and Markdown."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from mmjax.batch import Text
 from mmjax.data.formats.caption import worded
-from mmjax.data.formats.files import damaged, label, listed, split_of, utf8
+from mmjax.data.formats.files import damaged, label, listed, rest, split_of, utf8
 from mmjax.data.record import Item, Record
 
 ENDINGS = (".txt", ".md")
 LONGEST = 2000  # characters of a document
 
 
-def items(path: Path) -> Iterator[Item]:
+def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
     """Documents of a file, or of every .txt and .md file below a folder.
 
     A document is as many whole paragraphs (blank lines divide them) as fit into LONGEST
     characters; a longer paragraph is cut at white space. A line that is not UTF-8 ends its file.
+    What else lies in the folder comes last.
 
     Raises:
         UserError: if there are no files.
     """
-    root, files = listed(path, ENDINGS)
-    return (item for file in files for item in _documents(file, root))
+    tree, files = listed(path, ENDINGS, follow_links)
+    found = (item for file in files for item in _documents(file, tree.root))
+    return itertools.chain(found, rest(tree, {*files}))
 
 
 def _documents(file: Path, root: Path) -> Iterator[Item]:

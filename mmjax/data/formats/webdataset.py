@@ -1,9 +1,11 @@
 """WebDataset: tar files in which members of one name up to the first dot are one record."""
 
+import collections
 import gzip
+import itertools
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -11,101 +13,189 @@ from typing import NamedTuple
 from mmjax.batch import Image, Text
 from mmjax.data.formats import picture
 from mmjax.data.formats.caption import parsed, worded, writable
-from mmjax.data.formats.files import damaged, label, listed, split_of, utf8
+from mmjax.data.formats.files import (
+    HIDDEN,
+    composed,
+    damaged,
+    ignored,
+    label,
+    listed,
+    rest,
+    split_of,
+    utf8,
+)
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
-WORDS = ("txt", "caption")
+IMAGES = (*picture.ENDINGS, *picture.UNREAD)
+WORDS = (".txt", ".caption", ".json")
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
 class Member(NamedTuple):
     """A file in a shard.
 
-    key: of its record. ending: what follows the first dot. read: its bytes.
+    path: within it. read: its bytes.
     """
 
-    key: str
-    ending: str
+    path: PurePosixPath
     read: Callable[[], bytes]
 
+    @property
+    def key(self) -> str:
+        """Its path up to the first dot of its name, which the members of a record share."""
+        return composed(self.path.with_name(self.path.name.partition(".")[0]))
 
-def items(path: Path) -> Iterator[Item]:
+    @property
+    def stem(self) -> str:
+        """Its path up to the last dot of its name."""
+        return composed(self.path.with_suffix(""))
+
+    @property
+    def ending(self) -> str:
+        """What follows from the last dot on."""
+        return self.path.suffix.lower()
+
+
+Run = list[Member]  # that follow one another and share their key
+
+
+def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
     """The records of a shard, or of every .tar, .tar.gz and .tgz below a folder.
 
-    A record is one or more pictures and a caption in .txt, .caption or .json ("caption" or
-    "text"); other members are left out. First-level folders train, validation and test are splits.
-    Of a shard that breaks off, the records before that are kept.
+    A record is one or more images and a caption in .txt, .caption or .json ("caption" or "text").
+    Its members share their name up to the first dot or, where that gives no whole records and the
+    last dot does (22.05.png, 22.05.txt), up to that. They follow one another; in a shard that is
+    not packed they need not. Other members are left out and counted. First-level folders train,
+    validation and test are splits. Of a shard that breaks off, the records before that are kept.
+    What else lies in the folder comes last.
 
     Raises:
         UserError: if there are none.
     """
-    root, files = listed(path, ENDINGS)
-    return (item for file in files for item in _shard(file, root))
+    tree, files = listed(path, ENDINGS, follow_links)
+    found = (item for file in files for item in _shard(file, tree.root))
+    return itertools.chain(found, rest(tree, {*files}))
+
+
+def _is_packed(file: Path) -> bool:
+    return not file.name.lower().endswith(".tar")
 
 
 def _shard(file: Path, root: Path) -> Iterator[Item]:
-    name, split = label(file, root), split_of(file, root)
-    group: list[Member] = []
+    name, split, packed = label(file, root), split_of(file, root), _is_packed(file)
+    known: collections.Counter = collections.Counter()
+    runs = _runs(file, name)
+    for found in runs if packed else _gathered(runs):
+        if isinstance(found, Item):
+            yield found
+            continue
+        for key, group in _records(found):
+            known[key] += 1
+            source = f"{name}:{key}" + (f":{known[key]}" if known[key] > 1 else "")
+            yield Item(source, partial(_record, source, key, group, packed), split)
+
+
+def _runs(file: Path, name: str) -> Iterator[Run | Item]:
+    """A shard's members in runs, and items for all else: what is ignored, and where it breaks."""
+    run: Run = []
     try:
-        for member in _members(file):
-            if group and member.key != group[0].key:
-                yield _item(name, group, split)
-                group = []
-            group.append(member)
+        for found in _members(file, name):
+            if isinstance(found, Item):
+                yield found
+                continue
+            if run and found.key != run[0].key:
+                yield run
+                run = []
+            run.append(found)
     except _Cut as cut:
         # Between two members: what came is whole.
-        if group:
-            yield _item(name, group, split)
+        if run:
+            yield run
         yield damaged(name, str(cut))
     except _DAMAGE as error:
         # Within a member of the record begun.
-        where = f" in record {group[0].key}" if group else ""
+        where = f" in record {run[0].key}" if run else ""
         yield damaged(name, f"breaks off{where}: {error}")
     else:
-        if group:
-            yield _item(name, group, split)
+        if run:
+            yield run
+
+
+def _gathered(runs: Iterable[Run | Item]) -> Iterator[Run | Item]:
+    """Runs with those of one key together, in place of the first, that lack something alone."""
+    known, parts = list(runs), collections.defaultdict(list)
+    for found in known:
+        if not isinstance(found, Item) and not _is_whole(found):
+            parts[found[0].key].append(found)
+    for found in known:
+        if isinstance(found, Item) or _is_whole(found):
+            yield found
+        elif some := parts.pop(found[0].key, None):
+            yield [member for run in some for member in run]
+
+
+def _is_whole(group: Sequence[Member]) -> bool:
+    endings = {member.ending for member in group}
+    return not endings.isdisjoint(IMAGES) and not endings.isdisjoint(WORDS)
+
+
+def _records(run: Run) -> Iterator[tuple[str, Run]]:
+    """A run's records, by name: all of it, unless names up to the last dot give whole ones."""
+    groups: dict[str, Run] = {}
+    for member in run:
+        groups.setdefault(member.stem, []).append(member)
+    captioned = any(member.ending in WORDS and member.stem == member.key for member in run)
+    if all(map(_is_whole, groups.values())) or not captioned:
+        yield from groups.items()
+    else:
+        yield run[0].key, run
 
 
 class _Cut(Exception):
     """A shard ends between two members without tar's end mark, or goes on behind one."""
 
 
-def _members(file: Path) -> Iterator[Member]:
-    """The files in a shard, in order.
+def _members(file: Path, name: str) -> Iterator[Member | Item]:
+    """The files in a shard that make records, in order, and items for its other members.
 
     Raises:
         _Cut: if it is not whole. TarError, OSError, EOFError, zlib.error: if it is damaged.
     """
-    packed = not file.name.lower().endswith(".tar")
+    packed = _is_packed(file)
     with gzip.open(file) if packed else file.open("rb") as raw:
         with tarfile.open(fileobj=raw, mode="r|" if packed else "r:") as tar:  # type: ignore
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers every member
                 path = PurePosixPath(info.name)
-                stem, _, ending = path.name.partition(".")
-                if not info.isreg() or not stem or not ending:
+                if info.isdir():
                     continue
-                key, ending = str(path.with_name(stem)), ending.lower()
-                if not _wanted(ending):
-                    continue
-                if packed:  # cannot be gone back in
+                if other := _other(info, path, name):
+                    yield other
+                elif packed:  # cannot be gone back in
                     try:
                         stream = tar.extractfile(info)
                         data = stream.read() if stream else b""
                     except _DAMAGE:
-                        yield Member(key, ending, bytes)  # so the record before it is complete
+                        yield Member(path, bytes)  # so the record before it is complete
                         raise
-                    yield Member(key, ending, partial(bytes, data))
+                    yield Member(path, partial(bytes, data))
                 else:
-                    yield Member(key, ending, partial(_slice, file, info.offset_data, info.size))
+                    yield Member(path, partial(_slice, file, info.offset_data, info.size))
             if not _ends(tar):
                 raise _Cut(f"does not end where it should, at byte {tar.offset:,}")
 
 
-def _wanted(ending: str) -> bool:
-    return ending in (*WORDS, "json") or f".{ending}".endswith(picture.ENDINGS)
+def _other(info: tarfile.TarInfo, path: PurePosixPath, name: str) -> Item | None:
+    """The item of a member that can be no part of a record; None if it can."""
+    if not info.isreg():
+        return damaged(f"{name}:{path}", "a link, a pipe or a device, which is not read")
+    if path.name.startswith("."):
+        return ignored(f"{name}:{path}", HIDDEN)
+    if path.suffix.lower() not in (*WORDS, *IMAGES):
+        return ignored(f"{name}:{path}", path.suffix.lower() or "no ending")
+    return None
 
 
 def _slice(file: Path, start: int, size: int) -> bytes:
@@ -130,36 +220,38 @@ def _ends(tar: tarfile.TarFile) -> bool:
     return found
 
 
-def _item(shard: str, group: list[Member], split: str | None) -> Item:
-    source = f"{shard}:{group[0].key}"
-    return Item(source, partial(_record, source, group), split)
-
-
-def _record(id: str, group: list[Member]) -> Record:
-    """A record's members -> caption, then pictures.
+def _record(id: str, key: str, group: Run, packed: bool) -> Record:
+    """A record's members -> caption, then images.
 
     Raises:
         ValueError: if something is missing, twice there, or damaged.
     """
-    endings = [member.ending for member in group]
-    twice = [ending for ending in endings if endings.count(ending) > 1]
-    if twice:
-        raise ValueError(f"two members end in .{twice[0]}")
-    pictures = [m for m in group if f".{m.ending}".endswith(picture.ENDINGS)]
-    if not pictures:
-        raise ValueError(f"no picture among .{', .'.join(endings)}")
-    caption = _caption({m.ending: m for m in group})
-    images = [Image(checked(m.read())) for m in pictures]
+    names = [member.path.name for member in group]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two members are called {twice[0]}")
+    for what, endings in (("image", picture.ENDINGS), ("caption", WORDS)):
+        if not any(member.ending in (IMAGES if what == "image" else WORDS) for member in group):
+            raise ValueError(_lacks(what, endings, key, names, packed))
+    caption = _caption({m.ending: m for m in group if m.ending in WORDS})
+    images = [Image(checked(m.read())) for m in group if m.ending in IMAGES]
     return Record(writable(id, "member name"), (Text(caption), *images))
 
 
+def _lacks(what: str, endings: Sequence[str], key: str, names: Sequence[str], packed: bool) -> str:
+    base = PurePosixPath(key).name
+    remedy = f"; call the {what} {base}{endings[0]}"
+    if packed:
+        remedy += ", and put it beside these, or unpack the shard, whose members then need no order"
+    wanted = " ".join(f"{base}{ending}" for ending in endings)
+    return f"no {what}: looked for {wanted}; there is {', '.join(names)}{remedy}"
+
+
 def _caption(members: dict[str, Member]) -> str:
-    for ending in WORDS:
+    for ending in WORDS[:-1]:
         if ending in members:
             return worded(utf8(members[ending].read()))
-    if "json" not in members:
-        raise ValueError("no caption: neither .txt, .caption nor .json")
-    found = parsed(members["json"].read())
+    found = parsed(members[WORDS[-1]].read())
     if not isinstance(found, dict):
         raise ValueError(".json is not an object")
-    return worded(found.get("caption", found.get("text")))
+    text = found.get("caption")
+    return worded(found.get("text") if text is None else text)

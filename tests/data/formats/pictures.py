@@ -18,6 +18,8 @@ def outcome(items):
     """Items -> (records by source, reasons by source), read in order as the builder does."""
     records, reasons = {}, {}
     for item in items:
+        if item.ignored:
+            continue
         assert item.source not in {**records, **reasons}, "a source comes twice"
         try:
             records[item.source] = item.read()
