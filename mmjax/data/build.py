@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS
+from mmjax.data.formats.files import walk
 from mmjax.data.pixels import read, size_of
 from mmjax.data.record import Item
 from mmjax.data.scenes.items import items as scenes
@@ -125,7 +126,7 @@ def _source(src: str, form: str, options: Mapping[str, Any]) -> dict:
     found: dict[str, Any] = {"src": src, "format": form, "options": dict(options)}
     if form:
         path = Path(src)
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        files = walk(path, bool(options.get("follow_links"))).files if path.exists() else []
         state = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         found |= {
             "src": str(path.resolve()),

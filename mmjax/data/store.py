@@ -48,16 +48,21 @@ def coded(path: Path) -> Path:
 
 
 def left_out(path: str | Path, found: Mapping[str, Any]) -> str:
-    """A line on the documents that were damaged, behind what is said before it, or nothing.
+    """Lines on what was damaged or ignored, behind what is said before them, or nothing.
 
     Args:
         found: what `info` tells of the set, or nothing for one that TFDS wrote.
     """
-    count = found.get("rejected")
-    if not count:
-        return ""
-    again = "; mend the source, remove the set and make it again to have them"
-    return f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}{again}"
+    said = ""
+    if count := found.get("rejected"):
+        again = "; mend the source, remove the set and make it again to have them"
+        said = f"\ndamaged and left out: {count:,}, named in {path}/{REJECTS}{again}"
+    kinds = [
+        f"{kind}: {one['count']:,} ({', '.join(one['names'])}"
+        + (", ...)" if one["count"] > len(one["names"]) else ")")
+        for kind, one in found.get("ignored", {}).items()
+    ]
+    return said + (f"\nignored, as no document is made of it: {'; '.join(kinds)}" if kinds else "")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ DRAFT = "progress.json"
 # What is written becomes part of the set at the latest after so many items, bytes and seconds; a
 # kill costs what came since.
 ITEMS, BYTES, SECONDS = 5000, 256 << 20, 30.0
+NAMED = 3  # files of each ending that are ignored, by name
 # What damaged data raises, in our readers and in the libraries below them.
 DAMAGE = (OSError, ValueError, KeyError, SyntaxError)
 
@@ -34,6 +35,7 @@ class Draft:
     Attributes:
         source: what is being read; another source starts over.
         items: read so far, damaged ones included. rejected: damaged ones.
+        ignored: kind of what was no record -> [how many, the first names].
         rejects: bytes of rejects.jsonl that count.
         shards: split -> [file, documents], in order.
         sums: split -> SHA-256 of the sum before and the record, from record to record.
@@ -43,6 +45,7 @@ class Draft:
     items: int = 0
     rejected: int = 0
     rejects: int = 0
+    ignored: dict[str, list] = field(default_factory=dict)
     shards: dict[str, list[list]] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
 
@@ -183,6 +186,7 @@ class Part:
         self._counts: dict[str, int] = {}
         self._sums = dict(draft.sums)
         self._rejects: list[str] = []
+        self._ignored = {kind: [n, [*names]] for kind, (n, names) in draft.ignored.items()}
         self._bytes, self._start = 0, time.monotonic()
         self.count = 0
 
@@ -197,6 +201,11 @@ class Part:
     def add(self, item: Item, shares: Mapping[str, float]) -> None:
         """Reads an item and writes it, or notes why it cannot be read."""
         self.count += 1
+        if item.ignored:
+            known = self._ignored.setdefault(item.ignored, [0, []])
+            known[0] += 1
+            known[1] += [item.source] if len(known[1]) < NAMED else []
+            return
         try:
             record = item.read()
         except DAMAGE as error:
@@ -221,7 +230,7 @@ class Part:
             _or_os_error(file.close)
             entry = [self._name(split), self._counts[split]]
             self._draft.shards.setdefault(split, []).append(entry)
-        self._draft.sums = self._sums
+        self._draft.sums, self._draft.ignored = self._sums, self._ignored
         with (self._dst / REJECTS).open("a") as file:
             file.writelines(line + "\n" for line in self._rejects)
             file.flush()
@@ -253,6 +262,10 @@ def _finish(dst: Path, draft: Draft) -> dict:
         "source": draft.source,
         "documents": sum(map(draft.documents, draft.shards)),
         "rejected": draft.rejected,
+        "ignored": {
+            kind: {"count": count, "names": names}
+            for kind, (count, names) in sorted(draft.ignored.items())
+        },
         "splits": {
             split: {"documents": draft.documents(split), "files": [name for name, _ in shards]}
             for split, shards in sorted(draft.shards.items(), key=lambda kv: _rank(kv[0]))

@@ -135,7 +135,7 @@ def test_a_contact_sheet_of_pictures_and_of_texts(photos, tmp_path):
     [
         ("nothing", "", {}, r"--src=nothing is unknown; have: openmoji.*--format=folder\|jsonl"),
         ("photos", "zip", {}, "--format=zip is unknown; have: folder, jsonl"),
-        ("photos", "folder", {"level": 3}, "--level is no option of folder; have: none"),
+        ("photos", "folder", {"level": 3}, "--level is no option of folder; have: --follow_links"),
         ("no/such", "folder", {}, "no/such does not exist"),
     ],
 )

@@ -26,12 +26,16 @@ from pydicom.uid import UID_dictionary
 
 from mmjax.data.formats.caption import pair, rows, text_beside
 from mmjax.data.formats.files import (
+    Tree,
+    composed,
     content,
     damaged,
     existing,
     label,
+    rest,
     split_of,
-    visible,
+    there_is,
+    walk,
 )
 from mmjax.data.record import Item, Record
 from mmjax.error import UserError
@@ -49,21 +53,22 @@ TAGS = [
 ]  # fmt: skip
 
 
-def items(path: Path) -> Iterator[Item]:
+def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
     """Images in the order of their paths: *.dcm, and files of other names that begin as DICOM does.
 
     Of several frames the middle one is taken; `facts` then tell `frame` (from 1 on) and `frames`.
     A record's id is a hash of the file's path below the folder. First-level folders train,
-    validation and test are splits.
+    validation and test are splits. What else lies in the folder comes last.
 
     Raises:
         UserError: if path is no folder, or holds no DICOM.
     """
-    files = visible(existing(path, folder=True))
-    images = [file for file in files if _is_dicom(file)]
+    tree = walk(existing(path, folder=True), follow_links)
+    images = [file for file in tree.files if _is_dicom(file)]
     if not images:
-        raise UserError(f"no DICOM files in {path} (*.dcm); name another folder")
-    return _items(path, images, [file for file in files if file.name in TABLES])
+        found = there_is(tree)
+        raise UserError(f"no DICOM files in {path} (*.dcm){found}; name another folder")
+    return _items(tree, images, [file for file in tree.files if file.name in TABLES])
 
 
 def _is_dicom(file: Path) -> bool:
@@ -78,12 +83,15 @@ def _is_dicom(file: Path) -> bool:
         return False
 
 
-def _items(root: Path, images: list[Path], tables: list[Path]) -> Iterator[Item]:
+def _items(tree: Tree, images: list[Path], tables: list[Path]) -> Iterator[Item]:
+    root = tree.root
     reports: dict[Path, str | None] = dict.fromkeys(images)
-    bad = []
+    spelled = {composed(image): image for image in images}
+    bad, used = [], {*images, *tables}
     for table in tables:
         for entry in rows(table, "report"):
             file = Path(os.path.normpath(table.parent / entry.file))
+            file = file if file in reports else spelled.get(composed(file), file)
             reason = entry.reason
             if not reason and file not in reports:
                 reason = f"no DICOM file {entry.file}"
@@ -95,9 +103,11 @@ def _items(root: Path, images: list[Path], tables: list[Path]) -> Iterator[Item]
                 reports[file] = entry.caption
     for image, report in reports.items():
         name = label(image, root)
+        used |= {image.with_suffix(".txt")} if report is None else set()
         yield Item(name, partial(_record, name, image, report), split_of(image, root))
     for table, line, reason in bad:
         yield damaged(f"{label(table, root)}:{line}", reason)
+    yield from rest(tree, used)
 
 
 def _record(name: str, image: Path, report: str | None) -> Record:

@@ -4,7 +4,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from mmjax.data.record import Item, Record
@@ -71,8 +71,9 @@ def walk(root: Path, follow_links: bool = False) -> Tree:
             else:
                 seen.add(target)
                 below.append(path)
-    found = {name: sorted(getattr(tree, name)) for name in ("files", "bad", "left")}
-    return tree._replace(**found, roots=(root, *map(Path, known[1:])))
+    for part in (tree.files, tree.bad, tree.left):
+        part.sort()  # type: ignore[attr-defined]
+    return tree._replace(roots=(root, *map(Path, known[1:])))
 
 
 def _taken(path: Path, known: list[str], follow_links: bool, bad: list) -> bool:
@@ -187,7 +188,7 @@ def label(file: Path, root: Path) -> str:
     return os.fsencode(file.relative_to(root).as_posix()).decode(errors="replace")
 
 
-def composed(name: str | Path) -> str:
+def composed(name: str | PurePath) -> str:
     """A name in the one spelling (NFC) in which equal ones are equal.
 
     A letter with an accent may be spelled as one character or as two, and file systems and tables

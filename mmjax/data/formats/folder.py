@@ -14,7 +14,6 @@ from mmjax.data.formats.caption import Entry, pair, rows
 from mmjax.data.formats.files import (
     Tree,
     composed,
-    content,
     damaged,
     existing,
     label,
@@ -26,6 +25,7 @@ from mmjax.data.formats.files import (
 )
 from mmjax.data.formats.picture import ENDINGS, UNREAD
 from mmjax.data.record import Item, Record
+from mmjax.data.source import content
 from mmjax.error import UserError
 
 TABLE = "captions.jsonl"
@@ -72,7 +72,7 @@ def _items(tree: Tree, images: list[Path], tables: list[Path]) -> Iterator[Item]
         used |= set() if entries else {beside}
         for number, one in enumerate(entries or [None], 1):
             id = name if number == 1 else f"{name}:{number}"
-            read = partial(_record, id, image, one.caption if one else None, beside)
+            read = partial(_record, id, image, one.caption if one else None, beside, tree.roots)
             yield Item(name, read, split_of(image, root))
     for table, line, reason in bad:
         yield damaged(f"{label(table, root)}:{line}", reason)
@@ -84,10 +84,12 @@ def _beside(image: Path, texts: Mapping[str, Path]) -> Path:
     return texts.get(composed(image.with_suffix("")), image.with_suffix(".txt"))
 
 
-def _record(id: str, image: Path, caption: str | None, beside: Path) -> Record:
+def _record(
+    id: str, image: Path, caption: str | None, beside: Path, roots: tuple[Path, ...]
+) -> Record:
     """An image with this caption, or without one that of the text file beside it."""
     if caption is None:
         if not beside.is_file():
             raise ValueError(f"no caption: write {beside.name} beside it, or a line of {TABLE}")
-        caption = utf8(content(beside))
-    return pair(id, caption, content(image))
+        caption = utf8(content(beside, *roots))
+    return pair(id, caption, content(image, *roots))

@@ -19,9 +19,9 @@ from typing import Any
 import msgpack
 
 from mmjax.batch import Image, Text
+from mmjax.data.formats import picture
 from mmjax.data.formats.caption import pair, parsed, worded, writable
 from mmjax.data.formats.files import content, damaged, label, listed, rest, split_of
-from mmjax.data.formats import picture
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
 

@@ -27,7 +27,10 @@ IMAGES = (
     "a struct {bytes, path}, binary, large_binary, binary_view or fixed_size_binary, dictionaries "
     "or lists of these"
 )
-TEXTS = f"string, large_string, string_view, dictionaries or lists of these, called {', '.join(CAPTIONS)}"
+TEXTS = (
+    "string, large_string, string_view, dictionaries or lists of these, called "
+    f"{', '.join(CAPTIONS)}"
+)
 
 
 class Columns(NamedTuple):

@@ -7,6 +7,7 @@ the seven styles (7,501 pictures) are MIT or Apache-2.0; twemoji (CC-BY-4.0) and
 
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mmjax.batch import Image, Text
+from mmjax.data.formats.files import Tree, existing, rest, there_is, walk
 from mmjax.data.record import Item, Record
 from mmjax.data.sets.cldr import Emoji, Names, names
 from mmjax.error import UserError
@@ -63,6 +65,7 @@ def items(
     styles: Sequence[str] | None = None,
     held_out: str = HELD_OUT,
     size: int = 64,
+    follow_links: bool = False,
 ) -> Iterator[Item]:
     """Pictures with captions like "a flat drawing of a raccoon; animal, curious".
 
@@ -86,10 +89,18 @@ def items(
         raise UserError(f"no icon set {unknown[0]!r} is known; have: {', '.join(STYLES)}")
     if held_out and held_out not in styles:
         raise UserError(f"held-out style {held_out!r} is not among {', '.join(styles)}")
-    folders = _folders(Path(path), styles)
+    if [*styles] == [held_out]:
+        raise UserError(f"--held_out={held_out} keeps the only style from training; add --styles")
+    tree = walk(existing(Path(path), folder=True), follow_links)
+    folders = _folders(tree, styles)
     words = names(folders["emojibase-data"])
     icons = [icon for style in styles for icon in read(folders[style], words)]
-    return _items(icons, held_out, size)
+    used = {f for f in tree.files if not folders.keys().isdisjoint(_homes(f, folders))}
+    return itertools.chain(_items(icons, held_out, size), rest(tree, used))
+
+
+def _homes(file: Path, folders: Mapping[str, Path]) -> list[str]:
+    return [name for name, folder in folders.items() if folder in file.parents]
 
 
 def _items(icons: Sequence[Icon], held_out: str, size: int) -> Iterator[Item]:
@@ -103,14 +114,15 @@ def _items(icons: Sequence[Icon], held_out: str, size: int) -> Iterator[Item]:
         yield Item(source, partial(_record, icon, concept, size), split)
 
 
-def _folders(path: Path, styles: Sequence[str]) -> dict[str, Path]:
+def _folders(tree: Tree, styles: Sequence[str]) -> dict[str, Path]:
     """Icon set, and "emojibase-data" -> its folder.
 
     Raises:
         UserError: naming the commands that fetch what is missing.
     """
-    found = {_json(f)["prefix"]: f.parent for f in sorted(path.rglob("info.json")) if _is_set(f)}
-    for file in sorted(path.rglob("en/data.json")):
+    path, known = tree.root, tree.files
+    found = {_json(f)["prefix"]: f.parent for f in known if f.name == "info.json" and _is_set(f)}
+    for file in (f for f in known if f.parts[-2:] == ("en", "data.json")):
         if (file.parent / "messages.json").is_file():
             found["emojibase-data"] = file.parent
     missing = [name for name in (*styles, "emojibase-data") if name not in found]
@@ -118,8 +130,8 @@ def _folders(path: Path, styles: Sequence[str]) -> dict[str, Path]:
         packages = [n if n == "emojibase-data" else f"@iconify-json/{n}" for n in missing]
         commands = f"npm pack {' '.join(packages)} && for f in *.tgz; do mkdir -p ${{f%.tgz}} && "
         raise UserError(
-            f"{path} lacks {', '.join(missing)}; there, run `{commands}tar xf $f -C ${{f%.tgz}}; "
-            "done`"
+            f"{path} lacks {', '.join(missing)}{there_is(tree)}; there, run `{commands}tar xf $f "
+            "-C ${f%.tgz}; done`"
         )
     return found
 

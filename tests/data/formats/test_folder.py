@@ -1,6 +1,8 @@
 """Pictures in a folder: which caption goes with which, and what happens to those without."""
 
 import json
+import unicodedata
+from functools import partial
 
 import pytest
 from pictures import outcome, picture
@@ -53,12 +55,26 @@ def test_a_table_gives_several_captions_and_goes_before_text_files(tmp_path):
     two = [{"file": "a.png", "caption": "first"}, {"file": "in/../a.png", "caption": "second"}]
     table(tmp_path / "captions.jsonl", *two)
     table(tmp_path / "in/captions.jsonl", {"file": "b.gif", "caption": "third"})
-    items = list(folder.items(tmp_path))
+    items = [item for item in folder.items(tmp_path) if not item.ignored]
     records = [item.read() for item in items]
     assert [(r.id, r.caption) for r in records] == [
         ("a.png", "first"), ("a.png:2", "second"), ("in/b.gif", "third")
     ]  # fmt: skip
     assert records[0].images == records[1].images != records[2].images
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_however_their_accents_are_spelled(tmp_path, forms):
+    mine, theirs = (partial(unicodedata.normalize, form) for form in forms)
+    for n, name in enumerate(("é", "ü/ñ")):
+        (tmp_path / mine(name)).parent.mkdir(exist_ok=True)
+        (tmp_path / mine(f"{name}.png")).write_bytes(picture(n))
+    (tmp_path / theirs("é.TXT")).write_text("beside")
+    table(tmp_path / "captions.jsonl", {"file": theirs("ü/ñ.png"), "caption": "in a table"})
+    records, reasons = outcome(folder.items(tmp_path))
+    assert not reasons and [r.caption for r in records.values()] == ["beside", "in a table"]
+    items = folder.items(tmp_path)
+    assert not any(item.ignored for item in items)
 
 
 def test_damage_is_told_record_by_record(tmp_path):
@@ -88,7 +104,7 @@ def test_damage_is_told_record_by_record(tmp_path):
     assert reasons.pop("good.png").startswith("caption holds half a character")
     assert reasons.pop("captions.jsonl:2").startswith("not JSON")
     assert reasons == {
-        "captions.jsonl:1": "no picture gone.png",
+        "captions.jsonl:1": "no image gone.png",
         "captions.jsonl:3": "no field 'caption'",
         "captions.jsonl:4": "not a JSON object",
         "captions.jsonl:5": "no field 'caption'",
@@ -106,7 +122,7 @@ def test_listing_reads_no_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("absent", "does not exist"), ("file.png", "is a file"), ("empty", "no pictures in"),
+    ("absent", "does not exist"), ("file.png", "is a file"), ("empty", "no images in"),
 ])  # fmt: skip
 def test_a_path_without_pictures_is_the_users_mistake(tmp_path, name, message):
     (tmp_path / "empty").mkdir()

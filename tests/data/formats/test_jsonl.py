@@ -96,7 +96,7 @@ def test_a_folder_and_packed_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, {"text": name})
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed", "split": "dev"}\n'))
-    found = [(i.source, i.split, i.read().caption) for i in jsonl.items(tmp_path)]
+    found = [(i.source, i.split, i.read().caption) for i in jsonl.items(tmp_path) if not i.ignored]
     assert found == [
         ("a.jsonl.gz:1", "dev", "packed"),
         ("b.jsonl:1", None, "b.jsonl"),

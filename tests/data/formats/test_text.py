@@ -25,7 +25,7 @@ def test_a_folder_with_splits(tmp_path):
     for name in ("b.md", "a/x.TXT", "test/y.txt", ".z.txt", "c.rst"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    found = [(i.source, i.split, i.read().caption) for i in text.items(tmp_path)]
+    found = [(i.source, i.split, i.read().caption) for i in text.items(tmp_path) if not i.ignored]
     assert found == [
         ("a/x.TXT:1", None, "a/x.TXT"),
         ("b.md:1", None, "b.md"),

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +47,7 @@ def test_members_of_one_name_are_one_record(tmp_path, ending, form):
         (f"{LONG}.json", b'{"text": "three"}'), (f"{LONG}.webp", picture(4, "webp")),
         (".hidden.png", b""), ("README", b""),
     ], form)  # fmt: skip
-    items = list(webdataset.items(path))
+    items = [item for item in webdataset.items(path) if not item.ignored]
     assert [i.source for i in items] == [f"a.{ending}:{k}" for k in ("in.1/x", "in.2/x", LONG)]
     records = [i.read() for i in items]
     assert [r.document for r in records] == [
@@ -68,12 +69,79 @@ def test_damaged_records_are_named_and_the_others_live(tmp_path):
     records, reasons = outcome(webdataset.items(tmp_path))
     assert list(records) == ["a.tar:a"]
     starts = [
-        "no caption: neither", "no picture among .txt", "empty caption", "damaged picture",
-        "no caption", "not JSON", "not UTF-8", "two members end in .png", ".json is not",
+        "no caption: looked", "no image: looked for c.png", "empty caption", "damaged picture",
+        "no caption", "not JSON", "not UTF-8", "two members are called i.png", ".json is not",
     ]  # fmt: skip
     assert list(reasons) == [f"a.tar:{k}" for k in "bcdefghij"]
+    assert reasons["a.tar:b"] == (
+        "no caption: looked for b.txt b.caption b.json; there is b.png; call the caption b.txt"
+    )
     for reason, start in zip(reasons.values(), starts, strict=True):
         assert reason.startswith(start)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tgz"])
+def test_names_with_dots_are_one_record_up_to_the_last_of_them(tmp_path, ending):
+    shard(tmp_path / f"a.{ending}", [
+        ("22.05.png", picture(1)), ("22.05.txt", b"may"), ("22.06.png", picture(2)),
+        ("22.06.json", b'{"caption": null, "text": "june"}'), ("22.07.png", picture(3)),
+        ("v1.2/x.png", picture(4)), ("v1.2/x.txt", b"x"),
+        ("y.left.png", picture(5)), ("y.right.png", picture(6)), ("y.txt", b"two"),
+        ("z.1.png", picture(7)), ("z.1.txt", b"one"), ("z.png", picture(8)), ("z.txt", b"none"),
+    ])  # fmt: skip
+    records, reasons = outcome(webdataset.items(tmp_path))
+    assert {k.partition(":")[2]: (r.caption, len(r.images)) for k, r in records.items()} == {
+        "22.05": ("may", 1), "22.06": ("june", 1), "v1.2/x": ("x", 1), "y": ("two", 2),
+        "z.1": ("one", 1), "z": ("none", 1),
+    }  # fmt: skip
+    (reason,) = reasons.values()
+    assert reason.startswith("no caption: looked for 22.07.txt 22.07.caption 22.07.json; there is")
+
+
+def test_members_need_not_follow_one_another(tmp_path):
+    members = sorted(pairs(3), key=lambda pair: pair[0][::-1])  # images, then captions
+    shard(tmp_path / "a.tar", members)
+    records, reasons = outcome(webdataset.items(tmp_path))
+    assert not reasons
+    assert {k: (r.caption, r.images) for k, r in records.items()} == {
+        f"a.tar:00{i}": (f"caption {i}", [picture(i)]) for i in range(3)
+    }
+    (tmp_path / "a.tar").unlink()
+    shard(tmp_path / "a.tgz", members)  # cannot be gone back in
+    records, reasons = outcome(webdataset.items(tmp_path))
+    assert not records and len(reasons) == 6
+    assert reasons["a.tgz:000"].endswith(
+        "there is 000.png; call the caption 000.txt, and put it beside these, or unpack the shard, "
+        "whose members then need no order"
+    )
+
+
+def test_a_name_that_comes_again_with_all_it_needs_is_a_record_of_its_own(tmp_path):
+    for ending in ("tar", "tgz"):
+        shard(tmp_path / f"{ending}.{ending}", [*pairs(2), *pairs(1)])
+    records, reasons = outcome(webdataset.items(tmp_path))
+    names = [f"{e}.{e}:{k}" for e in ("tar", "tgz") for k in ("000", "001", "000:2")]
+    assert not reasons and list(records) == names
+
+
+def test_other_members_are_counted_and_spellings_of_a_name_are_one(tmp_path):
+    shard(tmp_path / "a.tar", [
+        (unicodedata.normalize("NFD", "é.png"), picture()), ("b.cls", b"3"), ("b.txt", b"b"),
+        (unicodedata.normalize("NFC", "é.txt"), b"accent"), ("b.heic", b"\0\0\0\x18ftypheic"),
+        ("._b.png", b""), ("README", b""),
+    ])  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    items = list(webdataset.items(tmp_path))
+    counted = {item.source: item.ignored for item in items if item.ignored}
+    assert counted == {
+        "a.tar:b.cls": ".cls", "a.tar:._b.png": "hidden", "a.tar:README": "no ending"
+    }  # fmt: skip
+    records, reasons = outcome(items)
+    assert [r.caption for r in records.values()] == ["accent"]
+    assert reasons.keys() == {"a.tar:b", "a.tar:c.png"} and "a link" in reasons["a.tar:c.png"]
 
 
 def test_a_folder_with_splits(tmp_path):
