@@ -13,6 +13,7 @@ processes that must leave the accelerator alone. Compared with the originals on 
 `tf1_bilinear` follows its documented formula and was compared with no TensorFlow.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -22,7 +23,9 @@ from scipy.sparse import csr_array
 
 MEAN_COLOUR = (122, 116, 104)  # int(255 * mean) of each channel of CLIP's
 WHITE = (255, 255, 255)
-PIXELS = 89_478_485  # most of an image, and of what is made of it on the way: 256 MiB
+PIXELS = 89_478_485  # most of an image, and of what is made of it on the way; 256 MiB as RGB
+SIDE = 1 << 16  # longer sides are shrunk to so much at first; few formats have any
+CHUNK = 1 << 22  # numbers that are held in double precision at a time
 Size = int | tuple[int, int]  # a side, or (height, width)
 
 
@@ -76,7 +79,11 @@ def pil_bilinear_stretch(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 def _stretched(pixels: np.ndarray, size: Size, kernel: Resampling) -> np.ndarray:
     high, wide = (size, size) if isinstance(size, int) else size
-    return np.asarray(PIL.Image.fromarray(pixels).resize((wide, high), kernel))
+    picture = PIL.Image.fromarray(pixels)
+    if max(picture.size) > SIDE:  # Pillow's weights would take 32 bytes a pixel of it
+        across, down = (-(-n // SIDE) for n in picture.size)
+        picture = picture.reduce((across, down))
+    return np.asarray(picture.resize((wide, high), kernel))
 
 
 def nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -155,15 +162,35 @@ def _box(pixels: np.ndarray, size: Size) -> tuple[tuple[int, int], tuple[int, in
 
 
 def _padded(pixels: np.ndarray, size: Size, colour: tuple[int, int, int]) -> np.ndarray:
-    """A picture in the middle of the smallest box of the shape of `size` that holds it."""
+    """A picture in the middle of the smallest box of the shape of `size` that holds it.
+
+    A box of more than PIXELS is made, with what is in it, as many times smaller as it must be.
+    """
     high, wide = (size, size) if isinstance(size, int) else size
     height, width = pixels.shape[:2]
     h, w = max(height, -(-width * high // wide)), max(width, -(-height * wide // high))
-    canvas = np.empty((h, w, 3), np.uint8)
-    canvas[:] = colour
-    top, left = (h - height) // 2, (w - width) // 2
-    canvas[top : top + height, left : left + width] = pixels
-    return canvas
+    if (times := math.ceil(math.sqrt(h * w / PIXELS))) > 1:
+        if w > width:
+            tall = _thinned(pixels.swapaxes(0, 1), times, colour)
+            return _padded(tall.swapaxes(0, 1), size, colour)
+        return _padded(_thinned(pixels, times, colour), size, colour)
+    canvas = PIL.Image.new("RGB", (w, h), colour)
+    canvas.paste(PIL.Image.fromarray(pixels), ((w - width) // 2, (h - height) // 2))
+    return np.asarray(canvas)
+
+
+def _thinned(pixels: np.ndarray, times: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A wide picture `times` smaller, means over areas; some rows of a colour are above and below.
+
+    They make its height a multiple of `times`.
+    """
+    height, width = pixels.shape[:2]
+    small = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    small = small.resize((-(-width // times), height), Resampling.BOX)
+    rows = -(-height // times)
+    strip = PIL.Image.new("RGB", (small.width, rows * times), colour)
+    strip.paste(small, (0, (strip.height - height) // 2))
+    return np.asarray(strip.resize((small.width, rows), Resampling.BOX))
 
 
 def _pillow(pixels: np.ndarray, size: Size, kernel: Resampling) -> np.ndarray:
@@ -178,6 +205,11 @@ def _matrices(
 ) -> np.ndarray:
     """`weights(n, first, side, size)`: [size, n], what each output pixel takes of n pixels."""
     (high, wide), (top, left, h, w) = _box(pixels, size)
+    # All that kernels reach; of a long picture it is little.
+    above, beside = (2 * math.ceil(max(n / m, 1)) + 2 for n, m in ((h, high), (w, wide)))
+    first, begin = max(top - above, 0), max(left - beside, 0)
+    pixels = pixels[first : top + h + above, begin : left + w + beside]
+    top, left = top - first, left - begin
     rows = weights(pixels.shape[0], top, h, high)
     columns = weights(pixels.shape[1], left, w, wide)
     found = _along_first(columns, _along_first(rows, pixels).swapaxes(0, 1)).swapaxes(0, 1)
@@ -187,8 +219,11 @@ def _matrices(
 def _along_first(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """[size, n] x [n, m, 3] -> [size, m, 3], in double precision."""
     # A few weights a row are not zero: sparse takes a quarter of the time.
-    flat = pixels.astype(float).reshape(len(pixels), -1)
-    return (csr_array(matrix) @ flat).reshape(len(matrix), *pixels.shape[1:])
+    sparse, flat = csr_array(matrix), pixels.reshape(len(pixels), -1)
+    step = max(CHUNK // len(flat), 1)
+    parts = range(0, flat.shape[1], step)
+    found = [sparse @ flat[:, at : at + step].astype(float) for at in parts]
+    return np.concatenate(found, 1).reshape(len(matrix), *pixels.shape[1:])
 
 
 def _gather(taps: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:

@@ -7,6 +7,7 @@ pixel for it.
 """
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import PIL.Image
 import pytest
 from PIL.Image import Resampling
 
+from mmjax.data import resize
 from mmjax.data.resize import MEAN_COLOUR, WHITE
 from mmjax.data.resize import RESIZE as ALL
 
@@ -185,3 +187,49 @@ def test_stretched_is_the_whole_picture(size):
     square = PICTURES["china"][:, :40]
     same = (ALL[mode](square, 16) for mode in ("pil_bicubic_stretch", "pil_bicubic_aa"))
     np.testing.assert_array_equal(*same)
+
+
+LONG = np.random.default_rng(0).integers(0, 256, (3, 60_000, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("mode", ALL)
+def test_a_long_picture_takes_little_memory(mode, tall, monkeypatch):
+    monkeypatch.setattr(resize, "PIXELS", 1 << 20)
+    monkeypatch.setattr(resize, "SIDE", 1 << 12)
+    long = LONG.swapaxes(0, 1) if tall else LONG
+    tracemalloc.start()  # NumPy's memory; Pillow's is that of what is handed to it
+    try:
+        found = ALL[mode](long, 16)
+        assert found.shape == (16, 16, 3)
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mode", [m for m in ALL if m.endswith(WHOLE)])
+def test_what_is_shrunk_at_first_looks_the_same(mode, monkeypatch):
+    across = np.linspace(0, 255, 1_500)[None, :, None]
+    wide = np.broadcast_to(across, (500, 1_500, 3)).astype(np.uint8)
+    for pixels in (wide, np.ascontiguousarray(wide.swapaxes(0, 1))):
+        whole = ALL[mode](pixels, 32)
+        with monkeypatch.context() as small:
+            small.setattr(resize, "PIXELS", 1 << 17)
+            small.setattr(resize, "SIDE", 1 << 8)
+            assert gap(ALL[mode](pixels, 32), whole) <= 3
+        assert gap(ALL[mode](pixels[::-1, ::-1], 32), whole) > 100
+
+
+@pytest.mark.parametrize("mode", ["torch_bicubic", "jax_cubic", "tf1_bilinear"])
+def test_blocks_and_cuts_change_nothing(mode, monkeypatch):
+    for shape in ((40, 90), (90, 40), (200, 30)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+        for size in (7, 50):
+            whole = ALL[mode](pixels, size)
+            with monkeypatch.context() as small:
+                small.setattr(resize, "CHUNK", 64)
+                np.testing.assert_array_equal(ALL[mode](pixels, size), whole)
+            # What lies further than kernels reach plays no part.
+            wider = np.pad(pixels, ((0, 0), (60, 60), (0, 0)) if shape[1] > shape[0] else
+                           ((60, 60), (0, 0), (0, 0)))  # fmt: skip
+            np.testing.assert_array_equal(ALL[mode](wider, size), whole)
