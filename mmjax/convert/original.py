@@ -146,16 +146,15 @@ def read(path: Path) -> Original:
     files = sorted(path.glob("consolidated*.pth"))
     if not files:
         raise UserError(f"{path} has no consolidated*.pth; fetch them")
-    shards = [pickled.contents(file) for file in files]
+    shards = [pickled.tensors(file) for file in files]
     wanted = ("dim", "n_layers", "n_heads", "norm_eps")
     if absent := [name for name in wanted if name not in params]:
         raise UserError(f"{path / PARAMS} lacks {', '.join(absent)}; fetch it anew")
     heads = params["n_heads"], params.get("n_kv_heads") or params["n_heads"]
     tensors = decoder_of(path, files, shards, heads)
     codec = tokenizer / CODEC
-    state = pickled.contents(codec)
-    for name, stored in state.get("state_dict", state).items():
-        if isinstance(stored, Stored) and not name.startswith("loss."):
+    for name, stored in pickled.tensors(codec).items():
+        if not name.startswith("loss."):
             tensors[f"model.vqmodel.{name}"] = Held(((codec, stored),), None, "", 1)
     text = read_json(tokenizer / TOKENS)
     names = vocabulary_map(tokenizer / TOKENS, text)

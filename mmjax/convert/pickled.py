@@ -5,6 +5,7 @@ record of their own, so that one can be read without the others. Of the objects 
 only those are made that describe tensors.
 """
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -31,6 +32,9 @@ DTYPES = {
 }
 
 
+PICKLE = 64 << 20  # most bytes of `data.pkl`, which names tensors and holds none
+
+
 class Storage(NamedTuple):
     """A record of numbers: its name in the zip, of which type, how many in all."""
 
@@ -47,9 +51,38 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def reach(self) -> int:
+        """How many numbers of the storage it spans, from `offset` on."""
+        if not all(self.shape):
+            return 0
+        return sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)) + 1
+
 
 def _tensor(storage, offset, shape, stride, *_) -> Stored:
-    return Stored(storage, int(offset), tuple(shape), tuple(stride))
+    """A tensor, if it lies within its storage; so a view of that never leaves it.
+
+    Raises:
+        pickle.UnpicklingError: if it does not, or shows more numbers than there are.
+    """
+    if not isinstance(storage, Storage):
+        raise pickle.UnpicklingError("a tensor has no storage")
+    whole = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
+    if not whole or not all(_counts(n) for n in (offset, *shape, *stride)):
+        raise pickle.UnpicklingError(
+            f"a tensor has offset {offset!r}, shape {shape!r} and stride {stride!r}"[:300]
+        )
+    found = Stored(storage, offset, shape, stride)
+    if offset + found.reach > storage.total or math.prod(shape) > storage.total:
+        raise pickle.UnpicklingError(
+            f"a tensor of shape {shape} with stride {stride} from {offset} on leaves its record "
+            f"{storage.record!r} of {storage.total}"[:300]
+        )
+    return found
+
+
+def _counts(n: Any) -> bool:
+    return type(n) is int and 0 <= n < 1 << 62
 
 
 KNOWN: dict[tuple[str, str], Callable] = {
@@ -72,8 +105,13 @@ class Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """A record: ("storage", type, its name, device, how many numbers)."""
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+            raise pickle.UnpicklingError("it refers to what is no record of numbers")
         _, dtype, record, _, count = pid
-        return Storage(str(record), np.dtype(dtype), int(count))
+        known = any(dtype is one for one in DTYPES.values())
+        if not (known and isinstance(record, str) and _counts(count)):
+            raise pickle.UnpicklingError(f"its record {record!r} has type {dtype!r}"[:300])
+        return Storage(record, np.dtype(dtype), count)
 
 
 def contents(path: Path) -> Any:
@@ -83,15 +121,32 @@ def contents(path: Path) -> Any:
         UserError: if it is absent, damaged, or holds more than tensors.
     """
     try:
-        with zipfile.ZipFile(path) as file, file.open(_home(file) + "data.pkl") as held:
-            return Reader(held).load()
+        with zipfile.ZipFile(path) as file:
+            held = _home(file) + "data.pkl"
+            if _plain(file, held).file_size > PICKLE:
+                raise pickle.UnpicklingError(f"its data.pkl has more than {PICKLE:,} bytes")
+            with file.open(held) as raw:
+                return Reader(raw).load()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; fetch it") from error
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # a pickle can make known functions raise whatever they do
         raise UserError(
             f"{path} is not as `torch.save` writes tensors: {error}; fetch it anew, or save what "
             f"torch loads of it once more"
         ) from error
+
+
+def tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a file by name, those under "state_dict" where there is such a name.
+
+    Raises:
+        UserError: as `contents`, or if it is no table of names.
+    """
+    found = contents(path)
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} holds no tensors by name; save a state_dict of them")
+    return {name: stored for name, stored in found.items() if isinstance(stored, Stored)}
 
 
 def numbers(path: Path, stored: Stored) -> np.ndarray:
@@ -101,22 +156,32 @@ def numbers(path: Path, stored: Stored) -> np.ndarray:
         UserError: if they are not there.
     """
     dtype, offset = stored.storage.dtype, stored.offset
-    reach = sum((n - 1) * s for n, s in zip(stored.shape, stored.stride, strict=True)) + 1
-    reach = reach if all(stored.shape) else 0
     try:
+        _tensor(*stored)
         with zipfile.ZipFile(path) as file:
-            with file.open(f"{_home(file)}data/{stored.storage.record}") as held:
-                held.seek(offset * dtype.itemsize)
-                flat = np.frombuffer(held.read(reach * dtype.itemsize), dtype)
-    except (zipfile.BadZipFile, OSError, KeyError) as error:
+            held = _plain(file, f"{_home(file)}data/{stored.storage.record}")
+            if held.file_size < (offset + stored.reach) * dtype.itemsize:
+                raise EOFError("it is cut short")
+            with file.open(held) as raw:
+                raw.seek(offset * dtype.itemsize)
+                flat = np.frombuffer(raw.read(stored.reach * dtype.itemsize), dtype)
+            if len(flat) != stored.reach:
+                raise EOFError("it is cut short")
+    except Exception as error:  # of damaged zip files several libraries say so
         raise UserError(
             f"{path}, record {stored.storage.record}: {error}; fetch it anew"
         ) from error
-    if len(flat) != reach or offset + reach > stored.storage.total:
-        raise UserError(f"{path}, record {stored.storage.record} is cut short; fetch it anew")
     steps = tuple(s * dtype.itemsize for s in stored.stride)
     whole = np.lib.stride_tricks.as_strided(flat, stored.shape, steps, writeable=False)
     return whole.astype(np.float32)
+
+
+def _plain(file: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """What is known of a file in the zip that is not compressed, and so no larger than the zip."""
+    found = file.getinfo(name)
+    if found.compress_type != zipfile.ZIP_STORED:
+        raise zipfile.BadZipFile("it is compressed, as torch never writes it")
+    return found
 
 
 def _home(file: zipfile.ZipFile) -> str:
