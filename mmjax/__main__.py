@@ -147,6 +147,8 @@ def main() -> None:
         sys.exit(2)
     if argv[0] != "convert":  # which has no steps, and gives memory back
         relaunch_with_allocator(argv)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # where a module that `config.family` names may lie
     sys.exit(run_verb(argv[0], argv[1:]))
 
 

@@ -15,8 +15,6 @@ from mmjax.kind import KindConfig
 from mmjax.sample_config import SampleConfig
 from mmjax.values import build, nearest
 
-REGISTER_FAMILIES = ("chameleon", "transfusion")  # whose masks know registers
-
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -256,7 +254,8 @@ class Experiment:
         seed: of weights, data order and noise.
         steps: optimizer updates. batch: rows an update, over all devices.
         accumulate: microbatches an update.
-        family: key of mmjax.models.MODELS. model: that family's own configuration.
+        family: key of mmjax.models.MODELS, or the dotted path of a module that is a family.
+        model: that family's own configuration.
         start: name of a part of the weights -> workdir of the run whose part of that name it
             begins as; "all" stands for all of its weights.
         log_every, save_every: in steps.
@@ -281,16 +280,15 @@ class Experiment:
 def resolve(values, families: Mapping[str, type]) -> Experiment:
     """ConfigDict or nested dict -> Experiment, with `model` in its family's own dataclass.
 
+    families: name -> that dataclass; see `mmjax.run.families`.
+
     Raises:
         UserError: for anything that cannot run, with what to write instead.
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise UserError(f"get_config() gave a {type(values).__name__}; it must return a ConfigDict")
     values = dict(values)
-    family = values.get("family")
-    if family not in families:
-        raise UserError(f"config.family={family!r} is unknown; have: {', '.join(families)}")
-    model = build(families[family], values.get("model", {}), "config.model")
+    model = build(families[values.get("family")], values.get("model", {}), "config.model")
     experiment = dataclasses.replace(build(Experiment, values), model=model)
     check(experiment)
     return experiment
@@ -312,8 +310,7 @@ def check(e: Experiment) -> None:
             f"config.batch={e.batch} must be divisible by config.accumulate={e.accumulate}; "
             f"try {nearest(e.batch, e.accumulate)}"
         )
-    learnt = e.family in REGISTER_FAMILIES and getattr(e.model, "text_rate", 1.0) > 0
-    if e.data.bottleneck == "registers" and not learnt:
+    if e.data.bottleneck == "registers" and not getattr(e.model, "registers", False):
         raise UserError(
             f"config.data.bottleneck='registers' needs a mask that knows them and a table of text "
             f"that is trained, which this {e.family} does not have; give 'lowres'"

@@ -27,7 +27,7 @@ from mmjax.data.store import TOKENIZER
 from mmjax.destination import MARK, making, marked
 from mmjax.error import UserError
 from mmjax.lock import LOCK
-from mmjax.models import MODELS, Model
+from mmjax.models import Model, family_of
 from mmjax.models.family import lies_in
 from mmjax.run import (
     CONFIG,
@@ -275,7 +275,7 @@ def write(directory: Path, files: Mapping[str, Path], extra: Mapping, meta: dict
 
 def fits(family: str, c, vocabulary: Vocabulary, have: Mapping[str, tuple[int, ...]]) -> None:
     """Checks that weights of these shapes, by path, are those the family has."""
-    model = MODELS[family].build(c, vocabulary, one_device())
+    model = family_of(family).build(c, vocabulary, one_device())
     want = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
     shapes = {name: x.shape for name, x in want.items()}
     if wrong := sorted(n for n in {*shapes, *have} if shapes.get(n) != have.get(n)):
@@ -292,7 +292,7 @@ def hold(workdir: str | Path) -> Held:
     given = hub.read_json(workdir / GIVEN) if (workdir / GIVEN).is_file() else None
     e = read_config(workdir)
     vocabulary = read_vocabulary(workdir, getattr(e.model, "codes", 0))
-    model = MODELS[e.family].build(e.model, vocabulary, rules)
+    model = family_of(e.family).build(e.model, vocabulary, rules)
     step = checkpoint.latest(directory(workdir))
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet; `mmjax train` saves one")

@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mmjax import evals
+from mmjax.config import Experiment
 from mmjax.error import UserError
-from mmjax.evals import EVALS, heldout, usual
+from mmjax.evals import heldout
 from mmjax.evals.value import Value
 from mmjax.log import read_metrics, write_json
 from mmjax.run import read_config
@@ -27,9 +29,9 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
     e = read_config(workdir)
-    have, samples = EVALS[e.family], Path(workdir) / "samples"
-    names = usual(e) if names is None else names
-    check_names(e.family, names)
+    have, samples = evals.of(e), Path(workdir) / "samples"
+    names = evals.usual(e) if names is None else names
+    check_names(e, names)
     trained = load(workdir)
     values: dict[str, Value] = {}
     report = found_before(workdir, trained.step)
@@ -83,15 +85,15 @@ def found_before(workdir: str, step: int) -> dict:
         raise UserError(f"{path} is damaged; remove it and evaluate again") from error
 
 
-def check_names(family: str, names: Sequence[str]) -> None:
-    """Checks that a family has evaluations of these names.
+def check_names(e: Experiment, names: Sequence[str]) -> None:
+    """Checks that an experiment's family has evaluations of these names.
 
     Raises:
         UserError: naming one that it has not.
     """
-    if unknown := sorted(set(names) - set(EVALS[family])):
-        have = ", ".join(EVALS[family])
-        raise UserError(f"--evals={unknown[0]} is unknown; {family} has: {have}")
+    have = evals.of(e)
+    if unknown := sorted(set(names) - set(have)):
+        raise UserError(f"--evals={unknown[0]} is unknown; {e.family} has: {', '.join(have)}")
 
 
 def table(values: dict[str, Value], step: int, workdir: str) -> None:

@@ -86,7 +86,7 @@ def check_agree(family: str, of_model, of_data) -> None:
     Raises UserError, naming field, value and remedy.
     """
     model, data = getattr(of_model, "kinds", {}), of_data.kinds
-    if data and family != "transfusion":
+    if data and not hasattr(of_model, "kinds"):
         raise UserError(f"a {family} has no kinds of pictures; give config.data.kinds=dict()")
     if list(model) != list(data):
         raise UserError(

@@ -21,7 +21,7 @@ from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError, some
 from mmjax.log import METRICS, read_json
 from mmjax.mesh import Rules, make_mesh
-from mmjax.models import MODELS, Model
+from mmjax.models import MODELS, Model, family_of
 from mmjax.step import State, abstract_state, init_state, train_step
 
 CONFIG, VOCABULARY = "config.json", "vocabulary.json"
@@ -34,9 +34,16 @@ LEAVES = (
 )  # fmt: skip
 
 
-def families() -> dict[str, type]:
-    """Family name -> its configuration's dataclass."""
-    return {name: family.Config for name, family in MODELS.items()}
+class Families(dict[str, type]):
+    """Family name -> its configuration's dataclass; a family of a user's is imported when asked."""
+
+    def __missing__(self, name: str) -> type:
+        return family_of(name).Config
+
+
+def families() -> Families:
+    """The families there are, and by dotted path those of users; see `models.family_of`."""
+    return Families({name: family.Config for name, family in MODELS.items()})
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def assemble(
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
     vocabulary = vocabulary_of(e, tokenizer, ids or workdir)
-    model = MODELS[e.family].build(e.model, vocabulary, rules)
+    model = family_of(e.family).build(e.model, vocabulary, rules)
     tx = optim.optimizer(e.optim, e.steps, model.rates)
     abstract = abstract_state(model, tx, e.optim.ema, rules)
     rate = optim.schedule(e.optim, e.steps)

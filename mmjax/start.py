@@ -15,7 +15,7 @@ from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.layers.tower import dense_name
-from mmjax.models import Params
+from mmjax.models import Params, abilities_of
 from mmjax.models.decoder import DecoderConfig
 from mmjax.models.family import lies_in, split
 from mmjax.run import VOCABULARY, Run, read_config, read_vocabulary
@@ -183,7 +183,8 @@ def check_codes(run: Run, state: State) -> None:
         return
     kinds = {pipeline.coding(data, name)["dtype"] for name in data.sources}
     reads = "int32" if getattr(e.model, "codes", 0) else "float16"
-    if e.family == "codec" or e.model.codec is None or kinds != {reads}:
+    codec = getattr(e.model, "codec", None)
+    if not abilities_of(e.family, e.model).reads or codec is None or kinds != {reads}:
         held = "codes" if kinds == {"int32"} else "latents"
         raise UserError(
             f"config.data.coded=True, but this {e.family} does not read the {held} that the "

@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -13,25 +13,15 @@ from mmjax import checkpoint
 from mmjax.batch import Batch, Document, Text
 from mmjax.error import UserError
 from mmjax.mesh import put
-from mmjax.models import Params, clip
+from mmjax.models import Abilities, Params, abilities_of
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import answer, decode, engine, oneflow, prompt, request, span, talk
-from mmjax.sample.flow import solver_of
+from mmjax.sample import answer, decode, prompt, request, span, talk
 from mmjax.sample.request import IMAGE
 from mmjax.sample_config import Choice, SampleConfig
 
-WRITERS = ("language", "llava", "flamingo")  # what they read may be pictures; they draw none
-# Options of `generate` by family, beside `text` and, of all but WRITERS, `guidance`. Those that
-# write from left to right have the names of Choice too.
-DENOISING = ("solver", "shift", "guidance_start", "guidance_stop", "guidance_least")
-OPTIONS = {
-    "chameleon": ("image_guidance", "contrast", "contrast_k"),
-    "transfusion": (*DENOISING, "steps", "kind"),
-    "oneflow": ("steps", "text_guidance"),
-    "dial": (*DENOISING, "steps", "text_guidance", "temperature", "image_temperature"),
-    "language": (), "llava": (), "flamingo": (),
-}  # fmt: skip
+# Samplers that a family names in its abilities; each continues requests, as `talk.generate`.
+SAMPLERS = {"engine": talk.generate, "insertion": answer.generate, "span": span.generate}
 
 
 @dataclass
@@ -50,6 +40,11 @@ class Trained:
     drawn: dict = field(default_factory=dict)
     _compiled: dict = field(default_factory=dict)
     _kinds: dict = field(default_factory=dict)
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the family says that can be done with it."""
+        return abilities_of(self.run.experiment.family, self.run.experiment.model)
 
     def call(self, function: Callable, rows: Batch, *keys, extra=(), **static) -> np.ndarray:
         """Runs function(parts, params, rows, *keys, *extra, **static), compiled once.
@@ -92,14 +87,9 @@ class Trained:
         return self.run.model.parts.vocabulary.code_count > 0
 
     @property
-    def inserts(self) -> bool:
-        """Whether text is written by insertion, in no order."""
-        return self.run.experiment.family == "oneflow"
-
-    @property
     def only_writes(self) -> bool:
         """Whether it writes words and draws no pictures."""
-        return self.run.experiment.family in WRITERS
+        return self.abilities.generate is not None and not self.abilities.draws
 
     def check_options(self, options) -> None:
         """Checks that the model generates, and knows the options of `generate`.
@@ -107,20 +97,13 @@ class Trained:
         Raises:
             UserError: naming the one that is unknown or out of range.
         """
-        e = self.run.experiment
-        if e.family not in OPTIONS:
-            raise UserError(f"a {e.family} neither reads, writes nor draws; load a model that does")
-        choices = [f.name for f in fields(Choice)]
-        named = {"text", *OPTIONS[e.family]} | (set() if self.only_writes else {"guidance"})
-        if self.only_writes or e.family in ("chameleon", "transfusion"):
-            named |= set(choices)
-        if e.family == "chameleon":
-            named |= {f"image_{n}" for n in choices}
-        if self.writes_codes:
-            named -= set(DENOISING)
+        family = self.run.experiment.family
+        if self.abilities.generate is None:
+            raise UserError(f"a {family} neither reads, writes nor draws; load a model that does")
+        named = {"text", *self.abilities.options}
         if unknown := set(options) - named:
             raise UserError(
-                f"{min(unknown)} is no option of a {e.family}; have: {', '.join(sorted(named))}"
+                f"{min(unknown)} is no option of a {family}; have: {', '.join(sorted(named))}"
             )
         self.sample_config(options)
 
@@ -190,13 +173,9 @@ class Trained:
         self._check_pictures(asked, pictures, stop)
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures, stop), row_keys(seed, len(asked))
-        if self.inserts:
-            made = self._insert(asked, wish, c, keys, stream)
-        elif self.run.experiment.family == "dial":
-            made = self._span(asked, wish, c, keys, stream)
-        else:
-            of = self.of_kind(options.get("kind", "image"))
-            made = of._advance(asked, wish, c, keys, stream)
+        of, how = self.of_kind(options.get("kind", "image")), self.abilities.generate
+        given = of.run, of.params, of.compiled, asked, wish, c, keys, stream
+        made = (how if callable(how) else SAMPLERS[how or ""])(*given)
         if pictures:
             return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
         return [
@@ -210,11 +189,10 @@ class Trained:
             raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
         if not isinstance(stop, int) or not 0 <= stop <= pictures:
             raise UserError(f"stop={stop} must be a whole number, 0 to pictures={pictures}")
-        if stop and (self.inserts or family == "dial"):
+        if stop and not self.abilities.stops:
             raise UserError(f"a {family} does not write on behind a picture; leave stop out")
-        draws = getattr(self.run.model.parts.config, "draws", not self.only_writes)
-        if not draws and (pictures or any(r.draw for r in asked)):
-            what = "" if self.only_writes else " whose codec was imported without a decoder"
+        if not self.abilities.draws and (pictures or any(r.draw for r in asked)):
+            what = " whose codec was imported without a decoder" if self.writes_codes else ""
             raise UserError(
                 f"a {family}{what} draws no pictures; ask for text, or load a model that does"
             )
@@ -235,40 +213,6 @@ class Trained:
             model = self.run.model._replace(parts=parts)
             self._kinds[name] = Trained(replace(self.run, model=model), self.params, self.step)
         return self._kinds[name]
-
-    def _insert(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
-        """Answers by insertion."""
-        if stream:
-            raise UserError("text of a oneflow comes in no order; give no stream")
-        shared = self.run.experiment.data.shared_position
-        how = oneflow.Options(c.steps, 0, 0, c.guidance, c.text_guidance, shared)
-        return answer.answer(self.run, self.params, self.compiled, asked, wish, how, keys)
-
-    def _span(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
-        """Answers by one span each."""
-        if stream or wish.pictures:
-            raise UserError(
-                "a dial writes one text or one picture, whole; give no stream, pictures"
-            )
-        return span.answer(self.run, self.params, self.compiled, asked, c, keys)
-
-    def _advance(self, asked, wish, c: SampleConfig, keys, stream) -> list[list]:
-        """Answers by the interleaved engine."""
-        masked = self.run.experiment.data.spans > 0
-        how = engine.Options(0, 0, 0, c.words, c.codes, guidance=c.guidance, masked=masked)
-        if self.only_writes:
-            how = replace(how, guidance=1.0)
-        elif self.writes_codes:
-            how = replace(
-                how,
-                image_guidance=c.image_guidance,
-                contrast=c.contrast,
-                contrast_k=c.contrast_k,
-            )
-        else:
-            shared = self.run.experiment.data.shared_position
-            how = replace(how, solver=solver_of(c), shared=shared)
-        return talk.talk(self.run, self.params, self.compiled, asked, wish, how, keys, stream)
 
     def rows(self, documents: Sequence) -> Batch:
         """Whole documents, each a row, as `score` and `embed` read them."""
@@ -293,23 +237,36 @@ class Trained:
         Raises:
             UserError: for a family that does not write from left to right.
         """
-        e = self.run.experiment
-        if self.inserts or (e.family == "dial" and e.model.text_alpha < 1):
-            raise UserError(
-                f"a {e.family} has no likelihood of a text; load a model that writes on"
-            )
-        rows = self.rows(documents)
+        self._scorer()  # complains before anything is laid out
+        rows = self.laid(documents)
         weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
-        return (self.call(decode.text_log_likelihood, rows) * weight).sum(-1)
+        return (self.log_likelihood(rows) * weight).sum(-1)
+
+    def log_likelihood(self, rows: Batch, opens: bool = True) -> np.ndarray:
+        """[b, l] f32: log p of each token after those before it; see `decode`."""
+        return self.call(self._scorer(), rows, opens=opens)
+
+    def _scorer(self) -> Callable:
+        """What makes log-likelihoods; raises a UserError for a family that has none."""
+        own = self.abilities.log_likelihood
+        if own is None:
+            raise UserError(
+                f"a {self.run.experiment.family} has no likelihood of a text; load a model that "
+                f"writes on"
+            )
+        return own if callable(own) else decode.text_log_likelihood
 
     def embed(self, documents: Sequence) -> np.ndarray:
         """[n, d] f32 of unit length: each document's mean output of the decoder; see `decode`.
 
         Of a clip the vector of its text, of its picture, or their mean; see `models.clip.vectors`.
         """
-        if self.run.experiment.family == "clip":
-            return self.call(clip.vectors, self.laid(documents))
-        return self.call(decode.embedding, self.rows(documents))
+        own = self.abilities.vectors
+        if own is None:
+            raise UserError(
+                f"a {self.run.experiment.family} embeds nothing; load a model that does"
+            )
+        return self.call(own if callable(own) else decode.embedding, self.laid(documents))
 
     def classify(
         self, pictures: Sequence, names: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -324,7 +281,7 @@ class Trained:
         Raises:
             UserError: for another family than clip, a template without "{}", or what is no picture.
         """
-        if self.run.experiment.family != "clip":
+        if not self.abilities.compares:
             raise UserError(
                 f"a {self.run.experiment.family} has no vectors to compare; load a clip"
             )

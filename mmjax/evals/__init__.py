@@ -1,4 +1,10 @@
-"""Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` names each family's."""
+"""Evaluations: functions (trained, seed, out) -> {name: Value}; `EVALS` has them by name.
+
+Which of them a family has, and what others of its own, its module says: see
+`models.family.Abilities`. Every family has `loss`.
+"""
+
+from collections.abc import Callable
 
 from mmjax.config import Experiment
 from mmjax.evals import (
@@ -11,6 +17,7 @@ from mmjax.evals import (
     frechet,
     infilling,
     likelihood,
+    loss,
     passages,
     probe,
     reconstruction,
@@ -18,14 +25,9 @@ from mmjax.evals import (
     retrieval,
     scenes,
 )
+from mmjax.models import abilities_of
 
-_READS = {
-    "likelihood": likelihood.evaluate,
-    "caption": caption.evaluate,
-    "answers": answers.evaluate,
-    "passages": passages.evaluate,
-}
-_READS_AND_DRAWS = {
+EVALS: dict[str, Callable] = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
     "drawing": drawing.evaluate,
@@ -37,28 +39,26 @@ _READS_AND_DRAWS = {
     "alignment": alignment.evaluate,
     "probe": probe.evaluate,
     "redrawing": redrawing.evaluate,
+    "infilling": infilling.evaluate,
+    "bound": bound.evaluate,
+    "reconstruction": reconstruction.evaluate,
+    "retrieval": retrieval.evaluate,
+    "loss": loss.evaluate,
 }
 # Scores of reconstruction, which take longest.
 RECONSTRUCTS = ("alignment", "probe", "redrawing")
 
-EVALS = {
-    "transfusion": _READS_AND_DRAWS,
-    "chameleon": _READS_AND_DRAWS | {"infilling": infilling.evaluate},
-    # It has no likelihood of a caption from left to right.
-    "oneflow": {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
-    "dial": {"bound": bound.evaluate}
-    | {name: _READS_AND_DRAWS[name] for name in ("drawing", "frechet", "scenes")},
-    "codec": {"reconstruction": reconstruction.evaluate, "frechet": frechet.reconstructed},
-    "language": _READS,
-    "llava": _READS,
-    "flamingo": _READS,
-    "clip": {"retrieval": retrieval.evaluate, "answers": answers.evaluate},
-}
+
+def of(e: Experiment) -> dict[str, Callable]:
+    """The evaluations of an experiment's family, by name, in the order they are made."""
+    can = abilities_of(e.family, e.model)
+    return {name: EVALS[name] for name in can.evals} | dict(can.own) | {"loss": loss.evaluate}
 
 
 def usual(e: Experiment) -> list[str]:
     """The evaluations a run gets unasked: all of its family's, but the scores of reconstruction
-    only if it was trained to reconstruct.
+    only if it was trained to reconstruct, and the loss only where there is nothing else.
     """
     told = any(source.template == "reconstruct" for source in e.data.sources.values())
-    return [name for name in EVALS[e.family] if told or name not in RECONSTRUCTS]
+    names = [name for name in of(e) if told or name not in RECONSTRUCTS]
+    return names if names == ["loss"] else [name for name in names if name != "loss"]

@@ -56,8 +56,8 @@ def on_records(trained: Trained, records, counts: dict[str, Counter], seed: int)
     records = [records[n] for n in asked_of]
     asked = [some[i % len(some)] for i, some in enumerate(asked_of.values())]
     usual = {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
-    clip = trained.run.experiment.family == "clip"
-    answer = partial(chosen, counts=counts) if clip else answers
+    compares = trained.abilities.compares
+    answer = partial(chosen, counts=counts) if compares else answers
     shifted = records[1:] + records[:1]
     given = {
         "": answer(trained, records, asked, seed),

@@ -10,7 +10,7 @@ from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.sample import prompt
-from mmjax.sample.decode import text_log_likelihood, word_weight
+from mmjax.sample.decode import word_weight
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import Trained
 
@@ -43,7 +43,7 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
 
 
 def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
-    """[n] nats of all words of each document; options as in `text_log_likelihood`."""
+    """[n] nats of all words of each document; options as in `Trained.log_likelihood`."""
     data = trained.run.experiment.data
     vocab = trained.run.model.parts.vocabulary
     rows = prompt.lay_out(documents, data, trained.run.tokenizer, vocab, draw=False, end=True)
@@ -52,7 +52,7 @@ def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
     for start in range(0, len(documents), ROWS):
         part = jax.tree.map(lambda x, at=start: x[at : at + ROWS], rows)
         whole = prompt.pad_rows(part, ROWS)
-        logs = trained.call(text_log_likelihood, whole, **options)[: len(part.tokens)]
+        logs = trained.log_likelihood(whole, **options)[: len(part.tokens)]
         out.append((logs * weight[start : start + ROWS]).sum(1))
     return np.concatenate(out)
 

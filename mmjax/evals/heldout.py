@@ -54,7 +54,7 @@ def source(trained: Trained, kind: int = 0) -> str:
 
 def is_asked(trained: Trained, record: Record) -> bool:
     """Whether a record is one picture with a text; for a codec, which reads none, has a picture."""
-    if trained.run.experiment.family == "codec":
+    if not trained.abilities.reads:
         return bool(record.images)
     return len(record.images) == 1 and bool(record.caption)
 
@@ -90,7 +90,7 @@ def draw(
     name = source(trained, kind)
     held = pipeline.records(data, name, split)
     room = data.length - data.counts[kind] - 3  # BOS, BOI, EOI
-    reads = trained.run.experiment.family != "codec"
+    reads = trained.abilities.reads
     pairs: list[Pair] = []
     for i in np.random.default_rng(seed).permutation(len(held))[:look]:
         record = held[int(i)]

@@ -16,7 +16,7 @@ from mmjax.evals import heldout
 from mmjax.evals.value import Value, ratio
 from mmjax.models.denoise import Parts, denoise, noise_level, pick, wide
 from mmjax.sample import prompt
-from mmjax.sample.decode import text_log_likelihood, word_weight
+from mmjax.sample.decode import word_weight
 from mmjax.trained import Trained
 
 TRAIN = 5000  # training records the baselines know, at most
@@ -39,9 +39,10 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     for split, suffix in heldout.splits(trained).items():
         records = heldout.draw(trained, split, count, seed)
         found = text_values(trained, records, train, seed)
-        if not trained.only_writes:
-            of_pictures = code_values if trained.writes_codes else image_values
-            found |= of_pictures(trained, records, train, seed)
+        if trained.writes_codes:
+            found |= code_values(trained, records, train, seed)
+        elif hasattr(trained.run.model.parts, "signal"):  # images are denoised
+            found |= image_values(trained, records, train, seed)
         values |= {name + suffix: value for name, value in found.items()}
     return values
 
@@ -69,10 +70,10 @@ def text_values(trained: Trained, records, train, seed: int) -> dict[str, Value]
     after = _rows(trained, heldout.captioned(records))
     alone = _rows(trained, heldout.captioned(records, text_first=True))
     weight = np.asarray(word_weight(after, vocab))
-    logs = trained.call(text_log_likelihood, after)
+    logs = trained.log_likelihood(after)
     # Standing first, a caption ends in BOI and not in EOS: its words alone are compared.
     words = np.asarray(word_weight(alone, vocab)) * (alone.tokens != vocab.eos)
-    first = trained.call(text_log_likelihood, alone)
+    first = trained.log_likelihood(alone)
     captions = [r.caption for r in train]
     table = unigram(captions, trained.run.tokenizer, vocab.size, vocab.eos)
     tokens = weight.sum(1)
@@ -110,7 +111,7 @@ def code_values(trained: Trained, records, train, seed: int) -> dict[str, Value]
 
     def of(documents) -> np.ndarray:
         rows = _rows(trained, documents)
-        logs = trained.call(text_log_likelihood, rows) * (rows.modality == IMAGE)
+        logs = trained.log_likelihood(rows) * (rows.modality == IMAGE)
         return -logs.sum(1)
 
     def ids(some) -> np.ndarray:

@@ -33,7 +33,7 @@ from mmjax.layers.weight import pieces, specs_of, unboxed
 from mmjax.losses import Term, Terms
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
-from mmjax.models.family import Model
+from mmjax.models.family import CHOICE, DRAWS, READS, Abilities, Model
 from mmjax.models.tokens import Embed, Head, token_terms
 
 
@@ -75,6 +75,11 @@ class Config:
     def codes(self) -> int:
         """Image codes in the vocabulary."""
         return self.codec.codes
+
+    @property
+    def registers(self) -> bool:
+        """Whether the mask knows registers, and their embeddings are trained."""
+        return True
 
 
 class Parts(NamedTuple):
@@ -182,6 +187,21 @@ def boxed_init(key, c: Config, layers, codec_layers, rows: int):
         for k, (name, layer) in zip(keys, layers.items(), strict=False)
     }
     return params | {"codec": autoencoder.boxed_init(keys[-1], c.codec, codec_layers)}
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do."""
+    of_codes = (f"image_{name}" for name in CHOICE)
+    drawn = (*DRAWS, "edits", "redrawing")
+    return Abilities(
+        generate="engine",
+        options=("guidance", *CHOICE, *of_codes, "image_guidance", "contrast", "contrast_k"),
+        draws=c.draws,
+        stops=True,
+        log_likelihood="decoder",
+        vectors="decoder",
+        evals=(*READS, *(drawn if c.draws else ()), "alignment", "probe", "infilling"),
+    )
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

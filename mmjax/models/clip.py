@@ -25,7 +25,7 @@ from mmjax.layers.vision import TextConfig, TextTower, Vision, VisionConfig, sta
 from mmjax.layers.weight import Layer, fan_in, pieces, specs_of, unboxed
 from mmjax.losses import Term, Terms
 from mmjax.mesh import Rules
-from mmjax.models.family import Model
+from mmjax.models.family import Abilities, Model
 
 MOST = float(np.log(100.0))  # of the logarithm of the scale (CLIP, section 2.5)
 
@@ -217,6 +217,11 @@ def boxed_init(key, c: Config, layers, rows: int):
         name: layer.init(k, *inputs[name])["params"]
         for k, (name, layer) in zip(keys, layers.items(), strict=True)
     }
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do: embed texts and images."""
+    return Abilities(vectors=vectors, compares=True, evals=("retrieval", "answers"))
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

@@ -24,7 +24,7 @@ from mmjax.layers.patch import to_signal
 from mmjax.layers.weight import specs_of, unboxed
 from mmjax.losses import Term, Terms
 from mmjax.mesh import Rules
-from mmjax.models.family import Model
+from mmjax.models.family import Abilities, Model
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,11 @@ def forward_flops(c: Config, batch: Batch) -> float:
     """Forward FLOPs of encoder and decoder over a host batch's pictures: their convolutions."""
     n = float(batch.image.max(axis=1).sum())
     return n * autoencoder.flops(c.codec)
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do: bring images back."""
+    return Abilities(reads=False, evals=("reconstruction", "frechet"))
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

@@ -54,7 +54,7 @@ from mmjax.models import blocks, chameleon, transfusion
 from mmjax.models.decoder import DecoderConfig
 from mmjax.models.denoise import paced
 from mmjax.models.dial_config import Config
-from mmjax.models.family import Model
+from mmjax.models.family import DENOISING, DRAWS, Abilities, Model
 from mmjax.models.transfusion import Config as Transfusion
 
 # Folded into keys for draws the base lacks.
@@ -279,6 +279,20 @@ def forward_flops(c: Config, parts: Parts, base: Callable, batch: Batch) -> floa
     d = c.decoder
     shape = d.width, d.depth, d.heads, d.kv_heads, d.head_dim, d.mlp
     return base(batch) + flops.decoder(*shape, copies, pairs)
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do; only at alpha 1 has a text a likelihood from left to right."""
+    options = ("guidance", "steps", "text_guidance", "temperature", "image_temperature")
+    solved = () if c.transfusion is None else DENOISING
+    return Abilities(
+        generate="span",
+        options=tuple(dict.fromkeys((*options, *solved))),
+        draws=True,
+        log_likelihood="decoder" if c.text_alpha == 1 else None,
+        vectors="decoder",
+        evals=("bound", *DRAWS),
+    )
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

@@ -1,6 +1,7 @@
 """What the train step, the sampler and the evaluations see of any family: a few functions."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +44,50 @@ class Model(NamedTuple):
     after: Callable[[Params, Params, Terms], Params] | None = None
     watch: Callable[[Params], Mapping[str, jax.Array]] | None = None
     rates: Mapping[str, float] = MappingProxyType({})
+
+
+# Groups of names of evaluations, for `Abilities.evals`.
+READS = ("likelihood", "caption", "answers", "passages")  # writes text behind text and images
+DRAWS = ("drawing", "frechet", "scenes")  # draws an image behind text
+# Options of `generate`: of images that are denoised, and how one token is chosen.
+DENOISING = ("solver", "steps", "shift", "guidance_start", "guidance_stop", "guidance_least")
+CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition")
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What can be done with a family's trained model besides measuring its loss.
+
+    A family's module says it in `abilities(config) -> Abilities`; without that function it has
+    none of them. Functions are pure, but for `generate` and evaluations, which run on the host.
+
+    Attributes:
+        generate: "engine" (`sample.engine`, for parts that are a `Reader`), "insertion" or "span"
+            for the samplers of OneFlow and the dial, or a function as `sample.talk.talk` but with
+            a SampleConfig for its options; None for a family that does not generate.
+        options: names of `generate`'s options besides `text`.
+        draws: whether it generates images too. stops: whether it can go on, or stop, behind one.
+        log_likelihood: (parts, params, batch, opens) -> [b, l] as `sample.decode`'s
+            `text_log_likelihood`, or "decoder" for that function; None without left-to-right
+            likelihood.
+        vectors: (parts, params, batch) -> [b, d] of unit length, or "decoder" for
+            `sample.decode.embedding`; None for a family that does not embed.
+        compares: whether vectors of a text and an image lie in one space.
+        reads: whether texts are read; a codec reads images alone.
+        evals: names of evaluations in `mmjax.evals.EVALS`. own: further ones, by name: functions
+            (trained, seed, out) -> {name: Value}.
+    """
+
+    generate: str | Callable | None = None
+    options: tuple[str, ...] = ()
+    draws: bool = False
+    stops: bool = False
+    log_likelihood: str | Callable | None = None
+    vectors: str | Callable | None = None
+    compares: bool = False
+    reads: bool = True
+    evals: tuple[str, ...] = ()
+    own: Mapping[str, Callable] = field(default_factory=dict)
 
 
 class Reader(Protocol):

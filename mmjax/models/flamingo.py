@@ -32,6 +32,7 @@ from mmjax.models.language import Parts
 from mmjax.models.tokens import Embed, Head
 
 PARTS = ("vision", "resampler", "cross", "added", "embed", "decoder", "head")
+abilities = language.abilities
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mmjax.layers.weight import Layer, pieces, specs_of, unboxed
 from mmjax.losses import Terms
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
-from mmjax.models.family import Model
+from mmjax.models.family import CHOICE, READS, Abilities, Model
 from mmjax.models.tokens import Embed, Head, token_terms
 
 
@@ -139,6 +139,17 @@ def boxed_init(key, layers, inputs):
         name: layer.init(k, *inputs[name])["params"]
         for k, (name, layer) in zip(keys, layers.items(), strict=True)
     }
+
+
+def abilities(c) -> Abilities:
+    """What a trained one can do: write text. The same of families that read images besides."""
+    return Abilities(
+        generate="engine",
+        options=CHOICE,
+        log_likelihood="decoder",
+        vectors="decoder",
+        evals=READS,
+    )
 
 
 def build(c: Config, vocabulary: Vocabulary, rules: Rules) -> Model:

@@ -28,6 +28,7 @@ from mmjax.models.family import Model
 from mmjax.models.language import Parts
 
 PARTS = ("vision", "projector", "embed", "decoder", "head")
+abilities = language.abilities
 
 
 @dataclass(frozen=True)

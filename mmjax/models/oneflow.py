@@ -33,7 +33,7 @@ from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
 from mmjax.models.deletion import Corrupted, corrupt, draw, leftmost, sums, take
 from mmjax.models.denoise import Parts, clean_inputs, inputs, wide
-from mmjax.models.family import Model
+from mmjax.models.family import DRAWS, Abilities, Model
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import CHUNK_TOKENS, Embed, Head
 
@@ -238,6 +238,17 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
         + 2 * d.width * (words * vocabulary.size + tokens * 2)
         + pictures * 4.0 * c.tokens * 3 * c.patch**2 * d.width
         + time
+    )
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do; it has no likelihood of a text from left to right."""
+    return Abilities(
+        generate="insertion",
+        options=("guidance", "steps", "text_guidance"),
+        draws=True,
+        vectors="decoder",
+        evals=DRAWS,
     )
 
 

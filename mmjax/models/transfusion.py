@@ -48,7 +48,7 @@ from mmjax.models.denoise import (
     over,
     pick,
 )
-from mmjax.models.family import Model, lies_in
+from mmjax.models.family import CHOICE, DENOISING, DRAWS, READS, Abilities, Model, lies_in
 from mmjax.models.patches import TIME_FEATURES, PatchIn, PatchOut
 from mmjax.models.tokens import Column, Embed, Head, token_terms
 
@@ -155,6 +155,11 @@ class Config:
         if self.codec is None:
             return (self.image, self.image, 3)
         return (self.codec.side, self.codec.side, self.codec.quantiser.width)
+
+    @property
+    def registers(self) -> bool:
+        """Whether the mask knows registers, and their embeddings are trained."""
+        return self.text_rate > 0
 
     @property
     def tokens(self) -> int:
@@ -283,6 +288,19 @@ def forward_flops(c: Config, vocabulary: Vocabulary, batch: Batch) -> float:
         + 2 * words * d.width * vocabulary.size
         + drawn
         + time
+    )
+
+
+def abilities(c: Config) -> Abilities:
+    """What a trained one can do."""
+    return Abilities(
+        generate="engine",
+        options=("guidance", *CHOICE, *DENOISING, "kind"),
+        draws=True,
+        stops=True,
+        log_likelihood="decoder",
+        vectors="decoder",
+        evals=(*READS, *DRAWS, "edits", "alignment", "probe", "redrawing"),
     )
 
 

@@ -11,10 +11,34 @@ from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.run import Run
-from mmjax.sample.oneflow import Options, Plan, generate
+from mmjax.sample import oneflow
+from mmjax.sample.oneflow import Options, Plan
 from mmjax.sample.prompt import BUCKET, lay_out
 from mmjax.sample.request import Request
-from mmjax.sample.talk import ROWS, Compiled, Wish, draw_signals
+from mmjax.sample.talk import ROWS, Callback, Compiled, Wish, draw_signals
+from mmjax.sample_config import SampleConfig
+
+
+def generate(
+    run: Run,
+    params,
+    compiled: Compiled,
+    requests: Sequence[Request],
+    wish: Wish,
+    sample: SampleConfig,
+    keys,
+    stream: Callback | None = None,
+) -> list[list]:
+    """`answer` with the options that follow from `sample`.
+
+    Raises:
+        UserError: if a stream is asked for; see also `answer`.
+    """
+    if stream:
+        raise UserError("text of a oneflow comes in no order; give no stream")
+    shared = run.experiment.data.shared_position
+    how = Options(sample.steps, 0, 0, sample.guidance, sample.text_guidance, shared)
+    return answer(run, params, compiled, requests, wish, how, keys)
 
 
 def answer(
@@ -69,7 +93,7 @@ def _answers(run: Run, params, compiled, requests, rows, wish: Wish, options, ke
     index = np.minimum(index, len(requests) - 1)
     planned = Plan(draws, pictures, room, np.where(draws, 0, wish.text).astype(np.int32))
     asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, planned))
-    canvas = compiled(generate, options=chosen)(params, *put(asked, run.rules), keys[index])
+    canvas = compiled(oneflow.generate, options=chosen)(params, *put(asked, run.rules), keys[index])
     made = np.asarray(canvas.x)
     signals = compiled(draw_signals)(params, made.reshape(-1, *made.shape[2:]))
     pixels = np.asarray(signals).reshape(*made.shape[:2], *signals.shape[1:])

@@ -14,8 +14,28 @@ from mmjax.sample.dial import Options, make
 from mmjax.sample.flow import solver_of
 from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request, turns
-from mmjax.sample.talk import ROWS, Compiled, draw_ids, draw_signals
+from mmjax.sample.talk import ROWS, Callback, Compiled, Wish, draw_ids, draw_signals
 from mmjax.sample_config import SampleConfig
+
+
+def generate(
+    run: Run,
+    params,
+    compiled: Compiled,
+    requests: Sequence[Request],
+    wish: Wish,
+    sample: SampleConfig,
+    keys,
+    stream: Callback | None = None,
+) -> list[list]:
+    """`answer`, of one text or one image each.
+
+    Raises:
+        UserError: if more is asked for; see also `answer`.
+    """
+    if stream or wish.pictures:
+        raise UserError("a dial writes one text or one picture, whole; give no stream, pictures")
+    return answer(run, params, compiled, requests, sample, keys)
 
 
 def answer(

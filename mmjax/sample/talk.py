@@ -15,11 +15,14 @@ from mmjax.config import DataConfig
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
+from mmjax.models import abilities_of
 from mmjax.models.family import Reader
 from mmjax.run import Run
 from mmjax.sample import engine, prompt
 from mmjax.sample.engine import Options, Plan
+from mmjax.sample.flow import solver_of
 from mmjax.sample.request import Request
+from mmjax.sample_config import SampleConfig
 
 ROWS = 64  # prompts in one compiled batch, at most
 DECODED = 16  # pictures at a time, at most
@@ -95,6 +98,34 @@ def room(
     text = max(0 if r.draw else wish.text for r in requests)
     columns = text + pictures * (parts.config.tokens + 2)
     return min(columns, max(length + 1 - rows.tokens.shape[1], 1)), pictures
+
+
+def generate(
+    run: Run,
+    params,
+    compiled: Compiled,
+    requests: Sequence[Request],
+    wish: Wish,
+    sample: SampleConfig,
+    keys,
+    stream: Callback | None = None,
+) -> list[list]:
+    """`talk` with the options that follow from `sample` for what the model can draw."""
+    data, codes = run.experiment.data, run.model.parts.vocabulary.code_count > 0
+    how = Options(0, 0, 0, sample.words, sample.codes, masked=data.spans > 0)
+    how = replace(how, guidance=sample.guidance)
+    if codes:
+        how = replace(
+            how,
+            image_guidance=sample.image_guidance,
+            contrast=sample.contrast,
+            contrast_k=sample.contrast_k,
+        )
+    elif abilities_of(run.experiment.family, run.experiment.model).draws:
+        how = replace(how, solver=solver_of(sample), shared=data.shared_position)
+    else:
+        how = replace(how, guidance=1.0)
+    return talk(run, params, compiled, requests, wish, how, keys, stream)
 
 
 def talk(

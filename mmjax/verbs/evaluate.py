@@ -10,15 +10,14 @@ from mmjax.evals import EVALS
 from mmjax.evaluate import evaluate
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a `mmjax train`")
-ALL = sorted({name for family in EVALS.values() for name in family})
-NAMES = flags.DEFINE_list("evals", None, f"which of {', '.join(ALL)}; default: the family's")
+NAMES = flags.DEFINE_list(
+    "evals", None, f"which of {', '.join(sorted(EVALS))}; default: the family's"
+)
 
 
 def main(rest: list[str]) -> int:
     """Evaluates the workdir."""
     if WORKDIR.value is None or rest:
         raise UserError("give --workdir=DIR of a `mmjax train`")
-    if unknown := sorted(set(NAMES.value or ()) - set(ALL)):
-        raise UserError(f"--evals={unknown[0]} is unknown; have: {', '.join(ALL)}")
     evaluate(WORKDIR.value, NAMES.value)
     return 0

@@ -32,7 +32,7 @@ def main(rest: list[str]) -> int:
     if not Path(file).is_file():
         raise UserError(f"experiment file {file} does not exist; see experiments/*.py")
     experiment = config.resolve(CONFIG.value, families())
-    check_names(experiment.family, EVALS_AFTER.value or ())  # now, not after the training
+    check_names(experiment, EVALS_AFTER.value or ())  # now, not after the training
     signal = train(experiment, WORKDIR.value)
     if signal:
         return 128 + signal

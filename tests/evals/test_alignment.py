@@ -123,7 +123,7 @@ def test_pictures_that_stand_twice_are_taken_once():
 @pytest.mark.parametrize("family", CASES)
 def test_a_run_is_scored_with_its_own_bottleneck(family, reconstructing, tmp_path):
     model = reconstructing[family]
-    found = EVALS[family]["alignment"](model, 0, tmp_path)
+    found = EVALS["alignment"](model, 0, tmp_path)
     told = family == "transfusion"
     errors = {f"ras_error_{n}" for n in ("true", "shuf", "prior" if told else "bare")}
     names = {"ras_shuf", "ras_at_16"} | ({"ras", "ras_prior"} if told else {"ras_bare"}) | errors
@@ -133,7 +133,7 @@ def test_a_run_is_scored_with_its_own_bottleneck(family, reconstructing, tmp_pat
     for name, value in found.items():
         assert value.low <= value.value <= value.high and np.isfinite(value.value), name
     assert all(found[f"{n}_{CASES[family]}"].value > 0 for n in errors)
-    again = EVALS[family]["alignment"](model, 0, tmp_path)
+    again = EVALS["alignment"](model, 0, tmp_path)
     assert again == found
     assert abs(found[f"ras_shuf_{CASES[family]}"].value) < 0.5  # two steps
 

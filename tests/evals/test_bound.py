@@ -114,4 +114,4 @@ def test_below_it_is_the_mean_of_the_training_loss(model, two):
 
 
 def test_every_dial_is_measured(model):
-    assert EVALS["dial"]["bound"] is bound.evaluate
+    assert EVALS["bound"] is bound.evaluate

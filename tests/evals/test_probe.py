@@ -46,14 +46,14 @@ def test_states_that_hold_the_picture_score_one_and_others_nothing():
 @pytest.mark.parametrize("family", CASES)
 def test_a_run_is_probed_in_its_middle_and_at_its_end(family, reconstructing, tmp_path):
     model = reconstructing[family]
-    found = EVALS[family]["probe"](model, 0, tmp_path)
+    found = EVALS["probe"](model, 0, tmp_path)
     which = ["ras", "ras_shuf", "ras_prior"]
     which += [f"ras_error_{condition}" for condition in ("true", "shuf", "prior")]
     names = {f"{n}_probe_{at}" for n in which for at in probe.LAYERS}
     assert set(found) == {n + s for n in names for s in heldout.splits(model).values()}
     for name, value in found.items():
         assert value.low <= value.value <= value.high and np.isfinite(value.value), name
-    assert EVALS[family]["probe"](model, 0, tmp_path) == found
+    assert EVALS["probe"](model, 0, tmp_path) == found
     for suffix in heldout.splits(model).values():  # other states
         assert found[f"ras_probe_half{suffix}"] != found[f"ras_probe_last{suffix}"]
 

@@ -12,7 +12,7 @@ from mmjax.evals.alignment import score
 @pytest.mark.parametrize("family", CASES)
 def test_a_run_is_scored_by_what_it_draws(family, reconstructing, tmp_path):
     model = reconstructing[family]
-    found = EVALS[family]["redrawing"](model, 0, tmp_path)
+    found = EVALS["redrawing"](model, 0, tmp_path)
     which = ["ras_shuf", "ras_error_true", "ras_error_shuf"]
     which += ["ras", "ras_prior", "ras_error_prior"] * (family == "transfusion")
     kinds = ["pixels"] + ["features"] * efficientnet.installed()

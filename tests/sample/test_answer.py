@@ -89,7 +89,7 @@ def test_mistakes_are_named(model, photo):
 
 
 def test_evaluations_run(model, home):
-    found = EVALS["oneflow"]["drawing"](model, 0, home / "samples")
+    found = EVALS["drawing"](model, 0, home / "samples")
     assert found and all(np.isfinite(v.value) for v in found.values())
 
 

@@ -116,7 +116,7 @@ def test_text_in_blocks_needs_lengths_that_are_known():
 
 def test_evaluations_run(model, home):
     for name in ("drawing", "scenes"):
-        found = EVALS["dial"][name](model, 0, home / "samples")
+        found = EVALS[name](model, 0, home / "samples")
         assert found and all(np.isfinite(v.value) for v in found.values())
     coded = [name for name in found if name.startswith("drawn_all_codec")]
     assert bool(coded) is model.writes_codes  # what the codec makes of true pictures

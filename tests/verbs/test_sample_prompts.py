@@ -11,16 +11,26 @@ import numpy as np
 import PIL.Image
 import pytest
 from absl import flags
-from tiny import tiny
+from tiny import (
+    tiny,
+    tiny_chameleon_config,
+    tiny_config,
+    tiny_dial_config,
+    tiny_flamingo_config,
+    tiny_llava_config,
+    tiny_oneflow_config,
+)
 from verb_flags import taken_back
 
 from mmjax import __main__ as door
 from mmjax.batch import Image
+from mmjax.config import resolve
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
+from mmjax.models import abilities_of, family
+from mmjax.run import families
 from mmjax.sample.request import IMAGE, TEXT, parse
 from mmjax.sample_config import Choice
-from mmjax.trained import OPTIONS
 
 TEXT_ALONE = '"a"'  # a line as it stands
 
@@ -322,9 +332,12 @@ def test_a_seed_for_all_or_one_a_prompt(sample, tmp_path):
 
 
 def test_every_option_of_generate_is_a_flag(verb):
-    named = {f.name for f in fields(Choice)}
-    wanted = {"text", "guidance", *named, *(f"image_{name}" for name in named)}
-    wanted |= {name for some in OPTIONS.values() for name in some}
+    assert family.CHOICE == tuple(f.name for f in fields(Choice))
+    wanted = {"text"}
+    made = tiny_config, tiny_chameleon_config, tiny_oneflow_config, tiny_dial_config
+    for config in (*made, tiny_llava_config, tiny_flamingo_config):
+        e = resolve(config(), families())
+        wanted |= set(abilities_of(e.family, e.model).options)
     known = {f.name for f in flags.FLAGS.get_key_flags_for_module(verb)}
     assert wanted <= known and set(verb.SCALES) <= wanted
 
