@@ -14,6 +14,8 @@ The flow, in the order of the modules:
 
 import importlib
 
+__version__ = "0.1.0"  # read by setup.cfg too
+
 # Imported on first use: the command line looks at its arguments before it pays for jax.
 _PUBLIC = {
     "IMAGE": "mmjax.sample.request",

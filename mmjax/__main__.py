@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from mmjax import __version__
+
 VERBS = {
     "train": "mmjax.verbs.train",
     "sample": "mmjax.verbs.sample",
@@ -82,9 +84,11 @@ def parse(values, verb: str, argv: list[str]) -> list[str]:
 
     Where a whole number is asked for, 1e3 is one too.
     """
-    from mmjax import failure
+    from mmjax import failure, locate
     from mmjax.error import UserError
 
+    if "config" in values:
+        argv = locate.in_flags(argv)
     before = {*values}
     try:
         return values([f"mmjax {verb}", *argv])[1:]
@@ -139,6 +143,9 @@ def with_whole_numbers(argv: list[str], complaint: str) -> list[str]:
 def main() -> None:
     """Runs `mmjax <verb>`."""
     argv = sys.argv[1:]
+    if argv[:1] == ["--version"]:
+        print(f"mmjax {__version__}")
+        sys.exit(0)
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())
         sys.exit(0 if argv else 2)

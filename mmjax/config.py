@@ -4,12 +4,11 @@ import dataclasses
 import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmjax import kind
+from mmjax import kind, locate
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
 from mmjax.sample_config import SampleConfig
@@ -366,15 +365,13 @@ def check_devices(e: Experiment, split: int) -> None:
 
 
 def load(path: str) -> ConfigDict:
-    """Runs an experiment file's `get_config()`.
+    """Runs an experiment file's `get_config()`. path: of the file, or its name; see `locate`.
 
     Raises:
         UserError: if there is no such file, or it does not define get_config.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"experiment file {path} does not exist; see experiments/*.py")
-    module = runpy.run_path(str(file))
+    file = locate.experiment(path)
+    module = runpy.run_path(file)
     if "get_config" not in module:
-        raise UserError(f"experiment file {path} does not define get_config()")
+        raise UserError(f"experiment file {file} does not define get_config()")
     return module["get_config"]()

@@ -22,6 +22,7 @@ from mmjax.error import UserError, some
 from mmjax.log import METRICS, read_json
 from mmjax.mesh import Rules, make_mesh
 from mmjax.models import MODELS, Model, family_of
+from mmjax.persist import keep_programs
 from mmjax.step import State, abstract_state, init_state, train_step
 
 CONFIG, VOCABULARY = "config.json", "vocabulary.json"
@@ -133,6 +134,7 @@ def assemble(
     ids: str | Path | None = None,
 ) -> Run:
     """`prepare` without its last check."""
+    keep_programs()
     pipeline.check(e.data)
     tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))

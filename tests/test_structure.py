@@ -11,11 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
-    "error", "lock", "destination", "failure", "values", "batch", "kind", "sample_config", "config",
-    "mesh", "dial", "flops", "sheet", "log", "data", "layers", "losses", "contrastive",
-    "diffusion", "codecs", "models", "convert", "optim", "step", "checksum", "leaf", "checkpoint",
-    "run", "sample", "trained", "conversion", "verification", "start", "coding", "evals",
-    "evaluate", "train", "verbs", "__main__",
+    "error", "extra", "locate", "lock", "destination", "failure", "values", "batch", "kind",
+    "sample_config", "config", "mesh", "persist", "dial", "flops", "sheet", "log", "data",
+    "layers", "losses", "contrastive", "diffusion", "codecs", "models", "convert", "optim",
+    "step", "checksum", "leaf", "checkpoint", "run", "sample", "trained", "conversion",
+    "verification", "start", "coding", "evals", "evaluate", "train", "verbs", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

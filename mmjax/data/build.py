@@ -11,31 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import py3langid
 from tokenizers import Tokenizer
 
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
-from mmjax.data.formats import FORMATS
+from mmjax.data.formats import READERS
 from mmjax.data.formats.files import walk
 from mmjax.data.pixels import read, size_of
 from mmjax.data.record import Item
-from mmjax.data.scenes.items import items as scenes
-from mmjax.data.sets import digits, emoji, openmoji, prose, tfds
 from mmjax.data.write import write
 from mmjax.destination import check_apart
 from mmjax.error import UserError
+from mmjax.extra import need
 from mmjax.lock import LOCK, held
 from mmjax.sheet import Cell, sheet
 
-# Data sets that come by name: name -> items, given options.
-SETS: Mapping[str, Callable[..., Iterator[Item]]] = {
-    "digits": digits.items,
-    "prose": prose.items,
-    "scenes": scenes,
+# Data sets that come by name: name -> module whose `items` makes them, given options.
+SETS: Mapping[str, str] = {
+    "digits": "mmjax.data.sets.digits",
+    "prose": "mmjax.data.sets.prose",
+    "scenes": "mmjax.data.scenes.items",
 }
-# Directories that hold a user's own files: --format -> items, given the path and options.
-READERS: Mapping[str, Callable[..., Iterator[Item]]] = {**FORMATS, "emoji": emoji.items}
 TFDS = "tfds:"
 TOKENIZER_TEXTS = 200_000  # training documents the tokenizer is trained on, at most
 TELLING = 300  # characters by which a language is told
@@ -72,7 +68,7 @@ def build(
         place = Path(dst).resolve()  # TFDS puts a directory it made elsewhere there
         lock = held(place.with_name(f"{place.name}.{LOCK}"))
         with contextlib.nullcontext() if (place / pipeline.OPENMOJI).is_file() else lock:
-            openmoji.build(dst)
+            need("mmjax.data.sets.openmoji").build(dst)
         found = {}
     else:
         if form:
@@ -107,12 +103,13 @@ def _items(src: str, form: str, options: Mapping[str, Any]) -> Iterator[Item]:
             f"--src={src} is unknown; have: {names}; for files of your own say "
             f"--format={'|'.join(READERS)}"
         )
-    reader: Callable[..., Iterator[Item]] = tfds.items
+    module = "mmjax.data.sets.tfds"
     given: tuple = (src.removeprefix(TFDS),)
     if form:
-        reader, given = READERS[form], (Path(src),)
+        module, given = READERS[form], (Path(src),)
     elif src in SETS:
-        reader, given = SETS[src], ()
+        module, given = SETS[src], ()
+    reader: Callable[..., Iterator[Item]] = need(module).items
     known = list(inspect.signature(reader).parameters)[len(given) :]
     for name in options:
         if name not in known:
@@ -212,11 +209,11 @@ def _count(source, tokenizer, texts, pictures) -> tuple[dict, tuple[set, set]]:
         elif text:
             unknown.append(text)
         if sum(map(len, unknown)) >= TELLING:
-            spoken[py3langid.classify(" ".join(unknown))[0]] += len(unknown)
+            spoken[need("py3langid").classify(" ".join(unknown))[0]] += len(unknown)
             unknown = []
         new[1].update(marks)
     if unknown:
-        spoken[py3langid.classify(" ".join(unknown))[0]] += len(unknown)
+        spoken[need("py3langid").classify(" ".join(unknown))[0]] += len(unknown)
     names = ("documents", "pictures", "tokens", "bytes")
     row: dict[str, Any] = {name: count[name] for name in names}
     row["sides"] = f"{min(sides)} ... {max(sides)}" if sides else ""

@@ -26,7 +26,7 @@ from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pi
 from mmjax.data.pixels import decode_all, start_worker
 from mmjax.data.record import Records
 from mmjax.data.resize import RESIZE
-from mmjax.data.sets import openmoji
+from mmjax.data.sets import prepared
 from mmjax.data.spans import move_spans
 from mmjax.data.transform import TEMPLATES, to_document
 from mmjax.error import UserError
@@ -118,7 +118,7 @@ def open_split(path: str | Path, split: str) -> Records:
         UserError: if there is no such data set or split.
     """
     if (Path(path) / OPENMOJI).is_file():
-        return openmoji.read(path, split)
+        return prepared.read(path, split)
     return store.read(path, split)
 
 
@@ -129,7 +129,7 @@ def splits(path: str | Path) -> list[str]:
         UserError: if there is no such data set.
     """
     if (Path(path) / OPENMOJI).is_file():
-        return list(openmoji.SPLITS)
+        return list(prepared.SPLITS)
     return list(store.info(path)["splits"])
 
 

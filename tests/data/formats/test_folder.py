@@ -8,7 +8,7 @@ import pytest
 from pictures import outcome, picture
 
 from mmjax.batch import Image, Text
-from mmjax.data.formats import FORMATS, folder
+from mmjax.data.formats import folder, reader
 from mmjax.error import UserError
 
 
@@ -26,7 +26,7 @@ def test_captions_beside_pictures(tmp_path):
     for hidden in (".cache/b.png", "._owl.png"):
         (tmp_path / hidden).parent.mkdir(exist_ok=True)
         (tmp_path / hidden).write_bytes(picture())
-    records, reasons = outcome(FORMATS["folder"](tmp_path))
+    records, reasons = outcome(reader("folder")(tmp_path))
     assert not reasons and list(records) == ["a.jpeg", "birds/owl.PNG"]
     owl = records["birds/owl.PNG"]
     assert owl.id == "birds/owl.PNG"

@@ -11,7 +11,7 @@ from test_dicom import RAMP, scan
 from test_webdataset import pairs, shard
 
 from mmjax.data import store
-from mmjax.data.formats import FORMATS
+from mmjax.data.formats import FORMATS, reader
 from mmjax.data.write import write
 
 
@@ -47,7 +47,7 @@ def make(form, path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_data_set_is_built_from_it(tmp_path, form):
     path = make(form, tmp_path / "in")
-    found = [write(FORMATS[form](path), tmp_path / out, {}, {}) for out in ("a", "b")]
+    found = [write(reader(form)(path), tmp_path / out, {}, {}) for out in ("a", "b")]
     assert found[0] == found[1]
     assert (found[0]["documents"], found[0]["rejected"]) == (3, 1)
     records = store.read(tmp_path / "a", "train")
