@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from mmjax import __version__
+import mmjax
 
 VERBS = {
     "train": "mmjax.verbs.train",
@@ -144,7 +144,7 @@ def main() -> None:
     """Runs `mmjax <verb>`."""
     argv = sys.argv[1:]
     if argv[:1] == ["--version"]:
-        print(f"mmjax {__version__}")
+        print(f"mmjax {mmjax.__version__}")
         sys.exit(0)
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())

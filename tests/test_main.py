@@ -115,7 +115,7 @@ def test_what_an_experiment_says_is_all_that_is_said(mmjax, kit, said):
 
 
 def test_train_without_a_config(mmjax):
-    assert "--config=experiments/NAME.py" in refused(mmjax("train", "--workdir=run"))
+    assert "--config=NAME" in refused(mmjax("train", "--workdir=run"))
 
 
 def test_the_first_command_builds_and_describes_its_data(mmjax, openmoji):
