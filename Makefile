@@ -8,11 +8,12 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
 venv: .venv/installed
 
+# --use-pep517: one package (promise, of TFDS) has no wheel, and pip warns of its older way to build.
 # A second call installs nothing: the stamp is newer than what it was made from.
 .venv/installed: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmjax needs CPython 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 

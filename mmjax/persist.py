@@ -33,9 +33,11 @@ def keep_programs() -> None:
     JAX_COMPILATION_CACHE_DIR names another place ("" none), and JAX_ENABLE_COMPILATION_CACHE=false
     turns it off. Where nothing can be written, nothing is kept.
     """
-    read = jax.config.read
-    told = "JAX_COMPILATION_CACHE_DIR" in os.environ or read("jax_compilation_cache_dir")
-    if told or not read("jax_enable_compilation_cache"):
+    place, on = (
+        getattr(jax.config, name)
+        for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    )
+    if place or not on or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
         place = directory()

@@ -31,7 +31,7 @@ EVALS: dict[str, Callable] = {
     "likelihood": likelihood.evaluate,
     "caption": caption.evaluate,
     "drawing": drawing.evaluate,
-    "frechet": frechet.evaluate,
+    "frechet": frechet.of_either,
     "scenes": scenes.evaluate,
     "answers": answers.evaluate,
     "edits": edits.evaluate,

@@ -24,16 +24,18 @@ ROWS = 32
 RESAMPLES = 200
 
 
+def of_either(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
+    """`evaluate`, or of a codec, which draws nothing, `reconstructed`."""
+    return (evaluate if trained.abilities.draws else reconstructed)(trained, seed, out)
+
+
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     """`frechet_lite0`: of the drawings of each held-out split from its true pictures.
 
     `frechet_lite0_true`: of as many training pictures from these, what a perfect model would have
     at this n; `_codec`: of what the model's codec makes of the true pictures, what a perfect model
-    of its codes would. Of a model that draws nothing, a codec, `reconstructed`. Nothing where the
-    feature network is not installed.
+    of its codes would. Nothing where the feature network is not installed.
     """
-    if not trained.abilities.draws:
-        return reconstructed(trained, seed, out)
     count = trained.run.experiment.evals.drawings
     makers: dict[str, Callable] = {"": partial(heldout.drawings, trained)}
     if getattr(trained.run.model.parts, "codec", None) is not None:
