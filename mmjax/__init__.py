@@ -18,13 +18,15 @@ __version__ = "0.1.0"  # read by setup.cfg too
 
 # Imported on first use: the command line looks at its arguments before it pays for jax.
 _PUBLIC = {
+    "EOS": "mmjax.batch",
     "IMAGE": "mmjax.sample.request",
+    "SEP": "mmjax.batch",
     "TEXT": "mmjax.sample.request",
     "Image": "mmjax.batch",
     "Text": "mmjax.batch",
     "load": "mmjax.trained",
 }
-__all__ = ["IMAGE", "TEXT", "Image", "Text", "load"]
+__all__ = ["EOS", "IMAGE", "SEP", "TEXT", "Image", "Text", "load"]
 
 
 def __getattr__(name: str):

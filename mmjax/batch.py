@@ -1,7 +1,8 @@
 """Documents on the host, one `Batch` on the device, and every mask as a function of its fields.
 
-A document is a list of parts, `[Text | Image, ...]`. Written out as one line of positions it reads
-`BOS part part ... EOS`, where an image is `BOI patch ... patch EOI`. The sentinels are text.
+A document is a list of parts, `[Text | Image | Sentinel, ...]`. Written out as one line of
+positions it reads `BOS part part ... EOS`, where an image is `BOI patch ... patch EOI`. The
+sentinels have the modality of text.
 """
 
 from collections.abc import Sequence
@@ -59,7 +60,26 @@ class Image:
         return self.data if self.coded is None else self.coded.array()
 
 
-Document = Sequence[Text | Image]
+@dataclass(frozen=True)
+class Sentinel:
+    """An id with a meaning of its own as a part of a document; no text ever becomes one.
+
+    Attributes:
+        name: "sep" (between prompt and answer), "eos", "mask" (where a moved span stood) or
+            "registers" (all of them); see `Vocabulary`.
+        loss: as of Text. id: of a further token of a tokenizer, which is called `name`; else -1.
+    """
+
+    name: str
+    loss: bool = True
+    id: int = -1
+
+    def __str__(self) -> str:
+        return f"mmjax.{self.name.upper()}" if self.id < 0 else self.name
+
+
+SEP, EOS = Sentinel("sep"), Sentinel("eos")
+Document = Sequence[Text | Image | Sentinel]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def pack(record: Record) -> bytes:
     for p in record.document:
         if isinstance(p, Text):
             parts.append({"text": p.text, "loss": p.loss})
+        elif not isinstance(p, Image):
+            raise TypeError(f"a record holds Text and Image, not {type(p).__name__}")
         else:
             parts.append({"image": p.data, "loss": p.loss})
             if p.coded is not None:

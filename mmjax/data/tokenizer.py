@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mmjax.batch import TEXT, Document, Image, Text, Vocabulary
+from mmjax.batch import TEXT, Document, Image, Sentinel, Text, Vocabulary
+from mmjax.data import plain
 from mmjax.error import UserError
 
 MASKS = 8  # most spans CM3 may move in one document
 # Only vocabularies of runs that use them have registers; see `mmjax.batch.unparted`.
 REGISTERS = tuple(f"<register:{i}>" for i in range(16))
-# As whole parts of a document, these stand for the sentinels of their names.
-SEPARATOR, MASK, END = "<sep>", "<mask:0>", "<eos>"
-REGISTER = REGISTERS[0]  # for all registers
 SENTINELS = (
-    "<pad>", "<bos>", END, "<boi>", "<eoi>", SEPARATOR, "<eoss>",
+    "<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<sep>", "<eoss>",
     *(f"<mask:{i}>" for i in range(MASKS)),
 )  # fmt: skip
 
@@ -26,6 +24,7 @@ ALIASES = {
     "<bos>": ("<s>", "<|begin_of_text|>", "<|startoftext|>"),
     "<eos>": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
 }
+NAMES = frozenset([*SENTINELS, *REGISTERS, *(name for some in ALIASES.values() for name in some)])
 
 
 def train(texts: Iterable[str], size: int) -> Tokenizer:
@@ -80,6 +79,8 @@ def load(path: str | Path) -> Tokenizer:
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        whole = plain.without_holes(Path(path).read_text(encoding="utf-8"))
+        tokenizer = tokenizer if whole is None else Tokenizer.from_str(whole)
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"tokenizer {path} is damaged: {error}; build it again") from error
     return with_sentinels(tokenizer)
@@ -114,25 +115,34 @@ def chameleon_vocabulary() -> Vocabulary:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Text -> ids, without sentinels (a sentinel's name inside the text is plain text)."""
+    """Text -> ids, without sentinels: their names are text like any other."""
     return encode_all(tokenizer, [text])[0]
 
 
-def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def encode_all(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    vocab: Vocabulary | None = None,
+    later: Sequence[bool] = (),
+) -> list[list[int]]:
     """Texts -> ids; many at a time are faster than one by one.
+
+    No text has an id with a meaning of its own, whatever it says and whatever the tokenizer is.
+
+    Args:
+        tokenizer, texts: what is encoded by what.
+        vocab: of the model, which may give further ids a meaning.
+        later: of each text, whether it stands behind something else, such as a picture.
 
     Raises:
         UserError: for a text that is no Unicode, such as half of a surrogate pair.
     """
-    # Set at every call because neither a tokenizer.json nor a pickle keeps it.
-    tokenizer.encode_special_tokens = True
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the text {text[:40]!r} cannot be encoded: {error.reason}") from error
-    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [one.ids for one in found]
+    return plain.encode(plain.plain(tokenizer, vocab, NAMES), texts, later)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -166,7 +176,7 @@ def lay_out_all(
 
     Args:
         documents: each parts, in order.
-        tokenizer: their BPE.
+        tokenizer: theirs.
         vocab: its sentinel ids.
         patches: positions a picture takes, p; or those of each kind.
         shared_position: all patches of a picture share one position id.
@@ -178,13 +188,51 @@ def lay_out_all(
         document), position, weight.
 
     Raises:
-        TypeError: for a part that is neither Text nor Image.
-        UserError: for registers, where the vocabulary has none.
+        TypeError: for a part that is none of Text, Image and Sentinel.
+        UserError: for a sentinel that the vocabulary has not.
     """
     texts = [p.text for d in documents for p in d if isinstance(p, Text)]
-    ids = iter(encode_all(tokenizer, texts))
+    later = [follows(d, at) for d in documents for at, p in enumerate(d) if isinstance(p, Text)]
+    ids = iter(encode_all(tokenizer, texts, vocab, later))
     ends *= end
     return [_positions(d, ids, vocab, patches, shared_position, ends) for d in documents]
+
+
+def follows(document: Document, at: int) -> bool:
+    """Whether a part stands right behind a picture or a further token of the tokenizer.
+
+    There theirs tokenize a text as one that goes on; behind another text, or a sentinel of ours, a
+    text begins anew.
+    """
+    before = document[at - 1] if at else None
+    return isinstance(before, Image) or (isinstance(before, Sentinel) and before.id >= 0)
+
+
+def sentinel_ids(part: Sentinel, vocab: Vocabulary) -> list[int]:
+    """The ids that a sentinel stands for.
+
+    Raises:
+        UserError: if the vocabulary has none.
+    """
+    if part.id >= 0:
+        return [part.id]
+    named = {
+        "sep": (vocab.sep,), "eos": (vocab.eos,), "mask": vocab.masks[:1],
+        "registers": vocab.registers,
+    }  # fmt: skip
+    if part.name not in named:
+        raise UserError(f"sentinel {part.name!r} is unknown; have: {', '.join(named)}")
+    ids = [i for i in named[part.name] if i >= 0]
+    lacks = {
+        "sep": "ask in the words it was trained on, or by `chat`, which knows them",
+        "eos": "leave it out",
+        "mask": "train with data.spans above 0 (CM3), or leave the hole out",
+        "registers": "train with data.bottleneck='registers', which adds them, or give "
+        "data.bottleneck='lowres'",
+    }  # fmt: skip
+    if not ids:
+        raise UserError(f"this model has no {part}; {lacks[part.name]}")
+    return ids
 
 
 def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
@@ -220,26 +268,11 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
         position.extend(range(start, start + len(ids)) if step else [start] * len(ids))
         weight.extend([float(loss)] * len(ids))
 
-    named = {
-        SEPARATOR: [vocab.sep], END: [vocab.eos], MASK: list(vocab.masks[:1]),
-        REGISTER: list(vocab.registers),
-    }  # fmt: skip
-    if not vocab.registers and any(isinstance(p, Text) and p.text == REGISTER for p in document):
-        raise UserError(
-            "the tokenizer has no registers; train with data.bottleneck='registers', which adds "
-            "them, or give data.bottleneck='lowres'"
-        )
-    if vocab.sep < 0 and any(isinstance(p, Text) and p.text == SEPARATOR for p in document):
-        raise UserError(
-            f"this model has no {SEPARATOR}; ask in the words it was trained on, as 'USER: ... "
-            f"ASSISTANT:'"
-        )
     add([vocab.bos] if vocab.bos >= 0 else [], TEXT, 0, False)  # imported models may have none
     slot = written = 0  # written: length of the last text
     for part in document:
-        if isinstance(part, Text):
-            ids = next(texts)
-            ids = named.get(part.text, ids)
+        if isinstance(part, Text | Sentinel):
+            ids = next(texts) if isinstance(part, Text) else sentinel_ids(part, vocab)
             add(ids, TEXT, 0, part.loss)
             written = written + len(ids) if part.loss else 0
         elif isinstance(part, Image):
@@ -251,7 +284,7 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             add(ids, part.modality, slot, part.loss, step=not shared_position)
             add([vocab.eoi] * len(around), TEXT, 0, part.loss)
         else:
-            raise TypeError(f"a document holds Text and Image, not {type(part).__name__}")
+            raise TypeError(f"a document holds Text, Image and Sentinel, not {type(part).__name__}")
     if ends and vocab.eos >= 0:
         add([vocab.eos] * (ends - written % ends if written else 1), TEXT, 0, True)
     return {

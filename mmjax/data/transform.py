@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmjax.batch import Document, Image, Text
+from mmjax.batch import EOS, SEP, Document, Image, Sentinel, Text
 from mmjax.config import DataConfig
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import END, REGISTER, SEPARATOR
 from mmjax.error import UserError
 
 TEMPLATES = ("sep", "sep_one", "sep_draw", "vicuna", "reconstruct", "caption")
-Parts = list[Text | Image]
+Parts = list[Text | Image | Sentinel]
 
 # How Vicuna, and LLaVA after it, begin a conversation.
 VICUNA = (
@@ -141,9 +140,8 @@ def drop_caption(document: Document, rng: np.random.Generator, probability: floa
 def conversation(record: Record, template: str) -> Document:
     """A record's turns, prompts without loss and answers with it.
 
-    The template "sep" is Chameleon's (section 3.2): `prompt <sep> answer`, and `<sep>` once more
-    before another prompt. The separator is a Text(SEPARATOR), which the tokenizer makes the
-    sentinel. Behind an answer it has a loss, as what ends the answer; behind a prompt it has none.
+    The template "sep" is Chameleon's (section 3.2): `prompt SEP answer`, and SEP once more before
+    another prompt. Behind an answer it has a loss, as what ends the answer; behind a prompt none.
 
     Turns are parts whose roles, `facts["roles"]`, agree in being "gpt" or not. Without roles,
     `facts["questions"]` are asked about the pictures, without the texts, which may hold the
@@ -157,14 +155,15 @@ def conversation(record: Record, template: str) -> Document:
     """
     if template not in ("sep", "vicuna"):
         raise UserError(f"template {template!r} is unknown; use 'sep' or 'vicuna'")
-    ends = SEPARATOR if template == "sep" else END
+    ends = SEP if template == "sep" else EOS
     said: Parts = []
     for prompt, answer in _pairs(record):
-        before, behind = [], [Text(SEPARATOR, loss=False)]
+        before: Parts = []
+        behind: Parts = [replace(SEP, loss=False)]
         if template == "vicuna":
             before = [Text("USER:" if said else f"{VICUNA} USER:", loss=False)]
             behind = [Text("ASSISTANT:", loss=False)]
-        said += [Text(ends)] * bool(said)
+        said += [ends] * bool(said)
         said += [*before, *(replace(part, loss=False) for part in prompt), *behind]
         said += [replace(part, loss=True) for part in answer]
     if not said:
@@ -228,7 +227,7 @@ def asked(
     parts: Parts = []
     if read is not None:
         parts += [replace(read, loss=False, shrink=shrink if bottleneck == "lowres" else 1)]
-    parts += [Text(REGISTER, loss=False)] * (bottleneck == "registers")
+    parts += [Sentinel("registers", loss=False)] * (bottleneck == "registers")
     parts += [Text(request, loss=False)] * bool(request)
     return (*parts, replace(answer, loss=True))
 
@@ -266,10 +265,10 @@ def kind(document: Document) -> str:
     In a document with prompts it follows from what has a loss: any number of questions about a
     picture, answered in words, are "image_to_text". In another it follows from the order.
     """
-    parts = [p for p in document if not (isinstance(p, Text) and p.text == SEPARATOR)]
+    parts = [p for p in document if not (isinstance(p, Sentinel) and p.name == SEP.name)]
     if len(runs := _runs(parts)) < 2:
         return "image" if runs == [Image] else "text"
-    read, written = {type(p) for p in parts if not p.loss}, {type(p) for p in parts if p.loss}
+    read, written = ({_modality(p) for p in parts if p.loss is loss} for loss in (False, True))
     if not (read and written):
         if len(runs) > 2:
             return "interleaved"
@@ -281,7 +280,12 @@ def kind(document: Document) -> str:
 
 def _runs(document: Document) -> list[type]:
     """Text or Image for each run of one modality."""
-    return [modality for modality, _ in itertools.groupby(document, type)]
+    return [modality for modality, _ in itertools.groupby(document, _modality)]
+
+
+def _modality(part: Text | Image | Sentinel) -> type:
+    """Text or Image; sentinels are of text."""
+    return Image if isinstance(part, Image) else Text
 
 
 def _pairs(record: Record) -> Iterator[tuple[Parts, Parts]]:

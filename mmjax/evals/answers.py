@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.batch import Document, Image, Text
+from mmjax.batch import SEP, Document, Image, Text
 from mmjax.data import tokenizer as bpe
-from mmjax.data.tokenizer import SEPARATOR
 from mmjax.evals import heldout
 from mmjax.evals.value import Value, proportion
 from mmjax.trained import Trained
@@ -92,8 +91,7 @@ def told(record) -> list[Question]:
 def answers(trained: Trained, records, asked, seed: int) -> list[str]:
     """What the model answers to each question about each picture."""
     prompts: list[Document] = [
-        [Image(r.image), Text(q.question), Text(SEPARATOR)]
-        for r, q in zip(records, asked, strict=True)
+        [Image(r.image), Text(q.question), SEP] for r, q in zip(records, asked, strict=True)
     ]
     return trained.write(prompts, seed, temperature=0.0)
 

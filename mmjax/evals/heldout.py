@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.batch import Image, Text
+from mmjax.batch import SEP, Document, Image, Text
 from mmjax.config import DataConfig
 from mmjax.data import pipeline
 from mmjax.data.kinds import with_kinds
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import SEPARATOR, encode
+from mmjax.data.tokenizer import encode
 from mmjax.trained import Trained
 
 CHOICES = 10  # a picture's or caption's own and nine others: chance is 0.10
@@ -131,10 +131,10 @@ def names(trained: Trained) -> list[str]:
     return ["image", *trained.run.experiment.data.kinds]
 
 
-def request(trained: Trained, caption: str) -> list[Text]:
+def request(trained: Trained, caption: str) -> Document:
     """What asks for a picture of a caption, in the form that the model was trained on."""
     templates = {s.template for s in trained.run.experiment.data.sources.values()}
-    ends = [Text(SEPARATOR, loss=False)] if "sep_draw" in templates else []
+    ends = [replace(SEP, loss=False)] if "sep_draw" in templates else []
     return [Text(caption), *ends]
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mmjax.batch import Document, Image, Text
+from mmjax.batch import SEP, Document, Image, Sentinel, Text
 from mmjax.data.pixels import encode, is_image
-from mmjax.data.tokenizer import MASK, SEPARATOR
 from mmjax.error import UserError
 
 
@@ -60,7 +59,7 @@ def parse(parts, where: str = "a prompt") -> Request:
     Raises:
         UserError: for a second slot, a picture that is not there, or what is no part or prompt.
     """
-    if isinstance(parts, Slot | Text | Image | str) or is_image(parts):
+    if isinstance(parts, Slot | Text | Image | Sentinel | str) or is_image(parts):
         parts = [parts]
     if not isinstance(parts, Sequence):
         raise UserError(
@@ -80,12 +79,13 @@ def parse(parts, where: str = "a prompt") -> Request:
         )
     draw = bool(slots) and document[slots[0]] is IMAGE
     infill = bool(slots) and slots[0] < len(document) - 1
-    given = [Text(MASK) if isinstance(part, Slot) else part for part in document]
+    mask = Sentinel("mask")
+    given = [mask if isinstance(part, Slot) else part for part in document]
     if infill:
-        given.append(Text(MASK))
+        given.append(mask)
     elif slots:
         given.pop()
-    answer = bool(given) and isinstance(given[-1], Text) and given[-1].text == SEPARATOR
+    answer = bool(given) and is_sep(given[-1])
     return Request(given, draw, infill, answer)
 
 
@@ -98,17 +98,24 @@ def turns(request: Request) -> Document:
     turn, out = 0, []
     for part in request.document if request.answer else ():
         out.append(replace(part, loss=turn % 2 == 1))
-        turn += isinstance(part, Text) and part.text == SEPARATOR
+        turn += is_sep(part)
     return out or request.document
 
 
-def as_part(part) -> Text | Image:
+def is_sep(part) -> bool:
+    """Whether a part is the separator, with or without loss."""
+    return isinstance(part, Sentinel) and part.name == SEP.name
+
+
+def as_part(part) -> Text | Image | Sentinel:
     """One part of a prompt: text, or a picture in any of the forms that `pixels.encode` takes.
+
+    A string is text whatever it says; sentinels are `mmjax.SEP` and `mmjax.EOS`.
 
     Raises:
         UserError: for a picture that is not there, or what is no part.
     """
-    if isinstance(part, Text | Image):
+    if isinstance(part, Text | Image | Sentinel):
         return part
     if isinstance(part, str):
         return Text(part)

@@ -7,10 +7,11 @@ A prompt is text (a picture is drawn from it; models that draw none write on), t
 (a caption is written for it), or a JSONL file with one {"text": ...}, {"image": "path"} or
 {"parts": [...]} a line, paths relative to the file. Parts are {"text": ...}, {"image": "path"}, and
 one {"make": "image"} or {"make": "text"} where something is to be made: at the end, or, with models
-trained on CM3's objective, anywhere. A picture whose kind its aspect does not tell is {"image":
-"path", "kind": "depth"}. With --pictures=N, what asks for no picture, a text alone too, is answered
-with text and up to N pictures in any order. Prompts run in one compiled batch. Leaves pictures,
-samples.jsonl and sheet.png of all in --out.
+trained on CM3's objective, anywhere. Text is text whatever it says; {"sentinel": "sep"} is what
+stands between a question and its answer, {"sentinel": "eos"} what ends a text. A picture whose kind
+its aspect does not tell is {"image": "path", "kind": "depth"}. With --pictures=N, what asks for no
+picture, a text alone too, is answered with text and up to N pictures in any order. Prompts run in
+one compiled batch. Leaves pictures, samples.jsonl and sheet.png of all in --out.
 """
 
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 import PIL.Image
 from absl import flags
 
-from mmjax.batch import Image
+from mmjax.batch import EOS, SEP, Image, Sentinel
 from mmjax.config import DataConfig
 from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, only_read, with_kinds
@@ -85,8 +86,9 @@ SCALES = {
 SAMPLES, SHEET = "samples.jsonl", "sheet.png"
 WRITES = re.compile(r"\d{3,}(_\d+)?\.png|samples\.jsonl|sheet\.png")  # names in --out
 MAKE = {"image": IMAGE, "text": TEXT}
+NAMED = {"sep": SEP, "eos": EOS}
 
-Prompt = list[str | Path | Image | Slot]
+Prompt = list[str | Path | Image | Sentinel | Slot]
 
 
 def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
@@ -141,7 +143,7 @@ def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
     return prompts
 
 
-def one_part(row, where: str, home: Path) -> str | Path | Image | Slot:
+def one_part(row, where: str, home: Path) -> str | Path | Image | Sentinel | Slot:
     """A part of a prompt, as JSON has it; paths are relative to `home`.
 
     Raises:
@@ -149,15 +151,18 @@ def one_part(row, where: str, home: Path) -> str | Path | Image | Slot:
     """
     if isinstance(row, dict) and set(row) == {"image", "kind"}:
         return Image(encode(home / str(row["image"])), of=str(row["kind"]))
-    known: dict[str, Callable] = {"text": str, "image": home.joinpath, "make": MAKE.get}
+    known: dict[str, Callable] = {
+        "text": str, "image": home.joinpath, "make": MAKE.get, "sentinel": NAMED.get,
+    }  # fmt: skip
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()
         found = known[name](value) if name in known and isinstance(value, str) else None
         if found is not None:
             return found
     raise UserError(
-        f'{where} must be {{"text": ...}}, {{"image": "path"}} or {{"parts": [...]}} of these and '
-        f'{{"make": "image"}} or {{"make": "text"}}, not {json.dumps(row)[:80]}'
+        f'{where} must be {{"text": ...}}, {{"image": "path"}} or {{"parts": [...]}} of these, '
+        f'{{"make": "image"}} or {{"make": "text"}}, and {{"sentinel": "sep"}} or '
+        f'{{"sentinel": "eos"}}, not {json.dumps(row)[:80]}'
     )
 
 
@@ -251,7 +256,7 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
     rows, cells = [], []
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         given = [part for part in prompt if not isinstance(part, Slot)]
-        seen = with_kinds(c, [as_part(part) for part in given if not isinstance(part, str)])
+        seen = with_kinds(c, [as_part(part) for part in given])
         pictures = [only_read(part) for part in seen if isinstance(part, Image)]
         shown = decode_all([encoded(c, picture) for picture in pictures])
         made, words = [], []

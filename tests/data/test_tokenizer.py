@@ -1,7 +1,7 @@
 """Text to ids and back whatever the text, and documents written out as positions."""
 
-import dataclasses
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mmjax.batch import IMAGE, TEXT, Image, Text
+from mmjax.batch import IMAGE, SEP, TEXT, Image, Text
 from mmjax.data import tokenizer as bpe
 from mmjax.data.sets import openmoji as data
 from mmjax.data.tokenizer import SENTINELS, decode, encode, lay_out
@@ -99,12 +99,12 @@ def test_our_own_names_come_before_those_of_others(tmp_path):
 
 def test_a_separator_is_a_whole_part_and_never_part_of_a_text():
     v = VOCABULARY
-    pair = [Text("red", loss=False), Text(bpe.SEPARATOR, loss=False), Text("apple")]
+    pair = [Text("red", loss=False), replace(SEP, loss=False), Text("apple")]
     got = lay_out(pair, TOKENIZER, v, 4, True)
     red, apple = encode(TOKENIZER, "red"), encode(TOKENIZER, "apple")
     assert got["tokens"].tolist() == [v.bos, *red, v.sep, *apple, v.eos]
     assert got["weight"].tolist() == [0] * (len(red) + 2) + [1] * (len(apple) + 1)
-    within = lay_out([Text(f"red {bpe.SEPARATOR} apple")], TOKENIZER, v, 4, True)
+    within = lay_out([Text("red <sep> apple")], TOKENIZER, v, 4, True)
     assert v.sep not in within["tokens"]
 
 
@@ -215,7 +215,7 @@ def test_a_vocabulary_without_bos_or_eos_has_none_in_its_rows():
     document = [Text("a red apple")]
     whole = lay_out(document, TOKENIZER, V, P, True)
     for lacks, cut in (({"bos": -1}, slice(1, None)), ({"eos": -1}, slice(0, -1))):
-        found = lay_out(document, TOKENIZER, dataclasses.replace(V, **lacks), P, True)
+        found = lay_out(document, TOKENIZER, replace(V, **lacks), P, True)
         assert found["tokens"].tolist() == whole["tokens"][cut].tolist()
         assert found["position"].tolist() == list(range(len(found["tokens"])))
 
@@ -224,7 +224,7 @@ def test_a_separator_that_a_vocabulary_lacks_is_refused():
     """Of imported models: its id would be -1."""
     t = bpe.train(["a red apple"], 300)
     vocab = bpe.vocabulary(t)
-    asked = [Text("a"), Text(bpe.SEPARATOR, loss=False)]
+    asked = [Text("a"), replace(SEP, loss=False)]
     assert vocab.sep in bpe.lay_out(asked, t, vocab, 4, False)["tokens"]
-    with pytest.raises(UserError, match=r"^this model has no <sep>; ask in the words"):
-        bpe.lay_out(asked, t, dataclasses.replace(vocab, sep=-1), 4, False)
+    with pytest.raises(UserError, match=r"^this model has no mmjax.SEP; ask in the words"):
+        bpe.lay_out(asked, t, replace(vocab, sep=-1), 4, False)

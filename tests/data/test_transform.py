@@ -8,12 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmjax.batch import Image, Text
+from mmjax.batch import EOS, SEP, Image, Sentinel, Text
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats.llava import items
 from mmjax.data.pack import first_fit
 from mmjax.data.record import Record
-from mmjax.data.tokenizer import REGISTER, SEPARATOR
 from mmjax.data.transform import (
     RECONSTRUCT,
     VICUNA,
@@ -40,7 +39,7 @@ RED, BLUE = Text("red"), Text("blue")
 CAPTIONED = [(RED, A), (A, RED), (RED, BLUE, A), (A, B, RED, BLUE)]
 INTERLEAVED = [(RED, A, BLUE), (A, RED, B), (RED, A, BLUE, B)]
 ALONE = [(), (RED,), (A,), (RED, BLUE), (A, B)]
-SEP, ASKED = Text(SEPARATOR), Text(SEPARATOR, loss=False)
+ASKED = replace(SEP, loss=False)
 
 
 def unread(*parts):
@@ -194,7 +193,7 @@ def test_vicunas_words_around_two_answers_that_end_in_eos():
     )
     document = conversation(record, "vicuna")
     assert document == (
-        *unread(Text(f"{VICUNA} USER:"), A, RED, Text("ASSISTANT:")), BLUE, Text(bpe.END),
+        *unread(Text(f"{VICUNA} USER:"), A, RED, Text("ASSISTANT:")), BLUE, EOS,
         *unread(Text("USER:"), RED, Text("ASSISTANT:")), BLUE,
     )  # fmt: skip
     piece = bpe.lay_out(document, tokenizer, vocab, 2, True)
@@ -249,7 +248,7 @@ def test_what_a_document_teaches(document, expected):
     assert kind(document) == expected
 
 
-REGISTERED = Text(REGISTER, loss=False)
+REGISTERED = Sentinel("registers", loss=False)
 
 
 def reconstructions(bottleneck, count=2000, record=None):
@@ -311,7 +310,9 @@ def test_registers_are_ids_of_their_own_without_a_loss():
     tokenizer = bpe.train(["red blue green"] * 3, 300)
     plain = bpe.vocabulary(tokenizer, codes=5)
     document = reconstruction(Record("1", (A,)), rng(3), "registers", 2)
-    with pytest.raises(UserError, match=r"no registers; train with data.bottleneck='registers'"):
+    with pytest.raises(
+        UserError, match=r"no mmjax.REGISTERS; train with data.bottleneck='registers'"
+    ):
         bpe.lay_out(document, tokenizer, plain, 2, True)
     vocab = bpe.vocabulary(bpe.with_registers(tokenizer), codes=5)
     assert len(set(vocab.registers)) == 16 == vocab.size - plain.size == vocab.codes - plain.codes

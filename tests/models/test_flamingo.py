@@ -13,9 +13,8 @@ from tiny import tiny_flamingo_config
 
 import mmjax
 from mmjax import config, optim, run
-from mmjax.batch import Image, Text, last_image
+from mmjax.batch import SEP, Image, Text, last_image
 from mmjax.data import build, pipeline
-from mmjax.data.tokenizer import SEPARATOR
 from mmjax.error import UserError
 from mmjax.evaluate import evaluate
 from mmjax.mesh import Rules, make_mesh
@@ -313,9 +312,9 @@ def test_it_answers(home):
     model = mmjax.load(home / "eyed", devices=jax.devices()[:1])
     records = [pipeline.open_split(home / "scenes", "train")[i] for i in range(3)]
     asked = [
-        [Image(records[0].images[0]), Text("How many?"), Text(SEPARATOR)],
-        [Text("Which?"), *(Image(r.images[0]) for r in records[1:]), Text("red"), Text(SEPARATOR)],
-        [Text("No picture here"), Text(SEPARATOR)],
+        [Image(records[0].images[0]), Text("How many?"), SEP],
+        [Text("Which?"), *(Image(r.images[0]) for r in records[1:]), Text("red"), SEP],
+        [Text("No picture here"), SEP],
     ]
     together = model.generate(asked, temperature=0.0, text=4)
     assert all(isinstance(text, str) for text in together)

@@ -12,9 +12,8 @@ from tiny import tiny_clip_config, tiny_llava_config
 
 import mmjax
 from mmjax import config, run
-from mmjax.batch import Image, Text
+from mmjax.batch import SEP, Image, Text
 from mmjax.data import build, pipeline
-from mmjax.data.tokenizer import SEPARATOR
 from mmjax.error import UserError
 from mmjax.evaluate import evaluate
 from mmjax.mesh import Rules, make_mesh
@@ -177,9 +176,9 @@ def test_it_answers_and_its_cache_is_recomputation(home):
     model = mmjax.load(home / "two", devices=jax.devices()[:1])
     records = [pipeline.open_split(home / "scenes", "train")[i] for i in range(3)]
     asked = [
-        [Image(records[0].images[0]), Text("How many?"), Text(SEPARATOR)],
-        [Text("Which?"), *(Image(r.images[0]) for r in records[1:]), Text("red"), Text(SEPARATOR)],
-        [Text("No picture here"), Text(SEPARATOR)],
+        [Image(records[0].images[0]), Text("How many?"), SEP],
+        [Text("Which?"), *(Image(r.images[0]) for r in records[1:]), Text("red"), SEP],
+        [Text("No picture here"), SEP],
     ]
     told = model.generate(asked, temperature=1.0, text=5)
     assert len(told) == 3 and all(isinstance(text, str) for text in told)

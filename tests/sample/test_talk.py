@@ -14,7 +14,7 @@ from tiny import tiny_chameleon_config, tiny_codec_config
 
 import mmjax
 from mmjax import config, run
-from mmjax.batch import Image, Text
+from mmjax.batch import Image, Sentinel, Text
 from mmjax.coding import tokenize
 from mmjax.data import build, pipeline, spans
 from mmjax.data import tokenizer as bpe
@@ -267,7 +267,7 @@ def test_split_tells_words_from_pictures(model, words):
 
 
 def test_a_row_is_planned_by_what_is_asked(model, photo):
-    parts = [["a", mmjax.IMAGE], ["a"], ["a", "<sep>"], [mmjax.TEXT, photo], [mmjax.IMAGE, photo]]
+    parts = [["a", mmjax.IMAGE], ["a"], ["a", mmjax.SEP], [mmjax.TEXT, photo], [mmjax.IMAGE, photo]]
     asked = [request.parse(p) for p in parts]
     v = model.run.model.parts.vocabulary
     rows = talk.rows_of(asked, replace(model.run.experiment.data, spans=1.0), model.run)
@@ -535,12 +535,13 @@ def test_requests_say_what_is_given_and_what_is_to_be_made(photo):
     assert (ask.draw, ask.infill, ask.answer) == (True, False, False)
     assert list(ask.document) == [Text("a"), Image(photo.read_bytes())]
     assert request.parse("a") == request.parse(["a"]) == request.parse(["a", mmjax.TEXT])
-    assert request.parse(["a", "<sep>"]).answer and not request.parse(["<sep>", "a"]).answer
+    assert request.parse(["a", mmjax.SEP]).answer and not request.parse([mmjax.SEP, "a"]).answer
     hole = request.parse(["a", mmjax.TEXT, "b"])
-    assert [p.text for p in hole.document] == ["a", "<mask:0>", "b", "<mask:0>"]
+    mask = Sentinel("mask")
+    assert list(hole.document) == [Text("a"), mask, Text("b"), mask]
     assert (hole.draw, hole.infill) == (False, True)
     first = request.parse([mmjax.IMAGE, "b"])
-    assert (first.draw, first.infill) == (True, True) and first.document[0] == Text("<mask:0>")
+    assert (first.draw, first.infill) == (True, True) and first.document[0] == mask
     assert repr(mmjax.IMAGE) == "mmjax.IMAGE" and repr(mmjax.TEXT) == "mmjax.TEXT"
 
 
@@ -550,7 +551,7 @@ def test_a_conversation_is_given_as_training_had_it(photo):
     facts = {"roles": ["human", "human", "gpt", "human", "gpt"]}
     parts = [photo, *said]
     record = Record("1", (Image(photo.read_bytes()), *map(Text, said)), facts)
-    asked = request.parse([photo, said[0], "<sep>", said[1], "<sep>", said[2], "<sep>"])
+    asked = request.parse([photo, said[0], mmjax.SEP, said[1], mmjax.SEP, said[2], mmjax.SEP])
     assert tuple(request.turns(asked)) == conversation(record, "sep")[:-1]
     assert all(part.loss for part in asked.document)  # a score is of all words
     plain = request.parse(parts)
