@@ -94,6 +94,7 @@ class Vocabulary:
         codes: id of the first image code. code_count: how many there are.
         barred: ids that are never written, such as those a tokenizer keeps in reserve.
         stops: ids that end a text as `eos` does.
+        opening, closing: ids that a tokenizer from elsewhere puts behind `bos`, and behind prompts.
     """
 
     size: int
@@ -110,6 +111,8 @@ class Vocabulary:
     registers: tuple[int, ...] = ()
     barred: tuple[int, ...] = ()
     stops: tuple[int, ...] = ()
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
 
     @property
     def sentinels(self) -> tuple[int, ...]:

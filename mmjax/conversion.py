@@ -20,7 +20,7 @@ from rich.progress import Progress, track
 from mmjax import checkpoint, leaf, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, original
+from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, original, words
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
@@ -147,6 +147,7 @@ def bring_in(
         vocabulary = vocabulary_of(kind, source.config)
         if OURS not in source.config:
             vocabulary = told_beside(kind, vocabulary, source)
+        words.check(vocabulary, source.beside, source.path)
         rows = kind.rows(c, vocabulary, source.config)
     except UserError:
         raise
@@ -196,7 +197,11 @@ def told_beside(kind, v: Vocabulary, source: hub.Hub | original.Original) -> Voc
         return clip.named(v, source.config, source.beside)
     told = json.loads(source.beside.get(hub.GENERATION, b"{}"))
     more = [n for n in hub.tokens(told, "eos_token_id") if n not in (v.eos, *v.stops)]
-    return replace(v, stops=(*v.stops, *more)) if v.eos >= 0 else v
+    v = replace(v, stops=(*v.stops, *more)) if v.eos >= 0 else v
+    # The processor of IDEFICS writes BOS itself; releases of others than Hugging Face's have one.
+    if kind is idefics or isinstance(source, original.Original):
+        return v
+    return words.processed(v, source.beside, source.path)
 
 
 def sized(kind, c: Any, source: hub.Hub | original.Original) -> dict:

@@ -171,6 +171,7 @@ def lay_out_all(
     shared_position: bool,
     end: bool = True,
     ends: int = 1,
+    begin: bool | Sequence[bool] = True,
 ) -> list[dict[str, Any]]:
     """Writes documents out as positions.
 
@@ -182,6 +183,8 @@ def lay_out_all(
         shared_position: all patches of a picture share one position id.
         end: close with EOS; a prompt that is to be continued does not.
         ends: what the length of a last text and its EOS is a multiple of; EOS fill it up.
+        begin: open with BOS, or which do, and close prompts as a tokenizer of others does; a
+            conversation that a template of theirs wrote out says itself where it begins.
 
     Returns:
         For each document 1-D arrays of one length n: tokens, modality, image (1, 2, ... within the
@@ -195,7 +198,9 @@ def lay_out_all(
     later = [follows(d, at) for d in documents for at, p in enumerate(d) if isinstance(p, Text)]
     ids = iter(encode_all(tokenizer, texts, vocab, later))
     ends *= end
-    return [_positions(d, ids, vocab, patches, shared_position, ends) for d in documents]
+    begins = [begin] * len(documents) if isinstance(begin, bool) else begin
+    how = vocab, patches, shared_position, ends
+    return [_positions(d, ids, *how, b) for d, b in zip(documents, begins, strict=True)]
 
 
 def follows(document: Document, at: int) -> bool:
@@ -252,7 +257,7 @@ def _codes(picture: Image, vocab: Vocabulary, patches: int) -> list[int]:
     return (vocab.codes + codes).tolist()
 
 
-def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[str, Any]:
+def _positions(document, texts, vocab, patches, shared_position, ends, begin) -> dict[str, Any]:
     """One document, its texts' ids taken from the iterator `texts`; without EOS if ends is 0."""
     tokens: list[int] = []
     modality: list[int] = []
@@ -268,7 +273,8 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
         position.extend(range(start, start + len(ids)) if step else [start] * len(ids))
         weight.extend([float(loss)] * len(ids))
 
-    add([vocab.bos] if vocab.bos >= 0 else [], TEXT, 0, False)  # imported models may have none
+    if begin:  # imported models may have no BOS
+        add([i for i in (vocab.bos, *vocab.opening) if i >= 0], TEXT, 0, False)
     slot = written = 0  # written: length of the last text
     for part in document:
         if isinstance(part, Text | Sentinel):
@@ -287,6 +293,8 @@ def _positions(document, texts, vocab, patches, shared_position, ends) -> dict[s
             raise TypeError(f"a document holds Text, Image and Sentinel, not {type(part).__name__}")
     if ends and vocab.eos >= 0:
         add([vocab.eos] * (ends - written % ends if written else 1), TEXT, 0, True)
+    if begin and not ends:
+        add(vocab.closing, TEXT, 0, False)
     return {
         "tokens": np.array(tokens, np.int32),
         "modality": np.array(modality, np.int32),
