@@ -14,7 +14,7 @@ from greedy import continued
 from safetensors.numpy import load_file, save_file
 from test_conversion import theirs
 from tiny import tiny_llava_config
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import mmjax
 from mmjax import config, conversion, run, start
@@ -133,13 +133,17 @@ def test_what_is_trained_is_what_was_held_against_torch(name, tmp_path):
             assert np.abs(x).max() > 1e-4
 
 
-def words(place: Path, size: int = 48) -> None:
-    """A tokenizer of `size` words beside a model."""
+def words(place: Path, size: int = 48, begins: bool = True) -> None:
+    """A tokenizer of `size` words beside a model; begins: it puts BOS before texts."""
     names = {f"w{n}": n for n in range(size)} | {"[UNK]": 0, "<s>": 1, "</s>": 2}
     names = {name: n for name, n in names.items() if name not in ("w0", "w1", "w2")}
     tokenizer = Tokenizer(models.WordLevel(names, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<s>", "</s>"])
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     tokenizer.save(str(place / "tokenizer.json"))
 
 
