@@ -75,7 +75,8 @@ class DataConfig:
         text_first: share of documents with the caption before the picture.
         caption_dropout: share of documents that lose their caption (for guidance).
         shared_position: all patches of a picture have one position id.
-        resize: how pictures are brought to size; a key of mmjax.data.resize.RESIZE.
+        resize: how pictures are brought to size: a key of mmjax.data.resize.RESIZE, or steps, as
+            mmjax.data.steps tells.
         resize_prompt: the same of pictures that are only read, as templates have those of prompts:
             Chameleon pads them, and cuts those it draws (section 3.2). "" reads all alike.
         spans: mean number of spans a document moves to its end (CM3); 0 moves none.

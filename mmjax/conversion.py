@@ -20,7 +20,18 @@ from rich.progress import Progress, track
 from mmjax import checkpoint, leaf, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import around, chameleon, clip, hub, idefics, llama, llava, original, words
+from mmjax.convert import (
+    around,
+    chameleon,
+    clip,
+    hub,
+    idefics,
+    llama,
+    llava,
+    original,
+    processor,
+    words,
+)
 from mmjax.convert.decoder import one_device
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
@@ -143,7 +154,9 @@ def bring_in(
         )
     source = source.renamed(getattr(kind, "RENAMED", ()))
     try:
-        c = around.standardised(kind.config(source.config), source.path)
+        c = kind.config(source.config)
+        seen = pixels_of(c, source)
+        c = processor.standardised(c, seen)
         vocabulary = vocabulary_of(kind, source.config)
         if OURS not in source.config:
             vocabulary = told_beside(kind, vocabulary, source)
@@ -171,7 +184,7 @@ def bring_in(
         (place / "checkpoints").mkdir()
         meta = {"from": source.config["model_type"]}
         write(place.resolve() / "checkpoints", files, extra, meta)
-        e = around.experiment(kind.FAMILY, c, families(), **sized(kind, c, source))
+        e = around.experiment(kind.FAMILY, c, families(), **sized(kind, c, source, seen))
         (place / CONFIG).write_text(json.dumps(values.to_dict(e), indent=1))
         (place / GIVEN).write_text(json.dumps(untied(source.config), indent=1))
         (place / VOCABULARY).write_text(json.dumps(asdict(vocabulary), indent=1))
@@ -204,9 +217,18 @@ def told_beside(kind, v: Vocabulary, source: hub.Hub | original.Original) -> Voc
     return words.processed(v, source.beside, source.path)
 
 
-def sized(kind, c: Any, source: hub.Hub | original.Original) -> dict:
+def pixels_of(c: Any, source: hub.Hub | original.Original) -> processor.Pixels | None:
+    """How pictures are prepared, where files beside say it."""
+    if not hasattr(c, "image"):
+        return None
+    return processor.read(source.path, source.config["model_type"], c.image)
+
+
+def sized(kind, c: Any, source: hub.Hub | original.Original, seen: processor.Pixels | None) -> dict:
     """Sizes of rows and how pictures come to size, as far as the files beside say otherwise."""
-    place = kind.place(c) | around.resized(source.path)
+    place = kind.place(c) | ({} if seen is None else {"resize": seen.resize})
+    if isinstance(source, original.Original):
+        place |= {"resize": original.RESIZE.format(c.image)}
     text = source.config.get("text_config") or source.config
     most = text.get("max_position_embeddings")
     if kind is clip or not most:  # a text tower's row has room for a picture and sentinels too
@@ -356,7 +378,11 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         beside = [name for name in hub.BESIDE if (src / name).is_file()]
         for name in beside:
             shutil.copyfile(src / name, place / name)
-        pixels = around.preprocessor(held.experiment)
-        if pixels and not {hub.PREPROCESSOR, hub.PROCESSOR} & set(beside):
+        pixels, note = processor.told(held.experiment)
+        if {hub.PREPROCESSOR, hub.PROCESSOR} & set(beside):
+            note = ""
+        elif pixels:
             (place / hub.PREPROCESSOR).write_text(json.dumps(pixels, indent=2))
     said(f"{dst}: a {given['model_type']} for `transformers`, ready")
+    if note:
+        said(note)

@@ -18,6 +18,7 @@ from mmjax import config, conversion, leaf, run, values, verification
 from mmjax.__main__ import run_verb
 from mmjax.convert import hub
 from mmjax.convert.rows import stacked
+from mmjax.data import pipeline
 from mmjax.error import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -327,21 +328,36 @@ def test_what_is_not_read_is_told_and_objects_are_skipped(both, tmp_path):
 @pytest.mark.parametrize(
     ("says", "resize", "mean"),
     [
-        ({}, "pil_bicubic_aa", None),
-        ({"resample": 1, "do_center_crop": True}, "pil_lanczos", None),
-        ({"resample": 2, "image_mean": None}, "pil_bilinear_stretch", None),
-        ({"resample": 3, "do_pad": True, "do_normalize": False}, "pil_bicubic_pad", 0.0),
-        ({"resample": 5}, "pil_bicubic_aa", None),
+        ({}, "shortest=20 kernel=bicubic crop=20x20", None),
+        ({"resample": 1, "size": 24}, "shortest=24 kernel=lanczos crop=20x20", None),
+        (
+            {"resample": 2, "do_center_crop": False, "size": [20, 20], "image_mean": None},
+            "pil_bilinear_stretch",
+            None,
+        ),
+        (
+            {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "do_normalize": False},
+            "pad=122,116,104 shortest=20 kernel=bicubic crop=20x20",
+            0.0,
+        ),
     ],
 )
 def test_pictures_come_to_size_as_the_file_beside_says(says, resize, mean, tmp_path):
     source = theirs("clip", tmp_path / "hub")
-    (source / hub.PREPROCESSOR).write_text(json.dumps(says))
+    if says:
+        (source / hub.PREPROCESSOR).write_text(json.dumps(says))
     work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
     e = run.read_config(work)
     assert e.data.resize == resize
     assert e.data.length == 9 + 8  # a whole text, and what stands beside it
     assert e.model.mean[0] == (0.48145466 if mean is None else mean)
+    pipeline.check(e.data)
+    (source / hub.PREPROCESSOR).write_text(
+        json.dumps(says | {"crop_size": 24, "do_center_crop": True})
+    )
+    with pytest.raises(UserError, match=r"preprocessor_config\.json has crop_size=24, by which"):
+        conversion.convert(source, tmp_path / "never")
+    assert not [*tmp_path.glob("never*")]
 
 
 def test_what_was_trained_since_goes_out_as_it_is(tmp_path):

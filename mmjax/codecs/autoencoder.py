@@ -19,6 +19,7 @@ from mmjax.codecs.quantise import QuantiserConfig
 from mmjax.error import UserError
 from mmjax.layers.conv import Conv, PlaceAttention, Residual, double, group_norm
 from mmjax.layers.patch import to_pixels, to_signal
+from mmjax.layers.vision import standard
 from mmjax.layers.weight import Layer, check_dtype, ones, pieces, zeros
 from mmjax.mesh import Rules
 
@@ -38,6 +39,8 @@ class CodecConfig:
         quantiser: the quantiser.
         dtype: precision of activations.
         middle: places attend between the levels of the encoder and of the decoder too.
+        mean, std: of bytes over 255, a channel: what the encoder reads is (x - mean) / std, so in
+            [-1, 1] unless an imported one reads otherwise.
     """
 
     image: int
@@ -49,6 +52,8 @@ class CodecConfig:
     quantiser: QuantiserConfig
     dtype: str
     middle: bool = True
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
         """Checks fields against each other."""
@@ -284,9 +289,16 @@ def in_groups(codec: Codec, function: Callable, x, used):
     )
 
 
+def signal(c: CodecConfig, pixels):
+    """uint8 [n, h, w, 3] -> f32, what the encoder reads."""
+    if (c.mean, c.std) == ((0.5,) * 3, (0.5,) * 3):
+        return to_signal(pixels)  # the same, rounded otherwise
+    return standard(pixels, c.mean, c.std)
+
+
 def encode_ids(codec: Codec, params, pixels):
     """uint8 [n, h, w, 3] -> [n, tokens] int32 below `config.codes`."""
-    z = codec.read(params, to_signal(pixels))
+    z = codec.read(params, signal(codec.config, pixels))
     with jax.default_matmul_precision("highest"):
         found = codec.bottleneck(
             params, z, jnp.ones(len(z)), jax.random.split(jax.random.key(0), len(z))
@@ -303,7 +315,7 @@ def decode_ids(codec: Codec, params, ids):
 
 def encode_latents(codec: Codec, params, pixels):
     """uint8 [n, h, w, 3] -> [n, h', w', c] f32: the mean, of a KL codec."""
-    return jnp.split(codec.read(params, to_signal(pixels)), 2, axis=-1)[0]
+    return jnp.split(codec.read(params, signal(codec.config, pixels)), 2, axis=-1)[0]
 
 
 def decode_latents(codec: Codec, params, latents):

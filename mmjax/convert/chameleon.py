@@ -312,7 +312,7 @@ def place(c: Config) -> dict[str, Any]:
     """Sizes of the rows that such a model reads, three pictures with words, and its resizing."""
     return {
         "image": c.codec.image, "patch": c.codec.factor, "length": min(4 * c.tokens + 64, 4096),
-        "resize": "pil_lanczos",
+        "resize": f"shortest={c.codec.image} kernel=lanczos crop={c.codec.image}x{c.codec.image}",
     }  # fmt: skip
 
 

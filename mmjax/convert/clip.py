@@ -23,6 +23,7 @@ from mmjax.models.clip import Config, Parts, unit
 FAMILY = "clip"
 IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 HIGHEST = 2  # the eos_token_id by which CLIP takes a text's highest id for its end
+CROP = "shortest={0} kernel=bicubic crop={0}x{0}"  # how CLIP's pictures come to a side
 # What a config.json may leave out.
 DEFAULTS: dict[str, dict] = {
     "clip": {
@@ -238,8 +239,8 @@ def place(c: Config) -> dict[str, Any]:
 
     SigLIP sees all of a picture, whatever its aspect; CLIP the middle.
     """
-    how = {} if c.objective == "softmax" else {"resize": "pil_bicubic_stretch"}
-    return {"image": c.image, "patch": c.image, "length": c.text.length + 8} | how
+    how = CROP.format(c.image) if c.objective == "softmax" else "pil_bicubic_stretch"
+    return {"image": c.image, "patch": c.image, "length": c.text.length + 8, "resize": how}
 
 
 def extra(c: Config) -> dict[str, np.ndarray]:

@@ -169,9 +169,12 @@ def extra(c: Config) -> dict[str, Any]:
 def place(c: Config) -> dict[str, Any]:
     """Sizes of the rows that such a model reads, pictures and words, and its tower's resizing."""
     more = c.tokens - c.vision.side**2
-    how: dict[str, Any] = {} if c.vision.pool == "token" else {"resize": "pil_bicubic_stretch"}
-    how |= {"extra": more, "crop": c.vision.crop}
-    return {"image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512} | how
+    cut = c.vision.pool == "token"
+    return {
+        "image": c.image, "patch": c.patch, "length": 2 * c.tokens + 512, "extra": more,
+        "crop": c.vision.crop,
+        "resize": clip.CROP.format(c.image) if cut else "pil_bicubic_stretch",
+    }  # fmt: skip
 
 
 def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapping) -> dict:

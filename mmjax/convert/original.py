@@ -22,6 +22,7 @@ from mmjax.error import UserError
 
 PARAMS, MORE = "params.json", "consolidate_params.json"
 TOKENS, CODEC, CODEC_SHAPE = "text_tokenizer.json", "vqgan.ckpt", "vqgan.yaml"
+RESIZE = "shortest_rounded={0} kernel=lanczos crop={0}x{0}"  # how it prepares images of that side
 # Stands for an image where the text is written; a name of Hugging Face's for a reserved id.
 PLACE, RESERVED = "<image>", "<reserved08707>"
 

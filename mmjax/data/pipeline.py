@@ -18,14 +18,13 @@ from tokenizers import Tokenizer
 
 from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig
-from mmjax.data import store
+from mmjax.data import steps, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.mixture import mix, stream
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
 from mmjax.data.pixels import decode_all, start_worker
 from mmjax.data.record import Records
-from mmjax.data.resize import RESIZE
 from mmjax.data.sets import prepared
 from mmjax.data.spans import move_spans
 from mmjax.data.transform import TEMPLATES, to_document
@@ -43,12 +42,13 @@ def check(c: DataConfig) -> None:
         UserError: for an unknown way of resizing, template or bottleneck, or a bottleneck that
             does not go with the rest.
     """
-    for name, known in (
-        ("resize", tuple(RESIZE)), ("resize_prompt", ("", *RESIZE)), ("bottleneck", BOTTLENECKS)
-    ):  # fmt: skip
-        if (value := getattr(c, name)) not in known:
-            have = ", ".join(k or "''" for k in known)
-            raise UserError(f"data.{name}={value!r} is unknown; have: {have}")
+    for size in c.sizes:
+        steps.check(c.resize, size)
+        steps.check(c.resize_prompt or c.resize, size, "data.resize_prompt")
+    if c.bottleneck not in BOTTLENECKS:
+        raise UserError(
+            f"data.bottleneck={c.bottleneck!r} is unknown; have: {', '.join(BOTTLENECKS)}"
+        )
     if c.bottleneck == "lowres" and c.coded:
         raise UserError(
             "data.bottleneck='lowres' shrinks pictures before they are coded; give data.coded=False"

@@ -20,8 +20,9 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from mmjax.data.metadata import bare
-from mmjax.data.resize import PIXELS, RESIZE, Size, pil_bilinear_aa, pil_box
+from mmjax.data.resize import PIXELS, Size, pil_bilinear_aa, pil_box
 from mmjax.data.source import BYTES, content
+from mmjax.data.steps import to_size
 from mmjax.error import UserError
 
 # Nothing else Pillow could read: some of its decoders start other programs.
@@ -139,7 +140,7 @@ def _unreadable(data: bytes, error: Exception) -> UserError:
 
 
 def decode_image(data: bytes, size: Size, resize: str, shrink: int = 1) -> np.ndarray:
-    """Encoded picture -> [size, size, 3] uint8, by a mode of RESIZE; the centre is kept.
+    """Encoded picture -> [size, size, 3] uint8, by a mode of `data.resize` or by `data.steps`.
 
     `size` may be (height, width). With `shrink` > 1, which divides size, what the picture shows is
     what is left of it when each square of shrink x shrink pixels has become one: their mean, and
@@ -152,7 +153,7 @@ def decode_image(data: bytes, size: Size, resize: str, shrink: int = 1) -> np.nd
         picture = read(data)
     except ValueError as error:
         raise _unreadable(data, error) from error
-    pixels = RESIZE[resize](np.asarray(picture, np.uint8), size)
+    pixels = to_size(np.asarray(picture, np.uint8), size, resize)
     if shrink == 1:
         return pixels
     if not isinstance(size, int):

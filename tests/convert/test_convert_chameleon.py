@@ -52,7 +52,9 @@ def test_ids_in_reserve_are_never_words(given):
 def test_rows_have_room_for_three_pictures_resized_as_theirs(given):
     c = convert.config(given)
     place = convert.place(c)
-    assert place["resize"] == "pil_lanczos" and place["length"] > 3 * (c.tokens + 2)
+    assert place["resize"] == "shortest=8 kernel=lanczos crop=8x8" and place["length"] > 3 * (
+        c.tokens + 2
+    )
 
 
 def test_norms_that_heads_share_go_out_as_one_for_each(given):

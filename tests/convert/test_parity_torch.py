@@ -21,8 +21,8 @@ import make_golden  # noqa: E402
 import make_original  # noqa: E402
 
 from mmjax import config, conversion, run, verification  # noqa: E402
-from mmjax.convert import around, hub  # noqa: E402
-from mmjax.data.resize import RESIZE  # noqa: E402
+from mmjax.convert import hub, processor  # noqa: E402
+from mmjax.data.steps import to_size  # noqa: E402
 
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("default")]
 NAMES = [*make_golden.NAMES]
@@ -117,18 +117,24 @@ def test_transformers_loads_what_is_written(both):
     assert torch.equal(getattr(one, name), getattr(two, name))
 
 
-@pytest.mark.parametrize("how", around.RESAMPLE)
+@pytest.mark.parametrize(
+    "how",
+    ["nearest", "pil_lanczos", "pil_bilinear_aa", "pil_bicubic_aa", "pil_bicubic_stretch",
+     "pil_box", "pil_bilinear_stretch", "pil_bicubic_pad", "shortest=20 kernel=bicubic crop=16x16"],
+)  # fmt: skip
 def test_pictures_are_brought_to_size_as_the_file_beside_a_model_says(how, tmp_path):
     e = config.resolve(config.load(str(ROOT / "experiments" / "small_clip.py")), run.families())
-    e = replace(e, data=replace(e.data, resize=how))
-    (tmp_path / hub.PREPROCESSOR).write_text(json.dumps(around.preprocessor(e)))
+    mean = processor.CLIP_MEAN
+    e = replace(e, data=replace(e.data, resize=how), model=replace(e.model, mean=mean))
+    (tmp_path / hub.PREPROCESSOR).write_text(json.dumps(processor.told(e)[0]))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
-    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     found = theirs(images=PIL.Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    want = np.moveaxis(RESIZE[how](pixels, e.model.image), -1, 0) / 255.0
+    want = np.moveaxis(to_size(pixels, e.model.image, how), -1, 0) / 255.0
     mean, std = (np.array(x)[:, None, None] for x in (e.model.mean, e.model.std))
     np.testing.assert_allclose(found, (want - mean) / std, atol=1e-5)
-    assert around.standardised(replace(e.model, mean=(0.0,) * 3), tmp_path) == e.model
+    seen = processor.read(tmp_path, "clip", e.model.image)
+    assert processor.standardised(replace(e.model, mean=(0.0,) * 3), seen) == e.model
 
 
 @pytest.mark.parametrize(("swin", "shards"), [(False, 1), (True, 2)])

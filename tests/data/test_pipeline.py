@@ -421,7 +421,7 @@ def test_conversations_are_laid_out_by_their_template(openmoji):
         pipeline.check(dataclasses.replace(c, sources={"mine": wrong}))
     with pytest.raises(UserError, match=r"resize='cubic' is unknown; have: pil_box"):
         pipeline.check(dataclasses.replace(c, resize="cubic"))
-    with pytest.raises(UserError, match=r"resize_prompt='cubic' is unknown; have: '', pil_box"):
+    with pytest.raises(UserError, match=r"resize_prompt='cubic' is unknown; have: pil_box"):
         pipeline.check(dataclasses.replace(c, resize_prompt="cubic"))
     for share in ("text_first", "caption_dropout"):
         with pytest.raises(UserError, match=rf"data.{share}=10.0 is a share: give 0 to 1"):
