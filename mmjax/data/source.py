@@ -2,23 +2,52 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 BYTES = 512 << 20  # most of a file, or of a member of an archive, that is read whole
 LINE = 64 << 20  # most bytes of a line
 
 
-def within(file: Path, *roots: Path) -> None:
-    """Checks that a file, once links are resolved, lies below one of the directories.
+class Places(NamedTuple):
+    """Where files that a table names may lie.
+
+    bases: what names are relative to; the first where there is such a file counts.
+    roots: directories below which files lie once links are resolved.
+    follow_links: links below the roots may lead elsewhere.
+    """
+
+    bases: tuple[Path, ...]
+    roots: tuple[Path, ...]
+    follow_links: bool = False
+
+
+def within(file: Path, roots: Sequence[Path], follow_links: bool = False) -> bool:
+    """Whether a file, with links resolved unless they are followed, lies below a directory."""
+    found = Path(os.path.realpath(file))
+    if any(found.is_relative_to(os.path.realpath(root)) for root in roots):
+        return True
+    called = Path(os.path.abspath(file))
+    return follow_links and any(called.is_relative_to(os.path.abspath(root)) for root in roots)
+
+
+def named(name: str, places: Places) -> bytes:
+    """What is in a file that a table names.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if there is none, or see `content`. OSError: see there.
     """
-    found = os.path.realpath(file)
-    if not any(Path(found).is_relative_to(os.path.realpath(root)) for root in roots):
-        raise ValueError(f"{file.name} lies outside {roots[0]}, and only files below it are read")
+    files = [base / name for base in places.bases]
+    file = next((file for file in files if os.path.lexists(file)), None)
+    if file is None:
+        raise ValueError(f"{name}: no such file{', its name holds a null' * (chr(0) in name)}")
+    if not within(file, places.roots, places.follow_links):
+        raise ValueError(
+            f"{name} lies outside the source's directory; if images lie elsewhere, --images=DIR "
+            f"names the directory they are read below"
+        )
+    return content(file)
 
 
 def content(file: Path, *roots: Path) -> bytes:
@@ -28,15 +57,24 @@ def content(file: Path, *roots: Path) -> bytes:
         ValueError: if it lies elsewhere, is no regular file, or is larger.
         OSError: saying no more than what is wrong and the file's name.
     """
-    if roots:
-        within(file, *roots)
+    if roots and not within(file, roots):
+        raise ValueError(f"{file.name} leads outside the source's directory, and is not read")
     try:
         with opened(file) as raw:
             data = raw.read(BYTES + 1)
     except OSError as error:
         raise type(error)(f"{file.name}: {(error.strerror or 'cannot be read').lower()}") from error
+    return bounded(data, file.name)
+
+
+def bounded(data: bytes, name: str) -> bytes:
+    """The same bytes.
+
+    Raises:
+        ValueError: if there are more than BYTES.
+    """
     if len(data) > BYTES:
-        raise ValueError(f"{file.name} has more than {BYTES:,} bytes")
+        raise ValueError(f"{name} has more than {BYTES:,} bytes")
     return data
 
 
@@ -60,7 +98,7 @@ def lines(stream: Any) -> Iterator[bytes | None]:
             yield line
             continue
         while line and not line.endswith(b"\n"):
-            line = stream.readline(1 << 20)
+            line = stream.readline(1 << 16)
         yield None
 
 

@@ -309,3 +309,23 @@ def _pairs(record: Record) -> Iterator[tuple[Parts, Parts]]:
         if answers and prompt:
             yield prompt, parts
         prompt = [] if answers else parts
+
+
+def check(record: Record) -> None:
+    """Checks the facts that templates read, so that builders refuse what would stop training.
+
+    Raises:
+        ValueError: for roles or questions of another form, or without a prompt that has an answer.
+    """
+    roles, questions = record.facts.get("roles"), record.facts.get("questions")
+    if roles is None and not questions:
+        return
+    if roles is not None:
+        if not (isinstance(roles, list) and all(isinstance(role, str) for role in roles)):
+            raise ValueError("roles are not a list of texts")
+    elif not isinstance(questions, list) or not all(
+        isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in questions
+    ):
+        raise ValueError('questions are not a list of {"question", "answer"}')
+    if next(_pairs(record), None) is None:
+        raise ValueError("no answer (of gpt's) behind a prompt, which conversations are trained on")

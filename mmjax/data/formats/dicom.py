@@ -28,7 +28,6 @@ from mmjax.data.formats.caption import pair, rows, text_beside
 from mmjax.data.formats.files import (
     Tree,
     composed,
-    content,
     damaged,
     existing,
     label,
@@ -38,6 +37,7 @@ from mmjax.data.formats.files import (
     walk,
 )
 from mmjax.data.record import Item, Record
+from mmjax.data.source import content
 from mmjax.error import UserError
 
 TABLES = ("reports.csv", "reports.jsonl")
@@ -104,15 +104,16 @@ def _items(tree: Tree, images: list[Path], tables: list[Path]) -> Iterator[Item]
     for image, report in reports.items():
         name = label(image, root)
         used |= {image.with_suffix(".txt")} if report is None else set()
-        yield Item(name, partial(_record, name, image, report), split_of(image, root))
+        yield Item(name, partial(_record, name, image, report, tree.roots), split_of(image, root))
     for table, line, reason in bad:
         yield damaged(f"{label(table, root)}:{line}", reason)
     yield from rest(tree, used)
 
 
-def _record(name: str, image: Path, report: str | None) -> Record:
+def _record(name: str, image: Path, report: str | None, roots: tuple[Path, ...]) -> Record:
     """An image with this report, or without one that of the text file beside it."""
-    report = text_beside(image, "report", TABLES[0]) if report is None else report
+    if report is None:
+        report = text_beside(image, "report", TABLES[0], roots)
     png, facts = picture(image)
     return pair(hashlib.sha256(name.encode()).hexdigest()[:16], report, png, facts)
 

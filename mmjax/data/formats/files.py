@@ -203,18 +203,6 @@ def split_of(file: Path, root: Path) -> str | None:
     return first if rest and first in SPLITS else None
 
 
-def content(file: Path) -> bytes:
-    """What is in a file.
-
-    Raises:
-        OSError: saying no more than what is wrong and the file's name.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise type(error)(f"{file.name}: {why(error)}") from error
-
-
 def utf8(data: bytes) -> str:
     """Bytes -> text, without a byte order mark.
 

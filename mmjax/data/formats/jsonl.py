@@ -2,7 +2,8 @@
 
 {"id"?, "split"?, "facts"?, "parts": [{"text"} | {"image": path} | {"image_base64"}, ...]}, each
 part with an optional "loss"; or short {"text"}, or {"image": path, "caption"}. Paths are relative
-to the file. Fields of other names are left out.
+to the file, or to --images=DIR, and lead to files below the source or DIR. Fields of other names
+are left out.
 """
 
 import base64
@@ -21,9 +22,11 @@ import msgpack
 from mmjax.batch import Image, Text
 from mmjax.data.formats import picture
 from mmjax.data.formats.caption import pair, parsed, worded, writable
-from mmjax.data.formats.files import content, damaged, label, listed, rest, split_of
+from mmjax.data.formats.files import damaged, existing, label, listed, rest, split_of
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
+from mmjax.data.source import Places, lines, named, opened, too_long
+from mmjax.data.transform import check
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 KINDS = ("text", "image", "image_base64")
@@ -31,33 +34,45 @@ KINDS = ("text", "image", "image_base64")
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
-def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
+def items(path: Path, images: str = "", follow_links: bool = False) -> Iterator[Item]:
     """The lines of a file, or of every *.jsonl and *.jsonl.gz below a folder.
 
     Without "id" a document is called by file and line; without "split" the first-level folder
     tells (train, validation, test). What else lies in the folder comes last.
 
+    Args:
+        path: the file or folder. images: directory below which images lie too.
+        follow_links: also to files and folders outside of both.
+
     Raises:
         UserError: if there are none.
     """
     tree, files = listed(path, ENDINGS, follow_links)
-    found = (item for file in files for item in _lines(file, tree.root))
-    named = {ending: f"{ending}, read where a line names it" for ending in picture.ENDINGS}
-    return itertools.chain(found, rest(tree, {*files}, named))
+    further = (existing(Path(images), folder=True),) if images else ()
+    places = Places(further, (*tree.roots, *further), follow_links)
+    found = (item for file in files for item in _lines(file, tree.root, places))
+    kinds = {ending: f"{ending}, read where a line names it" for ending in picture.ENDINGS}
+    return itertools.chain(found, rest(tree, {*files}, kinds))
 
 
-def _lines(file: Path, root: Path) -> Iterator[Item]:
+def _lines(file: Path, root: Path, places: Places) -> Iterator[Item]:
     name, number = label(file, root), 0
-    folder = split_of(file, root)
+    folder, places = split_of(file, root), places._replace(bases=(*places.bases, file.parent))
     try:
-        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    source = f"{name}:{number}"
-                    read = partial(_record, source, line, file.parent)
+        with opened(file) as raw, gzip.open(raw) if _is_packed(file) else raw as stream:
+            for number, line in enumerate(lines(stream), 1):
+                source = f"{name}:{number}"
+                if line is None:
+                    yield damaged(source, too_long())
+                elif line.strip():
+                    read = partial(_record, source, line, places)
                     yield Item(source, read, _split(line) or folder)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         yield damaged(f"{name}:{number + 1}", f"cannot be read from here on: {error}")
+
+
+def _is_packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
 
 
 def _split(line: bytes) -> str | None:
@@ -78,7 +93,7 @@ def _split_name(line: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _record(source: str, line: bytes, folder: Path) -> Record:
+def _record(source: str, line: bytes, places: Places) -> Record:
     raw = parsed(line)
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
@@ -86,13 +101,16 @@ def _record(source: str, line: bytes, folder: Path) -> Record:
     id = worded(raw["id"], "id") if raw.get("id") is not None else source
     facts = _facts(raw.get("facts"))
     if "parts" in raw:
-        return Record(id, _parts(raw["parts"], folder), facts)
-    if "image" in raw:
-        image = content(folder / worded(raw["image"], "image"))
-        return pair(id, raw.get("caption"), image, facts)
-    if "text" in raw:
-        return Record(id, (Text(worded(raw["text"], "text")),), facts)
-    raise ValueError('neither "parts", nor "text", nor "image" and "caption"')
+        record = Record(id, _parts(raw["parts"], places), facts)
+    elif "image" in raw:
+        image = named(worded(raw["image"], "image"), places)
+        record = pair(id, raw.get("caption"), image, facts)
+    elif "text" in raw:
+        record = Record(id, (Text(worded(raw["text"], "text")),), facts)
+    else:
+        raise ValueError('neither "parts", nor "text", nor "image" and "caption"')
+    check(record)
+    return record
 
 
 def _facts(facts: Any) -> Mapping[str, Any]:
@@ -108,13 +126,13 @@ def _facts(facts: Any) -> Mapping[str, Any]:
     return facts
 
 
-def _parts(parts: Any, folder: Path) -> tuple[Text | Image, ...]:
+def _parts(parts: Any, places: Places) -> tuple[Text | Image, ...]:
     if not isinstance(parts, list) or not parts:
         raise ValueError("parts are not a list, or empty")
     document = []
     for number, part in enumerate(parts, 1):
         try:
-            document.append(_part(part, folder))
+            document.append(_part(part, places))
         except (ValueError, OSError) as error:
             raise ValueError(f"part {number}: {error}") from error
     if not any(isinstance(p, Image) or p.text.strip() for p in document):
@@ -122,7 +140,7 @@ def _parts(parts: Any, folder: Path) -> tuple[Text | Image, ...]:
     return tuple(document)
 
 
-def _part(part: Any, folder: Path) -> Text | Image:
+def _part(part: Any, places: Places) -> Text | Image:
     if not isinstance(part, dict):
         raise ValueError("not a JSON object")
     unknown = set(part) - {*KINDS, "loss"}
@@ -139,7 +157,7 @@ def _part(part: Any, folder: Path) -> Text | Image:
     if kinds[0] == "text":
         return Text(writable(value, "text"), loss)
     if kinds[0] == "image":
-        return Image(checked(content(folder / value)), loss)
+        return Image(checked(named(value, places)), loss)
     try:
         return Image(checked(base64.b64decode(value, validate=True)), loss)
     except binascii.Error as error:

@@ -4,6 +4,7 @@
   "conversations": [{"from": "human" | "gpt" | "system", "value": "<image>\\nWhat is it?"}, ...]}]
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,44 +12,62 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.batch import Document, Image, Text
-from mmjax.data.formats.caption import parsed, worded, writable
-from mmjax.data.formats.files import content, existing
+from mmjax.data.formats.array import Bad, elements
+from mmjax.data.formats.caption import worded, writable
+from mmjax.data.formats.files import damaged, existing
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
+from mmjax.data.source import Places, named
+from mmjax.data.transform import check
 from mmjax.error import UserError
 
 ROLES = ("human", "gpt", "system")
 MARK = "<image>"
 
 
-def items(path: Path) -> Iterator[Item]:
-    """The conversations of a JSON file, their pictures beside it or in `images/` beside it.
+def items(path: Path, images: str = "", follow_links: bool = False) -> Iterator[Item]:
+    """The conversations of a JSON file, their images beside it or in `images/` beside it.
 
-    Turns stay as they are, with no template around them: each is a Text, divided where a picture
-    stands. `facts["roles"]` tells for every part, pictures too, whose turn it is in. Only what gpt
+    Turns stay as they are, with no template around them: each is a Text, divided where an image
+    stands. `facts["roles"]` tells for every part, images too, whose turn it is in. Only what gpt
     says has loss.
+
+    Args:
+        path: the file. images: directory below which images lie instead.
+        follow_links: also to images outside of the file's directory and of `images`.
 
     Raises:
         UserError: if path is not a JSON file that holds a list.
     """
     if existing(path).is_dir():
         raise UserError(f"{path} is a folder; name the JSON file in it")
+    further = (existing(Path(images), folder=True),) if images else ()
+    bases = (*further, path.parent, path.parent / "images")
+    places = Places(bases, (path.parent, *further), follow_links)
+    entries = elements(path)
     try:
-        found = parsed(content(path))
+        first = [*itertools.islice(entries, 2)]
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); repair the file") from error
-    if not isinstance(found, list) or not found:
+    if not first:
         raise UserError(f"{path} holds no list of conversations; see LLaVA's format")
-    return _items(path, found)
+    return _items(path.name, itertools.chain(first, entries), places)
 
 
-def _items(path: Path, found: list[Any]) -> Iterator[Item]:
-    for number, entry in enumerate(found, 1):
-        source = f"{path.name}:{number}"
-        yield Item(source, partial(_record, source, entry, path.parent))
+def _items(name: str, entries: Iterator[Any], places: Places) -> Iterator[Item]:
+    number = 0
+    try:
+        for number, entry in enumerate(entries, 1):
+            source = f"{name}:{number}"
+            if isinstance(entry, Bad):
+                yield damaged(source, str(entry))
+            else:
+                yield Item(source, partial(_record, source, entry, places))
+    except (ValueError, OSError) as error:
+        yield damaged(f"{name}:{number + 1}", f"cannot be read from here on: {error}")
 
 
-def _record(source: str, entry: Any, folder: Path) -> Record:
+def _record(source: str, entry: Any, places: Places) -> Record:
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     id = worded(str(entry["id"]), "id") if entry.get("id") is not None else source
@@ -65,9 +84,11 @@ def _record(source: str, entry: Any, folder: Path) -> Record:
     marks = sum(text.count(MARK) for _, text in texts)
     if marks != len(names):
         raise ValueError(f"{marks} {MARK} but {len(names)} pictures")
-    pictures = [checked(_picture(name, folder)) for name in names]
+    pictures = [checked(named(name, places)) for name in names]
     document, roles = _parts(texts, pictures)
-    return Record(id, document, {"roles": roles})
+    record = Record(id, document, {"roles": roles})
+    check(record)
+    return record
 
 
 def _turn(turn: Any, number: int) -> tuple[str, str]:
@@ -78,11 +99,6 @@ def _turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"turn {number}: empty")
     return role, writable(text, f"turn {number}")
-
-
-def _picture(name: str, folder: Path) -> bytes:
-    beside, below = folder / name, folder / "images" / name
-    return content(below if below.is_file() and not beside.is_file() else beside)
 
 
 def _parts(texts: list[tuple[str, str]], pictures: list[bytes]) -> tuple[Document, list[str]]:

@@ -15,6 +15,7 @@ from mmjax.data.formats.caption import worded
 from mmjax.data.formats.files import damaged, label, listed, rest, split_of
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
+from mmjax.data.source import bounded
 from mmjax.error import UserError
 
 CAPTIONS = ("caption", "text", "label_text", "answer", "description", "alt_text", "report")
@@ -179,20 +180,21 @@ def _group(
         yield damaged(f"{name}:{first + row}", reason)
 
 
-def _record(id: str, caption: str | None, images: "Images", row: int) -> Record:
-    found, text = images(row), Text(worded(caption))
+def _record(id: str, caption: str | None, among: "Images", row: int) -> Record:
+    found, text = among(row), Text(worded(caption))
     if not found:
         raise ValueError("no image")
     if None in found:
         raise ValueError(f"image {found.index(None) + 1} of {len(found)} has no bytes")
-    return Record(id, (text, *(Image(checked(data)) for data in found)))
+    images = (Image(checked(bounded(data, "image"))) for data in found)
+    return Record(id, (text, *images))
 
 
 class Images:
     """A row group's images, asked for in the order of rows; each may be skipped."""
 
     def __init__(self, table: pq.ParquetFile, group: int, column: str):
-        self._batches = table.iter_batches(ROWS, row_groups=[group], columns=[column])
+        self._batches = table.iter_batches(1, row_groups=[group], columns=[column])
         self._batch: list = []
         self._first = 0
 

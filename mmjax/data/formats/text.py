@@ -1,17 +1,20 @@
 """Plain text and Markdown."""
 
+import codecs
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from mmjax.batch import Text
 from mmjax.data.formats.caption import worded
-from mmjax.data.formats.files import damaged, label, listed, rest, split_of, utf8
+from mmjax.data.formats.files import damaged, label, listed, rest, split_of
 from mmjax.data.record import Item, Record
+from mmjax.data.source import opened
 
 ENDINGS = (".txt", ".md")
 LONGEST = 2000  # characters of a document
+PIECE = 1 << 16  # bytes of a line that are read at a time
 
 
 def items(path: Path, follow_links: bool = False) -> Iterator[Item]:
@@ -45,37 +48,53 @@ def _record(id: str, text: str) -> Record:
 
 
 def _paragraphs(file: Path) -> Iterator[str]:
-    """Paragraphs of at most LONGEST characters.
+    """Paragraphs of at most LONGEST characters; of a line of any length only a piece is held.
 
     Raises:
         ValueError: at a line that is not UTF-8.
     """
-    lines: list[str] = []
-    with file.open("rb") as raw:
-        for number, data in enumerate(raw, 1):
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    number, blank, pending = 1, True, ""
+    with opened(file) as raw:
+        while piece := raw.readline(PIECE):
             try:
-                line = utf8(data).rstrip()
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}; save the file as UTF-8") from error
-            if line:
-                lines.append(line)
-            else:
-                yield from _cut("\n".join(lines))
-                lines = []
-    yield from _cut("\n".join(lines))
+                text = decode(piece)
+            except UnicodeDecodeError as error:
+                why = f"line {number}: not UTF-8 at byte {error.start}"
+                raise ValueError(f"{why}; save the file as UTF-8") from error
+            blank, ends = blank and not text.strip(), piece.endswith(b"\n")
+            pending += text
+            if ends and not blank:
+                pending = pending.rstrip() + "\n"
+            start = yield from _cut(pending)
+            pending = pending[start:]
+            if ends and blank:
+                yield from _rest(pending)
+                pending = ""
+            number, blank = number + ends, blank or ends
+    yield from _rest(pending)
 
 
-def _cut(paragraph: str) -> Iterator[str]:
-    """Pieces of at most LONGEST characters, cut at white space where there is some."""
+def _rest(text: str) -> Iterator[str]:
+    if text.strip():
+        yield text.rstrip()
+
+
+def _cut(text: str) -> Generator[str, None, int]:
+    """Pieces of at most LONGEST characters, cut at white space where there is some.
+
+    Returns:
+        Where what is left begins, which is no longer than that.
+    """
     start = 0
-    while len(paragraph) - start > LONGEST:
+    while len(text) - start > LONGEST:
         last = start + LONGEST
-        end = max(paragraph.rfind(space, start + 1, last + 1) for space in " \n")
+        end = max(text.rfind(space, start + 1, last + 1) for space in " \n")
         end = end if end > start else last
-        yield paragraph[start:end].strip()
+        if piece := text[start:end].strip():
+            yield piece
         start = end
-    if paragraph[start:].strip():
-        yield paragraph[start:].rstrip()
+    return start
 
 
 def grouped(paragraphs: Iterable[str], longest: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mmjax.batch import Image, Text
 from mmjax.data.formats import picture
@@ -26,10 +26,13 @@ from mmjax.data.formats.files import (
 )
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
+from mmjax.data.source import BYTES, opened
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 IMAGES = (*picture.ENDINGS, *picture.UNREAD)
 WORDS = (".txt", ".caption", ".json")
+HEADERS = 1 << 20  # most bytes of headers before a member
+MEMBERS = 1000  # most of one name
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
@@ -108,7 +111,10 @@ def _runs(file: Path, name: str) -> Iterator[Run | Item]:
             if run and found.key != run[0].key:
                 yield run
                 run = []
-            run.append(found)
+            if len(run) < MEMBERS:
+                run.append(found)
+            else:
+                yield damaged(f"{name}:{found.path}", f"more than {MEMBERS:,} members of one name")
     except _Cut as cut:
         # Between two members: what came is whole.
         if run:
@@ -154,7 +160,7 @@ def _records(run: Run) -> Iterator[tuple[str, Run]]:
 
 
 class _Cut(Exception):
-    """A shard ends between two members without tar's end mark, or goes on behind one."""
+    """A shard ends between two members without tar's end mark, goes on behind one, or too far."""
 
 
 def _members(file: Path, name: str) -> Iterator[Member | Item]:
@@ -164,33 +170,76 @@ def _members(file: Path, name: str) -> Iterator[Member | Item]:
         _Cut: if it is not whole. TarError, OSError, EOFError, zlib.error: if it is damaged.
     """
     packed = _is_packed(file)
-    with gzip.open(file) if packed else file.open("rb") as raw:
-        with tarfile.open(fileobj=raw, mode="r|" if packed else "r:") as tar:  # type: ignore
+    key, held = "", 0  # bytes of the members of a name, which a packed shard's record holds at once
+    with opened(file) as under, gzip.open(under) if packed else under as raw:
+        stream = _Stream(raw)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers every member
+                stream.left = HEADERS
                 path = PurePosixPath(info.name)
                 if info.isdir():
                     continue
                 if other := _other(info, path, name):
                     yield other
+                    continue
+                member = Member(path, partial(_slice, file, info.offset_data, info.size))
+                held = info.size + (held if member.key == key else 0)
+                key = member.key
+                if (held if packed else info.size) > BYTES:
+                    yield Member(path, _too_large)
                 elif packed:  # cannot be gone back in
-                    try:
-                        stream = tar.extractfile(info)
-                        data = stream.read() if stream else b""
-                    except _DAMAGE:
-                        yield Member(path, bytes)  # so the record before it is complete
-                        raise
+                    raw.seek(info.offset_data)
+                    data, short = _read(raw, info.size)
                     yield Member(path, partial(bytes, data))
+                    if short:  # told now, so that the record before it is complete
+                        raise short
                 else:
-                    yield Member(path, partial(_slice, file, info.offset_data, info.size))
-            if not _ends(tar):
+                    yield member
+            if not _ends(tar.offset, raw):
                 raise _Cut(f"does not end where it should, at byte {tar.offset:,}")
+
+
+class _Stream:
+    """A tar's bytes; between two members headers may take so many and no more."""
+
+    def __init__(self, raw: BinaryIO | gzip.GzipFile):
+        self._raw, self.left = raw, HEADERS
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def read(self, size: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            _Cut: if they are too many.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise _Cut(f"cannot be read from here on: a header has more than {HEADERS:,} bytes")
+        return self._raw.read(size)
+
+
+def _read(raw: BinaryIO | gzip.GzipFile, size: int) -> tuple[bytes, Exception | None]:
+    """A member's bytes, or none and why."""
+    try:
+        data = raw.read(size)
+    except _DAMAGE as error:
+        return b"", error
+    if len(data) < size:
+        return b"", tarfile.ReadError("unexpected end of data")
+    return data, None
+
+
+def _too_large() -> bytes:
+    raise ValueError(f"an image and its caption have more than {BYTES:,} bytes")
 
 
 def _other(info: tarfile.TarInfo, path: PurePosixPath, name: str) -> Item | None:
     """The item of a member that can be no part of a record; None if it can."""
     if not info.isreg():
         return damaged(f"{name}:{path}", "a link, a pipe or a device, which is not read")
+    if info.issparse():
+        return damaged(f"{name}:{path}", "has holes (a sparse file), which are not read")
     if path.name.startswith("."):
         return ignored(f"{name}:{path}", HIDDEN)
     if path.suffix.lower() not in (*WORDS, *IMAGES):
@@ -199,21 +248,19 @@ def _other(info: tarfile.TarInfo, path: PurePosixPath, name: str) -> Item | None
 
 
 def _slice(file: Path, start: int, size: int) -> bytes:
-    with file.open("rb") as raw:
+    with opened(file) as raw:
         raw.seek(start)
         return raw.read(size)
 
 
-def _ends(tar: tarfile.TarFile) -> bool:
-    """Whether the last header read was the end mark, two empty blocks and nothing behind.
+def _ends(at: int, raw: BinaryIO | gzip.GzipFile) -> bool:
+    """Whether a header read at `at` was the end mark, two empty blocks and nothing behind.
 
     tarfile itself takes a damaged header for the end.
     """
-    stream = tar.fileobj
-    assert stream is not None
-    stream.seek(tar.offset + tarfile.BLOCKSIZE)
+    raw.seek(at + tarfile.BLOCKSIZE)
     found = False
-    while chunk := stream.read(1 << 20):
+    while chunk := raw.read(1 << 20):
         if chunk.strip(b"\0"):
             return False
         found = True

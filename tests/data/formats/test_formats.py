@@ -27,7 +27,8 @@ def make(form, path):
         lines = [json.dumps({"text": f"caption {i}"}) for i in range(3)]
         (path / "a.jsonl").write_text("\n".join([*lines, "{"]))
     elif form == "llava":
-        chats = [[{"from": "gpt", "value": f"caption {i}"}] for i in range(3)]
+        ask = {"from": "human", "value": "What?"}
+        chats = [[ask, {"from": "gpt", "value": f"caption {i}"}] for i in range(3)]
         entries = [*({"conversations": c} for c in chats), {}]
         (path / "a.json").write_text(json.dumps(entries))
         return path / "a.json"

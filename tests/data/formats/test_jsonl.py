@@ -33,7 +33,10 @@ def test_parts_in_any_order(tmp_path):
             {"image_base64": inline, "loss": False}, {"text": " two"},
         ],
     })  # fmt: skip
-    (item,) = jsonl.items(path)
+    (outside,) = jsonl.items(path)
+    with pytest.raises(ValueError, match=r"part 2: ../out.png lies outside .* --images=DIR"):
+        outside.read()
+    (item,) = jsonl.items(path, images=str(tmp_path))
     record = item.read()
     assert (item.source, item.split, record.id) == ("a.jsonl:1", "golden_2", "x")
     assert record.facts == {"label": [1, {"deep": None}]}
@@ -77,6 +80,11 @@ DAMAGED = [
     ({"text": "x", "facts": []}, "facts are not"),
     ({"text": "x", "facts": {"n": 2**64}}, "facts cannot be written"),
     ({"text": "x", "facts": {"n": "\udc00"}}, "facts cannot be written"),
+    ({"text": "x", "facts": {"roles": "gpt"}}, "roles are not a list"),
+    ({"text": "x", "facts": {"roles": ["gpt"]}}, "no answer (of gpt's) behind a prompt"),
+    ({"text": "x", "facts": {"roles": ["human", "gpt"]}}, "2 roles for 1 parts"),
+    ({"text": "x", "facts": {"questions": [{"question": "?"}]}}, "questions are not a list of"),
+    ({"text": "x", "facts": {"questions": {"a": 1}}}, "questions are not a list of"),
 ]  # fmt: skip
 
 
