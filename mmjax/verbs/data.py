@@ -41,6 +41,7 @@ OPTIONS = (
     flags.DEFINE_list("styles", None, "emoji: icon sets to take"),
     flags.DEFINE_string("held_out", None, "emoji: icon set kept for the split `style`"),
     flags.DEFINE_string("data_dir", None, "tfds: directory of prepared data sets"),
+    flags.DEFINE_string("images", None, "jsonl, llava: directory below which named images lie"),
 )
 
 

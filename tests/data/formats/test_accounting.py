@@ -10,7 +10,7 @@ from pictures import outcome, picture
 from test_formats import make
 
 from mmjax.data import build
-from mmjax.data.formats import FORMATS, files, folder
+from mmjax.data.formats import FORMATS, files, folder, reader
 from mmjax.data.formats.picture import ENDINGS
 from mmjax.error import UserError
 
@@ -133,7 +133,7 @@ def test_an_error_names_what_there_is_instead(tmp_path, locked):
             continue
         wanted = r"; there is \.csv \(1\), \.mp4 \(2\), shut \(folder cannot be read: permission"
         with pytest.raises(UserError, match=wanted):
-            FORMATS[form](tmp_path)
+            reader(form)(tmp_path)
 
 
 def test_counts_go_on_where_a_build_was_stopped(tmp_path, monkeypatch):

@@ -92,7 +92,8 @@ def test_or_below_the_directory_that_a_flag_names(place, form):
         assert [r.images for r in outcome(items(path, images=str(other)))[0].values()] == [
             [picture(2)]
         ]
-    for name in ("/etc/passwd", "../home/in/a.png"):
+    (place.parent / "third.png").write_bytes(picture())
+    for name in ("/etc/passwd", "../third.png"):
         path, items = named_by(form, place, name)
         assert OUTSIDE in str(outcome(items(path, images=str(other)))[1])
     for images in (other / "gone", other / "b.png"):
