@@ -1,6 +1,5 @@
 """A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`, `embed`."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -9,14 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmjax import checkpoint
+from mmjax import checkpoint, values
 from mmjax.batch import Batch, Document, Text
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.models import Abilities, Params, abilities_of
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import answer, decode, prompt, request, span, talk
+from mmjax.sample import answer, chat, decode, prompt, request, span, talk
 from mmjax.sample.request import IMAGE
 from mmjax.sample_config import Choice, SampleConfig
 
@@ -32,12 +31,14 @@ class Trained:
         run: the experiment's parts. params: averaged weights where the run kept them.
         step: of the checkpoint.
         drawn: (split, count, seed) -> what `evals.heldout.drawings` has drawn.
+        home: the workdir it was loaded from.
     """
 
     run: Run
     params: Params
     step: int
     drawn: dict = field(default_factory=dict)
+    home: Path | None = None
     _compiled: dict = field(default_factory=dict)
     _kinds: dict = field(default_factory=dict)
 
@@ -110,28 +111,21 @@ class Trained:
     def sample_config(self, options) -> SampleConfig:
         """The experiment's `sample` group with options in place of its values, checked."""
         sample = self.run.experiment.sample
-        plain = {f.name for f in fields(SampleConfig)} - {"words", "codes"}
-        named = {n: options[n] for n in plain if n in options}
-        hints = {f.name: f.type for f in fields(SampleConfig)}
-        choices = [f.name for f in fields(Choice)]
-        numeric = [n for n in options if n not in ("solver", "kind")]
-        if broken := [n for n in numeric if not isinstance(options[n], numbers.Real)]:
-            raise UserError(f"{broken[0]}={options[broken[0]]!r} must be a number")
-        named = {n: float(x) if hints[n] is float else x for n, x in named.items()}
-        whole = [n for n in named if hints[n] is int]
-        if broken := [n for n in whole if not isinstance(named[n], numbers.Integral)]:
-            raise UserError(f"{broken[0]}={named[broken[0]]} must be a whole number")
-        named |= {n: int(named[n]) for n in whole}
+        whole = ("words", "codes")  # groups of their own
+
+        def given(group: type, prefix: str = "") -> dict:
+            known = [f for f in fields(group) if f.name not in whole and prefix + f.name in options]
+            return {f.name: values.checked(prefix + f.name, options, f.type) for f in known}
 
         def chosen(base: Choice, prefix: str) -> Choice:
-            known = {n: options[prefix + n] for n in choices if prefix + n in options}
+            known = given(Choice, prefix)
             try:
                 return replace(base, **known)
             except UserError as error:  # it begins with the name
                 raise UserError(f"{prefix}{error}") from error
 
         words, codes = chosen(sample.words, ""), chosen(sample.codes, "image_")
-        return replace(sample, words=words, codes=codes, **named)
+        return replace(sample, words=words, codes=codes, **given(SampleConfig))
 
     def generate(
         self,
@@ -170,6 +164,7 @@ class Trained:
         """
         self.check_options(options)
         asked = request.parse_all(prompts)
+        pictures, stop = _counts(pictures, stop)
         self._check_pictures(asked, pictures, stop)
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures, stop), row_keys(seed, len(asked))
@@ -182,13 +177,31 @@ class Trained:
             parts[0] if r.draw else " ".join(parts) for r, parts in zip(asked, made, strict=True)
         ]
 
+    def chat(self, turns: Sequence, seed: int = 0, pictures: int = 0, stream=None, **options):
+        """Answers a conversation, asked as the model was trained to be.
+
+        A model trained here is asked by the template of its data (`sep`, `vicuna`), an imported one
+        by the `chat_template` of its tokenizer.
+
+        Args:
+            turns: the user's and the model's by turns, the user's first and last, each text, a
+                picture, or a list of both: `[[photo, "What is it?"], "A cat.", "And its colour?"]`;
+                or messages {"role": "user", "assistant" or, first, "system", "content": ...}.
+                Where the last ends in `mmjax.IMAGE`, the answer is a picture.
+            seed, pictures, stream, options: as in `generate`.
+
+        Returns:
+            The answer: a string, a uint8 array [h, w, 3], or with `pictures` a list of both.
+
+        Raises:
+            UserError: for what is no conversation, or a model that was trained on none.
+        """
+        asked = chat.ask(self.run, self.home, turns)
+        return self.generate([asked], seed, pictures, stream, **options)[0]
+
     def _check_pictures(self, asked: Sequence[request.Request], pictures: int, stop: int) -> None:
         """Checks that so many can be drawn; raises a UserError that names what cannot be."""
         family = self.run.experiment.family
-        if not isinstance(pictures, int) or pictures < 0:
-            raise UserError(f"pictures={pictures} must be a whole number, 0 or more")
-        if not isinstance(stop, int) or not 0 <= stop <= pictures:
-            raise UserError(f"stop={stop} must be a whole number, 0 to pictures={pictures}")
         if stop and not self.abilities.stops:
             raise UserError(f"a {family} does not write on behind a picture; leave stop out")
         if not self.abilities.draws and (pictures or any(r.draw for r in asked)):
@@ -285,6 +298,9 @@ class Trained:
             raise UserError(
                 f"a {self.run.experiment.family} has no vectors to compare; load a clip"
             )
+        for what, given in (("names", names), ("templates", templates)):
+            if isinstance(given, str):
+                raise UserError(f"{what}={given!r} must be a list of texts, as [{given!r}]")
         if not templates or any("{}" not in t for t in templates):
             raise UserError(f"templates={list(templates)!r} must hold {{}} for a name, each")
         shown = [request.as_part(p) for p in pictures]
@@ -306,8 +322,9 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     """Loads a run's averaged weights (plain ones if it kept none) onto the devices of this machine.
 
     Raises:
-        UserError: if the workdir holds no checkpoint.
+        UserError: if the workdir holds no checkpoint, or not that of the step.
     """
+    step = None if step is None else values.whole("step", step)
     run = prepare_here(workdir, devices)
     averaged = run.abstract.ema is not None
     # What is frozen has no average: then both are read.
@@ -319,7 +336,28 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     params = found.state[names[0]]
     if averaged and run.model.frozen:
         params = merge(params, split(found.state["params"], run.model.frozen)[1])
-    return Trained(run, params, found.step)
+    return Trained(run, params, found.step, home=Path(workdir))
+
+
+def _counts(pictures, stop) -> tuple[int, int]:
+    """How many pictures an answer may have, and after how many it ends, as plain numbers.
+
+    Raises:
+        UserError: for what is no such number.
+    """
+    try:
+        most = values.whole("pictures", pictures)
+        if most < 0:
+            raise UserError(f"pictures={most} must be a whole number")
+    except UserError as error:
+        raise UserError(f"{error}, 0 or more") from error
+    try:
+        last = values.whole("stop", stop)
+        if not 0 <= last <= most:
+            raise UserError(f"stop={last} must be a whole number")
+    except UserError as error:
+        raise UserError(f"{error}, 0 to pictures={most}") from error
+    return most, last
 
 
 def row_keys(seed: int | Sequence[int], count: int) -> jax.Array:
@@ -328,8 +366,8 @@ def row_keys(seed: int | Sequence[int], count: int) -> jax.Array:
     Raises:
         UserError: for a number of seeds that is not `count`, or one outside 0 ... 2**32 - 1.
     """
-    one = np.ndim(seed) == 0  # type: ignore[arg-type]
-    seeds = [int(s) for s in np.atleast_1d(np.asarray(seed, object))]
+    one = isinstance(seed, str | bytes) or np.ndim(seed) == 0  # type: ignore[arg-type]
+    seeds = [values.whole("seed", s) for s in ([seed] if one else list(seed))]  # type: ignore
     if not one and len(seeds) != count:
         raise UserError(f"{len(seeds)} seeds for {count} prompts: give one, or one a prompt")
     if wrong := [s for s in seeds if not 0 <= s < 2**32]:

@@ -4,14 +4,63 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmjax.error import UserError
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number, also of numpy's or jax's types, as a plain int.
+
+    Raises:
+        UserError: for what is none, bools and strings among them.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{name}={shown(value)} must be a whole number") from error
+
+
+def number(name: str, value: Any) -> float:
+    """A number, also of numpy's or jax's types, as a plain float.
+
+    Raises:
+        UserError: for what is none, bools, strings and lists among them.
+    """
+    try:
+        if isinstance(value, bool | np.bool_ | str | bytes) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name}={shown(value)} must be a number") from error
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as Python writes it, numpy's numbers as plain ones, in one line."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    text = " ".join(repr(plain).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def checked(name: str, given: Mapping[str, Any], kind: Any) -> Any:
+    """A named value: a whole number where its kind is int, a number where it is float.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if kind is int:
+        number(name, given[name])
+        return whole(name, given[name])
+    return number(name, given[name]) if kind is float else given[name]
 
 
 def _named(kind: type) -> str:
@@ -19,7 +68,8 @@ def _named(kind: type) -> str:
 
 
 def _value(kind, value, path: str):
-    """One field's value, checked against its annotation."""
+    """One field's value, checked against its annotation; numpy's numbers count as plain ones."""
+    value = value.item() if isinstance(value, np.generic) else value
     origin = typing.get_origin(kind)
     if origin is types.UnionType:  # `X | None`
         inner = next(k for k in typing.get_args(kind) if k is not types.NoneType)

@@ -27,6 +27,7 @@ def lay_out(
     end: bool = False,
     size: int | None = None,
     numbers: Sequence[int] = (),
+    begin: bool | Sequence[bool] = True,
 ) -> Batch:
     """Documents -> one Batch with a document a row.
 
@@ -37,6 +38,7 @@ def lay_out(
             prompts, but for those that such a document has no text behind.
         size: patches of the picture that is opened; without it those of the default kind.
         numbers: of the prompts, in errors; without them from 1 on.
+        begin: put BOS before every row, or which.
 
     Raises:
         UserError: for a prompt without room for what is to come, by how many tokens.
@@ -45,7 +47,8 @@ def lay_out(
     size = c.patches if size is None else size
     numbers = numbers or range(1, len(documents) + 1)
     documents = [_kinds(d, c, number) for number, d in zip(numbers, documents, strict=True)]
-    laid = bpe.lay_out_all(documents, tokenizer, vocab, c.counts, c.shared_position, end, c.ends)
+    how = c.counts, c.shared_position, end, c.ends, begin
+    laid = bpe.lay_out_all(documents, tokenizer, vocab, *how)
     opened = [draw] * len(documents) if isinstance(draw, bool) else draw
     for number, document, piece, opens in zip(numbers, documents, laid, opened, strict=True):
         if opens:

@@ -29,12 +29,15 @@ class Request:
         document: what is given; of an infilling with its mask where the hole is and at the end.
         draw: a picture is asked for, else text. infill: it goes into a hole, not behind the end.
         answer: the prompt ends in the separator, as prompts of instruction-tuned models do.
+        begin: BOS is put before it. stops: further ids that end the answer.
     """
 
     document: Document
     draw: bool
     infill: bool
     answer: bool
+    begin: bool = True
+    stops: tuple[int, ...] = ()
 
 
 def parse_all(prompts, called: str = "prompt") -> list[Request]:
@@ -54,11 +57,14 @@ def parse(parts, where: str = "a prompt") -> Request:
     """Text, pictures (see `as_part`) and at most one slot -> Request; `where` begins its errors.
 
     A prompt that ends in IMAGE asks for a picture; one that ends otherwise, or in TEXT, for text. A
-    slot before other parts is a hole, which a model trained on CM3's objective can fill.
+    slot before other parts is a hole, which a model trained on CM3's objective can fill. A Request
+    stays as it is.
 
     Raises:
         UserError: for a second slot, a picture that is not there, or what is no part or prompt.
     """
+    if isinstance(parts, Request):
+        return parts
     if isinstance(parts, Slot | Text | Image | Sentinel | str) or is_image(parts):
         parts = [parts]
     if not isinstance(parts, Sequence):

@@ -60,7 +60,10 @@ def rows_of(requests: Sequence[Request], c: DataConfig, run: Run, first: int = 1
     size = run.model.parts.config.tokens
     documents = [r.document for r in requests]
     vocabulary = run.model.parts.vocabulary
-    return prompt.lay_out(documents, c, run.tokenizer, vocabulary, draw, size=size, numbers=numbers)
+    begin = [r.begin for r in requests]
+    return prompt.lay_out(
+        documents, c, run.tokenizer, vocabulary, draw, size=size, numbers=numbers, begin=begin
+    )
 
 
 def plan(
@@ -74,9 +77,11 @@ def plan(
     limit = np.add(free, made)
     if codes:  # every turn takes a position
         limit = np.minimum(limit, left)
-    ends = [
-        [v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos, *v.stops] for r in requests
-    ]
+    more = max((len(r.stops) for r in requests), default=0)
+    ends = []
+    for r in requests:
+        own = (v.eoss if r.infill else v.eos, v.sep if r.answer else v.eos, *v.stops, *r.stops)
+        ends.append([*own, *[v.eos] * (more - len(r.stops))])
     columns = (
         [size + 1 if r.draw else 0 for r in requests],
         [v.eoi] * len(requests),
@@ -154,7 +159,7 @@ def talk(
         heard = None if stream is None else _shift(stream, part.start)
         some = requests[part]
         state = _advance(run, params, compiled, some, rows, wish, options, keys[part], heard)
-        out += _parts(run, params, compiled, len(some), state)
+        out += _parts(run, params, compiled, some, state)
     return out
 
 
@@ -181,13 +186,14 @@ def _advance(
     go = compiled(engine.advance, donate=(1,), options=chosen)  # one cache, not two
     step = chosen.count if stream is None else STREAMED
     told: dict[int, str] = {}
+    ids = _ids(run, requests)
     for until in range(step, chosen.count + step, step):
         state = go(params, state, asked, keys, jnp.int32(until))
         if stream is None:
             break
         known = np.asarray(state.tokens)[: len(requests)]
         for number, row in enumerate(known):
-            text = _text(run, row[:until])
+            text = _text(run, ids, row[:until])
             if told.get(number) != text:
                 stream(number, text)
             told[number] = text
@@ -196,9 +202,14 @@ def _advance(
     return state
 
 
-def _text(run: Run, tokens) -> str:
-    """The words among tokens; a picture is shown as its place."""
+def _ids(run: Run, requests: Sequence[Request]) -> Vocabulary:
+    """The model's vocabulary with what ends the answers of requests among its ends."""
     v = run.model.parts.vocabulary
+    return replace(v, stops=(*v.stops, *{i for r in requests for i in r.stops}))
+
+
+def _text(run: Run, v: Vocabulary, tokens) -> str:
+    """The words among tokens; a picture is shown as its place."""
     return " ".join(
         "[picture]" if isinstance(part, np.ndarray) else part
         for part in split(tokens, v, run.model.parts.config.tokens, run.tokenizer)
@@ -253,11 +264,11 @@ def in_groups(function: Callable, x: np.ndarray, most: int) -> Iterator[np.ndarr
         yield from np.asarray(function(some[index]))[: len(some)]
 
 
-def _parts(run: Run, params, compiled, count: int, state: engine.State) -> list[list]:
-    """What `count` rows have made -> parts, their pictures decoded."""
-    parts = run.model.parts
+def _parts(run: Run, params, compiled, requests, state: engine.State) -> list[list]:
+    """What the rows of requests have made -> parts, their pictures decoded."""
+    parts, count = run.model.parts, len(requests)
     rows = np.asarray(state.tokens)[:count]
-    v, size = parts.vocabulary, parts.config.tokens
+    v, size = _ids(run, requests), parts.config.tokens
     found = [split(row, v, size, run.tokenizer) for row in rows]
     to_pixels, made = draw_ids, None
     if state.canvas is not None:

@@ -5,109 +5,25 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
+from tokenizer_kinds import (
+    CORPUS,
+    KINDS,
+    SPECIAL,
+    merged,
+    unigram,
+    unigram_bytes,
+    unigram_first,
+    unigram_wide,
+    whole_words,
+    word_level,
+    word_piece,
 )
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mmjax.batch import EOS, SEP, Image, Sentinel, Text, Vocabulary
 from mmjax.data import plain
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
-
-SPECIAL = ["<s>", "</s>", "<image>", "<|user|>", "[INST]", "<unk>"]
-WORDS = ["a", "b", "red", "ring", "user", "image", "INST", "s", "<", ">", "/", "|", "[", "]"]
-CORPUS = ["a red ring", "b a red", "user image INST s", "< / > | [ ]", "0x41 <0x41>"]
-
-
-def unigram(**changes):
-    pieces = ["<unk>", "<s>", "</s>", "<image>", "<|user|>", "[INST]", "▁"]
-    letters = sorted({x for word in WORDS for x in word} | set("0x41"))
-    scored = [(p, 0.0) for p in pieces] + [(p, -3.0) for p in letters]
-    scored += [("▁a", -1.0), ("▁red", -1.5), ("ring", -1.5)]
-    if changes.get("byte_fallback"):
-        scored += [(f"<0x{n:02X}>", -2.0) for n in range(256)]
-    t = Tokenizer(models.Unigram(scored, unk_id=0, **changes))
-    t.pre_tokenizer, t.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return t
-
-
-def unigram_bytes():
-    return unigram(byte_fallback=True)
-
-
-def unigram_first():
-    """As `unigram`, which puts a space before a document's first text alone; in one piece."""
-    t = unigram()
-    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    return t
-
-
-def unigram_wide():
-    """Whose normaliser makes `<` of the wide `＜`."""
-    t = unigram()
-    t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    return t
-
-
-def word_level():
-    t = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORDS])}, "<unk>"))
-    t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return t
-
-
-def word_level_marked():
-    """The same whose special words are marked so, and cut texts, and pad them."""
-    t = word_level()
-    t.add_special_tokens(SPECIAL[:2])
-    t.enable_padding(pad_id=1, pad_token="<s>", length=12)
-    t.enable_truncation(6)
-    return t
-
-
-def word_piece():
-    names = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", *SPECIAL[:-1], *WORDS, "##a", "##ed", "r"]
-    t = Tokenizer(models.WordPiece({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
-    t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return t
-
-
-def whole_words():
-    """A BPE of bytes that looks words up before it merges."""
-    t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r" ?\S+|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    t.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator(
-        CORPUS * 3, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
-    )
-    about = json.loads(t.to_str())
-    for name in SPECIAL:
-        about["model"]["vocab"].setdefault(name, len(about["model"]["vocab"]))
-    about["model"]["ignore_merges"] = True
-    return Tokenizer.from_str(json.dumps(about))
-
-
-def merged():
-    """A BPE that has learned to merge the special strings themselves."""
-    t = Tokenizer(models.BPE(unk_token="<unk>"))
-    t.pre_tokenizer, t.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
-    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIAL)
-    t.train_from_iterator(["a </s> <image> red <|user|> [INST] <s> ring b"] * 9, trainer)
-    about = json.loads(t.to_str())
-    about["added_tokens"] = []
-    return Tokenizer.from_str(json.dumps(about))
 
 
 def added():
@@ -130,10 +46,6 @@ def holed():
     return t
 
 
-KINDS = [
-    unigram, unigram_bytes, unigram_first, unigram_wide, word_level, word_level_marked, word_piece,
-    whole_words, merged, added, own, holed,
-]  # fmt: skip
 TYPED = [
     *SPECIAL, *bpe.SENTINELS, *bpe.REGISTERS[:2], "[CLS]", "[UNK]", "<tool>", "<|im_start|>",
     "<|endoftext|>", "＜/s＞", "</S>", "<0x41>", plain.HIDDEN, f"{plain.HIDDEN}2", "▁", " ", "  ",
@@ -141,7 +53,7 @@ TYPED = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=[*KINDS, added, own, holed], ids=lambda kind: kind.__name__)
 def loaded(request, tmp_path_factory):
     """(As it is, as it is loaded, the ids that have a meaning)."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"

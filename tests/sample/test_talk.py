@@ -480,6 +480,10 @@ def test_a_prompt_that_cannot_be_continued_is_one_clear_line(model, prompt, word
         ({"pictures": 1.5}, ["pictures=1.5 must be a whole number, 0 or more"]),
         ({"stop": 1}, ["stop=1 must be a whole number, 0 to pictures=0"]),
         ({"pictures": 2, "stop": 2.0}, ["stop=2.0 must be a whole number, 0 to pictures=2"]),
+        ({"pictures": True}, ["pictures=True must be a whole number, 0 or more"]),
+        ({"pictures": "2"}, ["pictures='2' must be a whole number, 0 or more"]),
+        ({"seed": "a"}, ["seed='a' must be a whole number"]),
+        ({"seed": None}, ["seed=None must be a whole number"]),
     ],
 )
 def test_a_wrong_option_is_named(model, options, words):
