@@ -1,14 +1,15 @@
 """Conversations, asked as a model was trained to be: by its data's template or its tokenizer's."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
-from mmjax.batch import Image, Text
+from mmjax.batch import Image, Sentinel, Text
 from mmjax.convert import hub, words
 from mmjax.data.pixels import is_image
 from mmjax.data.plain import plain
@@ -38,33 +39,44 @@ def ask(run: Run, home: Path | None, turns, where: str = "a conversation") -> Re
     Raises:
         UserError: for what is no conversation, or a model that has no template.
     """
-    try:
-        messages, draw = read(turns)
-        template = template_of(run, home)
-        if isinstance(template, str):
+    messages, draw = read(turns, where)
+    template = template_of(run, home)
+    if isinstance(template, str):
+        with _named(where):
             document = _by_words(template, messages)
-            return Request(document, draw, False, is_sep(document[-1]))
-        if draw:
-            raise UserError(
-                f"{template.where} asks for words, not for a picture; ask with `generate`"
-            )
-        document, begin = write(template, messages)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        return Request(document, draw, False, is_sep(document[-1]))
     size = run.model.parts.vocabulary.size
-    if lost := [p for p in document if getattr(p, "id", -1) >= size]:
-        raise UserError(
-            f"{where}: {template.where} writes {lost[0]}, for which the table has no row"
-        )
+    with _named(where):
+        if draw:
+            raise UserError(f"{template.where} asks for words, not for a picture; use `generate`")
+        document, begin = write(template, messages)
+        if lost := [p for p in document if isinstance(p, Sentinel) and p.id >= size]:
+            raise UserError(
+                f"{template.where} writes {lost[0]}, for which the table has no row; use `generate`"
+            )
     return Request(document, False, False, False, begin, end_of(template, messages))
 
 
-def read(turns) -> tuple[list[Message], bool]:
-    """Turns -> messages, and whether the answer is to be a picture.
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts a place before what is said of a mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def read(turns, where: str = "a conversation") -> tuple[list[Message], bool]:
+    """Turns -> messages, and whether the answer is to be a picture; `where` begins its errors.
 
     Raises:
         UserError: for turns that are none, in the wrong order, or not to be answered.
     """
+    with _named(where):
+        return _read(turns)
+
+
+def _read(turns) -> tuple[list[Message], bool]:
     if isinstance(turns, str | Text | Image) or is_image(turns):
         turns = [turns]
     if not isinstance(turns, Sequence) or not turns:

@@ -178,7 +178,7 @@ def _environment():
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` around answers, which marks them for training; here it does not."""
 
-        tags = frozenset(("generation",))
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
             line = next(parser.stream).lineno

@@ -2,6 +2,7 @@
 
     mmjax sample --workdir=out/quickstart --prompt="a red apple" --prompt=photo.png --out=out/made
     mmjax sample --workdir=out/chameleon --prompt="a large blue ring" --pictures=2 --stream
+    mmjax sample --workdir=out/small_llava --chat --prompt=scene.png --prompt="what colour is it?"
 
 A prompt is text (a picture is drawn from it; models that draw none write on), the path of a picture
 (a caption is written for it), or a JSONL file with one {"text": ...}, {"image": "path"} or
@@ -11,7 +12,14 @@ trained on CM3's objective, anywhere. Text is text whatever it says; {"sentinel"
 stands between a question and its answer, {"sentinel": "eos"} what ends a text. A picture whose kind
 its aspect does not tell is {"image": "path", "kind": "depth"}. With --pictures=N, what asks for no
 picture, a text alone too, is answered with text and up to N pictures in any order. Prompts run in
-one compiled batch. Leaves pictures, samples.jsonl and sheet.png of all in --out.
+one compiled batch.
+
+With --chat a model that was trained on conversations is asked as it was trained: by the template of
+its data, or, if it was imported, by the chat_template of its tokenizer. The --prompt values, words
+and pictures, are then one question; lines of a JSONL file are questions too, or conversations
+{"messages": [{"role": "user", "content": "..." or [parts]}, {"role": "assistant", ...}, ...]}.
+
+Leaves pictures, samples.jsonl and sheet.png of all in --out.
 """
 
 import json
@@ -20,6 +28,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from absl import flags
@@ -30,6 +39,7 @@ from mmjax.data.formats.picture import ENDINGS
 from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pixels import decode_all, encode
 from mmjax.error import UserError, some
+from mmjax.sample import chat
 from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse
 from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
@@ -46,6 +56,9 @@ SEED = flags.DEFINE_multi_integer(
 INTERLEAVED = flags.DEFINE_integer("pictures", 0, "most pictures in a free answer", lower_bound=0)
 STOP = flags.DEFINE_integer(
     "stop", 0, "after how many pictures a free answer ends; 0: words may follow", lower_bound=0
+)
+CHAT = flags.DEFINE_bool(
+    "chat", False, "ask as the model was trained on conversations; --prompt values are one question"
 )
 STREAM = flags.DEFINE_bool("stream", False, "print text while it is written")
 SOLVER = flags.DEFINE_enum("solver", None, SOLVERS, "of pictures that are denoised")
@@ -114,6 +127,23 @@ def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
 
 def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
     """Prompts of a JSONL file; `draws` as above."""
+    prompts: list[Prompt] = []
+    for where, row in rows_of(path):
+        if isinstance(row, dict) and isinstance(row.get("parts"), list):
+            prompts.append([one_part(part, where, path.parent) for part in row["parts"]])
+        else:
+            part = one_part(row, where, path.parent)
+            prompts.append([part, IMAGE] if draws and isinstance(part, str) else [part])
+        parse(prompts[-1], where)
+    return prompts
+
+
+def rows_of(path: Path) -> list[tuple[str, Any]]:
+    """The rows of a JSONL file, each with its place.
+
+    Raises:
+        UserError: for a file that is absent or no JSONL, or has no rows.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -122,25 +152,63 @@ def read_jsonl(path: Path, draws: bool = True) -> list[Prompt]:
         raise UserError(f"prompt file {path} is not UTF-8: {error}") from error
     except OSError as error:
         raise UserError(f"prompt file {path} cannot be read: {error.strerror}") from error
-    prompts: list[Prompt] = []
+    found = []
     # Not splitlines: JSON allows further separators of lines inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            found.append((f"{path}:{number}", json.loads(line)))
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number} is not JSON: {error}") from error
-        where = f"{path}:{number}"
-        if isinstance(row, dict) and isinstance(row.get("parts"), list):
-            prompts.append([one_part(part, where, path.parent) for part in row["parts"]])
-        else:
-            part = one_part(row, where, path.parent)
-            prompts.append([part, IMAGE] if draws and isinstance(part, str) else [part])
-        parse(prompts[-1], where)
-    if not prompts:
+    if not found:
         raise UserError(f"prompt file {path} holds no prompt")
-    return prompts
+    return found
+
+
+def read_chats(given: list[str]) -> list[list[dict]]:
+    """Flag values -> conversations as `Trained.chat` takes them, in messages.
+
+    All values but files of prompts are one question, each a part of it.
+
+    Raises:
+        UserError: for a file that is absent or a line that is none of the forms.
+    """
+    chats: list[list[dict]] = []
+    question: Prompt = []
+    for value in given:
+        if value.endswith(".jsonl"):
+            home = Path(value).parent
+            chats += [read_messages(row, where, home) for where, row in rows_of(Path(value))]
+        else:
+            question.append(Path(value) if value.lower().endswith(ENDINGS) else value)
+    if question:
+        chats.append([{"role": "user", "content": question}])
+    for number, turns in enumerate(chats, start=1):
+        chat.read(turns, f"conversation {number}")  # complains before the model is loaded
+    return chats
+
+
+def read_messages(row, where: str, home: Path) -> list[dict]:
+    """A conversation, as JSON has it; what is a prompt is one question."""
+    if not isinstance(row, dict) or set(row) != {"messages"}:
+        parts = row["parts"] if isinstance(row, dict) and "parts" in row else [row]
+        if not isinstance(parts, list):
+            raise UserError(f"{where}: parts must be a list, not {json.dumps(parts)[:80]}")
+        return [{"role": "user", "content": [one_part(part, where, home) for part in parts]}]
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise UserError(
+            f'{where}: messages must be a list of {{"role": "user", "content": text or parts}}'
+        )
+    found = []
+    for message in messages:
+        content = message.get("content")
+        parts = [{"text": content}] if isinstance(content, str) else content
+        if isinstance(parts, list):
+            message = message | {"content": [one_part(part, where, home) for part in parts]}
+        found.append(message)
+    return found
 
 
 def one_part(row, where: str, home: Path) -> str | Path | Image | Sentinel | Slot:
@@ -171,25 +239,37 @@ def main(rest: list[str]) -> int:
     if WORKDIR.value is None or not PROMPT.value or rest:
         raise UserError("give --workdir=DIR and at least one --prompt")
     free = INTERLEAVED.value > 0
-    prompts = read_prompts(PROMPT.value, not free)  # complains before anything is loaded
+    chats = read_chats(PROMPT.value) if CHAT.value else []
+    # Complains before anything is loaded.
+    prompts = [spoken(c) for c in chats] if CHAT.value else read_prompts(PROMPT.value, not free)
     out = Path(OUT.value)
     check_out(out, PROMPT.value)
     trained = load(WORKDIR.value)
-    if trained.only_writes:
+    if trained.only_writes and not CHAT.value:
         prompts = read_prompts(PROMPT.value, draws=False)
+    asked = [
+        chat.ask(trained.run, trained.home, turns, f"conversation {number}")
+        for number, turns in enumerate(chats, start=1)
+    ]
     options: dict = {name: flag.value for name, flag in SCALES.items()}
     options |= {"solver": SOLVER.value, "steps": STEPS.value, "text": LENGTH.value}
     options |= {"kind": KIND.value}
     options = {name: value for name, value in options.items() if value is not None}
     stream = show if STREAM.value else None
     seed = SEED.value if len(SEED.value) > 1 else SEED.value[0]
-    results = trained.generate(prompts, seed, INTERLEAVED.value, stream, STOP.value, **options)
+    how = seed, INTERLEAVED.value, stream, STOP.value
+    results = trained.generate(asked or prompts, *how, **options)
     try:
         write(prompts, results, trained.run.experiment.data)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"cannot write --out={out}: {why}; name another directory") from error
     return 0
+
+
+def spoken(turns: list[dict]) -> Prompt:
+    """All that is said in a conversation, one part after the other."""
+    return [part for turn in turns for part in turn["content"]]
 
 
 def check_out(out: Path, given: list[str]) -> None:
@@ -238,7 +318,9 @@ def prompt_files(given: list[str]) -> list[Path]:
         found.append(Path(value))
         for line in Path(value).read_text(encoding="utf-8").split("\n"):
             row = json.loads(line) if line.strip() else {}
-            for part in row.get("parts", [row]):
+            turns = [turn.get("content") for turn in row.get("messages", ())]
+            said = [part for parts in turns if isinstance(parts, list) for part in parts]
+            for part in [*row.get("parts", [row]), *said]:
                 if "image" in part:
                     found.append(Path(value).parent / str(part["image"]))
     return found

@@ -4,17 +4,20 @@ import json
 from dataclasses import replace
 
 import jax
-import numpy as np
 import pytest
 from test_conversion import theirs
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from verb_flags import taken_back
 
 import mmjax
 from mmjax import conversion
+from mmjax.__main__ import run_verb
 from mmjax.batch import Image, Text, Vocabulary
 from mmjax.convert import words
 from mmjax.data.tokenizer import lay_out, lay_out_all
 from mmjax.error import UserError
+from mmjax.run import read_vocabulary
+from mmjax.sample import chat, talk
 
 TEMPLATES = {
     "none": None,
@@ -93,17 +96,57 @@ def test_a_tokenizer_larger_than_its_table_is_refused(tmp_path):
 
 
 def test_bos_that_the_tokenizer_does_not_add_is_not_added(tmp_path):
-    """As SmolLM's kind, whose config.json has an id for it; and both ways out and in again."""
+    """As SmolLM's kind, whose config.json has an id for it; and after the way out and in again."""
     source, rows = theirs("llama", tmp_path / "hub"), {}
     for name in ("none", "begins", "both"):
-        tokenizer(template=TEMPLATES[name]).save(str(source / "tokenizer.json"))
+        t = tokenizer(template=TEMPLATES[name])
+        t.save(str(source / "tokenizer.json"))
         work = conversion.convert(source, tmp_path / name, said=lambda _: None)
-        again = conversion.convert(work, tmp_path / f"{name}_out", said=lambda _: None)
-        back = conversion.convert(again, tmp_path / f"{name}_back", said=lambda _: None)
-        models = [mmjax.load(place, devices=jax.devices()[:1]) for place in (work, back)]
-        v, same = (model.run.model.parts.vocabulary for model in models)
-        assert v == same
-        (laid,) = np.asarray(models[0].laid([["w5 w6"]]).tokens)
-        rows[name] = laid[: (laid != v.pad).sum()].tolist()
-    assert rows == {"none": [5, 6, 2], "begins": [1, 5, 6, 2], "both": [1, 1, 5, 6, 2]}
-    assert replace(v, bos=-1, opening=(), closing=()) != v
+        v = read_vocabulary(work, 0)
+        rows[name] = lay_out([Text("w5 w6")], t, v, 1, False, end=False)["tokens"].tolist()
+    assert rows == {"none": [5, 6], "begins": [1, 5, 6], "both": [1, 1, 5, 6, 2]}
+    out = conversion.convert(work, tmp_path / "out", said=lambda _: None)
+    back = conversion.convert(out, tmp_path / "back", said=lambda _: None)
+    assert read_vocabulary(back, 0) == v and v.opening == (1,) and v.closing == (2,)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ 'w3 ' if m.role == 'user' else 'w4 ' }}"
+    "{{ m.content }}</s>{% endfor %}{{ ' w4' if add_generation_prompt }}"
+)
+
+
+def test_an_imported_model_is_asked_by_its_tokenizers_template(tmp_path, capfd):
+    """`chat` and `mmjax sample --chat`; the template goes in with the weights, and out again."""
+    source = theirs("llama", tmp_path / "hub")
+    tokenizer(template=TEMPLATES["begins"]).save(str(source / "tokenizer.json"))
+    told = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    (source / words.CONFIG).write_text(json.dumps(told))
+    (source / chat.JINJA).write_text(TEMPLATE)
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    out = conversion.convert(work, tmp_path / "out", said=lambda _: None)
+    for name in (words.CONFIG, chat.JINJA):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    model = mmjax.load(work, devices=jax.devices()[:1])
+    asked = chat.ask(model.run, work, ["w5 </s>", "w6", "w7"])
+    rows = talk.rows_of([asked], model.run.experiment.data, model.run)
+    ids = rows.tokens[0][rows.segment[0] > 0].tolist()
+    assert ids == [1, 3, 5, 0, 2, 4, 6, 2, 3, 7, 2, 4]  # the user's </s> is a word that is unknown
+    assert asked.stops == (2,)
+    told = model.chat(["w5 </s>", "w6", "w7"], text=6)
+    assert [told] == model.generate([asked], text=6) and told
+    last = told.split()[-1]  # as if the template wrote that behind answers
+    ended = replace(asked, stops=(model.run.tokenizer.token_to_id(last),))
+    assert model.generate([ended], text=6) == [told[: f"{told} ".index(f"{last} ")].strip()]
+    with taken_back():
+        how = [f"--workdir={work}", "--chat", "--prompt=w5", "--text=6", f"--out={tmp_path / 'x'}"]
+        assert run_verb("sample", how) == 0
+    (row,) = map(json.loads, (tmp_path / "x" / "samples.jsonl").read_text().splitlines())
+    assert row == {"prompt": "w5", "text": model.chat("w5", text=6)}
+    (work / chat.JINJA).unlink()
+    (work / words.CONFIG).unlink()
+    with taken_back():
+        assert run_verb("sample", how) == 2
+    assert (
+        "has no chat_template beside its tokenizer; ask with `generate`" in capfd.readouterr().err
+    )

@@ -23,7 +23,7 @@ from tiny import (
 from verb_flags import taken_back
 
 from mmjax import __main__ as door
-from mmjax.batch import Image
+from mmjax.batch import EOS, SEP, Image
 from mmjax.config import resolve
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
@@ -372,3 +372,55 @@ def test_a_prompts_picture_is_shown_as_the_model_reads_it(verb, tmp_path, monkey
     assert [[p.shape for p in pictures] for pictures in shown] == [[(8, 16, 3)], [(4, 4, 3)], []]
     rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert rows[1] == {"prompt": ["depth picture", "a"], "text": "b"}
+
+
+def test_conversations_of_flags_and_files(verb, photo, lines):
+    """What flags give is one question; rows of files are conversations, or one question each."""
+    one = [{"role": "user", "content": [photo, "which colour?"]}]
+    assert verb.read_chats([str(photo), "which colour?"]) == [one]
+    told = [
+        {"role": "user", "content": [{"image": photo.name}, {"text": "a"}]},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "<sep>"},
+    ]
+    rows = {"messages": told}, {"parts": [{"text": "a"}, {"image": photo.name}]}, {"text": "c"}
+    found = verb.read_chats([lines(*rows), "d"])
+    assert found == [
+        [
+            {"role": "user", "content": [photo, "a"]}, {"role": "assistant", "content": ["b"]},
+            {"role": "user", "content": ["<sep>"]},
+        ],
+        [{"role": "user", "content": ["a", photo]}],
+        [{"role": "user", "content": ["c"]}],
+        [{"role": "user", "content": ["d"]}],
+    ]  # fmt: skip
+    assert verb.spoken(found[0]) == [photo, "a", "b", "<sep>"]
+    assert verb.prompt_files([lines(*rows)])[1:] == [photo, photo]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "conversation 1: a conversation is a list of turns"),
+        ({"messages": "a"}, "jsonl:1: messages must be a list"),
+        ({"messages": [{"role": "user"}]}, "conversation 1: turn 1 must be"),
+        ({"messages": [{"role": "user", "content": 5}]}, "conversation 1: turn 1: a prompt holds"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "jsonl:1 must be"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "the last is the user's"),
+        ({"parts": 5}, "jsonl:1: parts must be a list"),
+        ({"what": "a"}, "jsonl:1 must be"),
+    ],
+)
+def test_conversations_that_are_none_are_refused_by_their_place(verb, lines, row, said):
+    with pytest.raises(UserError, match=said):
+        verb.read_chats([lines(row)])
+
+
+def test_sentinels_in_files_are_values_and_text_is_text(verb, lines):
+    rows = [{"text": "<sep>"}, {"sentinel": "sep"}, {"text": "a"}, {"sentinel": "eos"}]
+    (prompt,) = verb.read_prompts([lines({"parts": rows})])
+    assert prompt == ["<sep>", SEP, "a", EOS] and [str(p) for p in prompt[1::2]] == [
+        "mmjax.SEP", "mmjax.EOS",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r'jsonl:1 must be .*"sentinel": "eos"'):
+        verb.read_prompts([lines({"parts": [{"sentinel": "bos"}]})])
