@@ -1,5 +1,7 @@
 """Picture to caption: which of ten captions fits, and what does the model write?"""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from mmjax.sheet import Cell, sheet
 from mmjax.trained import Trained
 
 ROWS = 256  # scored at a time
+_TONE = re.compile(r"(medium-light|medium-dark|light|medium|dark) skin tone")
 
 
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
@@ -25,6 +28,9 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     k different captions, `choice_among_k` (chance 1/k).
     `choice_among_10_pmi`: the highest ratio of that to its likelihood after no picture: short and
     common captions gain nothing.
+    `written_tone`: where records have a fact `tone`, as OpenMoji's people have, the share whose
+    written caption names just that skin tone, or those of two; `written_tone_other`: the same of
+    the caption written for the next record, what ignoring the picture gives.
     """
     values: dict[str, Value] = {}
     e = trained.run.experiment
@@ -32,14 +38,30 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
         records = heldout.draw(trained, split, e.evals.documents, seed)
         found = caption_choice(trained, records, seed)
         values |= {name + suffix: value for name, value in found.items()}
-        shown = records[: heldout.SHOWN]
-        written = trained.write([[Image(r.image)] for r in shown], seed)
+        toned = [i for i, r in enumerate(records) if r.facts.get("tone")]
+        asked = sorted({*range(min(len(records), heldout.SHOWN)), *toned})
+        made = trained.write([[Image(records[i].image)] for i in asked], seed)
+        written = dict(zip(asked, made, strict=True))
+        if toned:
+            found = tones(
+                [written[i] for i in toned], [str(records[i].facts["tone"]) for i in toned], seed
+            )
+            values |= {name + suffix: value for name, value in found.items()}
         cells = [
             Cell([decode_image(r.image, e.data.image, e.data.resize)], [w, f"({r.caption})"])
-            for w, r in zip(written, shown, strict=True)
+            for r, (_, w) in zip(records[: heldout.SHOWN], written.items(), strict=False)
         ]
         sheet(cells, out / f"written_{split}.png", f"{split}: written, and (true)")
     return values
+
+
+def tones(written: Sequence[str], true: Sequence[str], seed: int) -> dict[str, Value]:
+    """Whether captions name the true skin tones, "light" or "light + dark"; see `evaluate`."""
+    named = [" + ".join(_TONE.findall(text)) for text in written]
+    values = {"written_tone": [a == b for a, b in zip(named, true, strict=True)]}
+    other = [a == b for a, b in zip(named[1:] + named[:1], true, strict=True)]
+    values |= {"written_tone_other": other} if len(named) > 1 else {}
+    return {name: proportion(hits, seed) for name, hits in values.items()}
 
 
 def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:

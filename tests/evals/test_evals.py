@@ -42,14 +42,27 @@ def trained(workdir):
 def test_summary_holds_every_name_with_n_seed_and_interval(workdir):
     evaluate(workdir)
     summary = json.loads((workdir / "summary.json").read_text())
-    assert set(summary) == NAMES | {f"{n}_concepts" for n in NAMES}
-    for entry in summary.values():
+    tones = {name for name in summary if name.startswith("written_tone")}
+    assert {"written_tone", "written_tone_other"} <= tones  # all of these combinations have one
+    assert set(summary) - tones == NAMES | {f"{n}_concepts" for n in NAMES}
+    for name, entry in summary.items():
         assert set(entry) == {"value", "n", "seed", "ci95"}
-        assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1] and entry["n"] == 16
+        assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
+        assert entry["n"] == 16 or name in {f"{tone}_concepts" for tone in tones}
     for split in heldout.SPLITS:
         for kind in ("drawn", "written"):
             with PILImage.open(workdir / "samples" / f"{kind}_{split}.png") as sheet:
                 assert sheet.width > 300 and len(sheet.getcolors(1 << 24)) > 50
+
+
+def test_a_tone_counts_only_where_all_of_it_and_nothing_else_is_named():
+    true = ["light", "medium-light", "dark", "light + dark"]
+    right = [f"man, {tone.replace(' + ', ' skin tone, ')} skin tone" for tone in true]
+    assert caption.tones(right, true, 0)["written_tone"].value == 1.0
+    assert caption.tones(right, true, 0)["written_tone_other"].value == 0.0
+    wrong = ["man", "man, light skin tone", "man, dark skin tone, dark skin tone", right[0]]
+    assert caption.tones(wrong, true, 0)["written_tone"].value == 0.0
+    assert set(caption.tones(right[:1], true[:1], 0)) == {"written_tone"}
 
 
 def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path):
