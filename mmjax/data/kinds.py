@@ -10,12 +10,12 @@ from mmjax.data.pixels import Encoded, size_of
 from mmjax.error import UserError
 
 
-def encoded(c: DataConfig, picture: Image) -> Encoded | np.ndarray:
-    """A picture as `decode_all` takes it."""
+def encoded(c: DataConfig, picture: Image, place: str = "") -> Encoded | np.ndarray:
+    """A picture as `decode_all` takes it; `place` is where it stands, for errors."""
     if isinstance(picture.content, np.ndarray):
         return picture.content
     size = c.sizes[picture.kind] if picture.kind else c.image
-    return Encoded(picture.data, size, c.resizes(picture.loss), picture.shrink)
+    return Encoded(picture.data, size, c.resizes(picture.loss), picture.shrink, place)
 
 
 def only_read(picture: Image) -> Image:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import grain
 
 from mmjax.config import SourceConfig
+from mmjax.data.naming import naming
 from mmjax.data.record import Record, Records
 from mmjax.data.transform import kind, templated
 
@@ -36,7 +37,10 @@ def stream(source: SourceConfig, known: Records, seed: int, name: str = ""):
         return endless(known)
     kinds: dict[str, list[int]] = {}
     for number in range(len(known)):
-        kinds.setdefault(kind(templated(source.template, known[number])), []).append(number)
+        record = known[number]
+        with naming(record.place):
+            of = kind(templated(source.template, record))
+        kinds.setdefault(of, []).append(number)
     return mix([endless(Subset(known, kinds[k])) for k in sorted(kinds)], [1.0] * len(kinds))
 
 

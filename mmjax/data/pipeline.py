@@ -22,6 +22,7 @@ from mmjax.data import steps, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.mixture import mix, stream
+from mmjax.data.naming import Labelled, naming, one_by_one
 from mmjax.data.pack import BatchIterDataset, Piece, Place, Shape, join, join_pictures
 from mmjax.data.pixels import decode_all, start_worker
 from mmjax.data.record import Records
@@ -156,13 +157,18 @@ def to_pieces(
     vocab: Vocabulary,
     rng: np.random.Generator,
     documents: Sequence[Document],
+    places: Sequence[str] = (),
 ) -> list[Piece]:
-    """Documents -> positions, pictures still encoded; `rng` draws CM3's spans."""
+    """Documents -> positions, pictures still encoded; `rng` draws CM3's spans.
+
+    places: where the documents stand, for errors of their pictures.
+    """
     how = c.counts, c.shared_position
     pieces = bpe.lay_out_all(documents, tokenizer, vocab, *how, ends=c.ends)
-    for piece, document in zip(pieces, documents, strict=True):
+    where = places or [""] * len(documents)
+    for piece, document, place in zip(pieces, documents, where, strict=True):
         pictures = [p for p in document if isinstance(p, Image)]
-        piece["pictures"] = [encoded(c, p) for p in pictures]
+        piece["pictures"] = [encoded(c, p, place) for p in pictures]
         piece["kinds"] = [p.kind for p in pictures]
     if c.spans == 0.0:
         return pieces
@@ -244,20 +250,22 @@ def documents(
 ):
     """A stage's stream: a function from a window of document numbers to laid-out documents."""
     parts = [
-        stream(source, records(c, name, "train"), seed + number + 1000 * stage, name)
+        stream(source, one, seed + number + 1000 * stage, name)
         for number, (name, source) in enumerate(c.sources.items())
+        for one in [Labelled(records(c, name, "train"), f"{path_of(c, name)}, split train")]
     ]
     mixed = mix(parts, [weights[name] for name in c.sources])
 
     def read(numbers: range) -> list[Piece]:
         # One generator a window: one a document would take as long as reading it.
         rng = np.random.default_rng((seed, stage, numbers.start))
-        known = (mixed[n] for n in numbers)
-        drawn = [
-            with_kinds(c, to_document(c, c.sources[name].template, record, rng), name)
-            for name, record in known
-        ]
-        return to_pieces(c, tokenizer, vocab, rng, drawn)
+        places, drawn = [], []
+        for name, record in (mixed[n] for n in numbers):
+            with naming(record.place):
+                document = to_document(c, c.sources[name].template, record, rng)
+                drawn.append(with_kinds(c, document, name))
+            places.append(record.place)
+        return one_by_one(partial(to_pieces, c, tokenizer, vocab, rng), drawn, places)
 
     return read
 

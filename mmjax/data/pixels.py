@@ -38,12 +38,24 @@ T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
-    """An encoded picture and how it is to be read, see `decode_image`."""
+    """An encoded picture, how it is to be read, see `decode_image`, and where it comes from."""
 
     data: bytes
     size: Size
     resize: str
     shrink: int = 1
+    name: str = ""
+
+    def decoded(self) -> np.ndarray:
+        """Its pixels.
+
+        Raises:
+            UserError: naming where it comes from.
+        """
+        try:
+            return decode_image(self.data, self.size, self.resize, self.shrink)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}" if self.name else str(error)) from error
 
 
 def read(data: bytes) -> PIL.Image.Image:
@@ -289,7 +301,7 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 def decode_all(pictures: Sequence[Encoded | np.ndarray]) -> list[np.ndarray]:
     """Encoded pictures -> [size, size, 3] uint8 each, see `decode_image`; latents as they are."""
-    return [p if isinstance(p, np.ndarray) else decode_image(*p) for p in pictures]
+    return [p if isinstance(p, np.ndarray) else p.decoded() for p in pictures]
 
 
 def start_worker() -> None:

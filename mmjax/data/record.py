@@ -18,11 +18,13 @@ class Record:
         document: its parts in order, pictures still encoded.
         facts: what else is known, of JSON's types: `concept` (documents of one concept never
             straddle two splits), `label`, `boxes`, `questions`, `language`, ...
+        place: where it stands, for errors; it is no part of what is written.
     """
 
     id: str
     document: Document
     facts: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     @property
     def caption(self) -> str:

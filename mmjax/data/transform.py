@@ -293,6 +293,11 @@ def _pairs(record: Record) -> Iterator[tuple[Parts, Parts]]:
     if "roles" not in record.facts:
         prompt: Parts = [part for part in record.document if isinstance(part, Image)]
         for asked in record.facts.get("questions", ()):
+            if not isinstance(asked, dict) or not {"question", "answer"} <= asked.keys():
+                raise UserError(
+                    f"record {record.id} has a question that is not {{question, answer}}; mend its "
+                    f"facts 'questions' and build the set again"
+                )
             yield [*prompt, Text(str(asked["question"]))], [Text(str(asked["answer"]))]
             prompt = []
         return
