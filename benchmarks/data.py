@@ -1,7 +1,8 @@
 """Packing and reading, against what one would write instead.
 
     python benchmarks/data.py --data=out/data/openmoji                 (ours and a plain loop)
-    python benchmarks/data.py --data=... --torch=PYTHON                (also torch's DataLoader)
+    python benchmarks/data.py --data=out/data/openmoji --torch=PYTHON  (also torch's DataLoader)
+    python benchmarks/data.py --data=out/data/openmoji --rounds=1 --stretch=2    (that it runs)
 
 Reading: records of the data set -> caption tokens, a decoded and resized picture -> packed rows of
 128 positions and 6 pictures in batches of 64. The plain loop does the same work one document after
@@ -23,7 +24,6 @@ from functools import partial
 import numpy as np
 
 LENGTH, IMAGES, SIZE, PATCH, BATCH, WINDOW = 128, 6, 16, 4, 64, 512
-STRETCH = 30  # batches a turn
 
 
 def config(data: str, workers: int):
@@ -31,8 +31,10 @@ def config(data: str, workers: int):
     from mmjax.config import DataConfig, SourceConfig
 
     return DataConfig(
-        {"data": SourceConfig(data, 1.0, "", False)}, {}, "", LENGTH, IMAGES, SIZE, PATCH,
-        0.8, 0.0, True, "pil_box", 0.0, WINDOW, workers,
+        sources={"data": SourceConfig(data, 1.0, "", False)}, stages={}, tokenizer="",
+        length=LENGTH, images=IMAGES, image=SIZE, patch=PATCH, text_first=0.8,
+        caption_dropout=0.0, shared_position=True, resize="pil_box", spans=0.0,
+        bottleneck="none", shrink=2, coded=False, window=WINDOW, workers=workers,
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def segments(batch) -> np.ndarray:
     return batch.segment if hasattr(batch, "segment") else batch[0]
 
 
-def worker(name: str, data: str) -> None:
+def worker(name: str, data: str, stretch: int) -> None:
     """Warms up, then reads a stretch a line of input; answers seconds, documents, tokens, bytes."""
     peers = {
         "mmjax": lambda: ours(data, 0),
@@ -132,12 +134,12 @@ def worker(name: str, data: str) -> None:
         "torch": lambda: torch_loader(data),
     }
     batches = iter(peers[name]())
-    for _ in range(2 * STRETCH):
+    for _ in range(2 * stretch):
         next(batches)
     print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
-        got = [next(batches) for _ in range(STRETCH)]
+        got = [next(batches) for _ in range(stretch)]
         seconds = time.perf_counter() - start
         found = [segments(b) for b in got]
         documents = sum(int(s.max(1).sum()) for s in found)
@@ -146,10 +148,10 @@ def worker(name: str, data: str) -> None:
         print(seconds, documents, tokens, size, flush=True)
 
 
-def launch(name: str, python: str, data: str) -> subprocess.Popen:
+def launch(name: str, python: str, data: str, stretch: int) -> subprocess.Popen:
     """A peer in a process of its own, warmed up."""
     process = subprocess.Popen(
-        [python, __file__, f"--worker={name}", f"--data={data}"],
+        [python, __file__, f"--worker={name}", f"--data={data}", f"--stretch={stretch}"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}, start_new_session=True,
     )  # fmt: skip
@@ -168,7 +170,7 @@ def turn(process: subprocess.Popen) -> list[float]:
     return [float(x) for x in answer.split()]
 
 
-def reading(data: str, torch: str, rounds: int) -> None:
+def reading(data: str, torch: str, rounds: int, stretch: int) -> None:
     """Prints the table of reading."""
     peers = {
         "plain loop": ("plain", sys.executable),
@@ -177,7 +179,7 @@ def reading(data: str, torch: str, rounds: int) -> None:
     }
     if torch:
         peers["torch DataLoader, 2 workers"] = ("torch", torch)
-    running = {label: launch(*peer, data) for label, peer in peers.items()}
+    running = {label: launch(*peer, data, stretch) for label, peer in peers.items()}
     found: dict[str, list] = {label: [] for label in running}
     for r in range(rounds):
         for label in list(running)[:: 1 if r % 2 == 0 else -1]:
@@ -189,7 +191,7 @@ def reading(data: str, torch: str, rounds: int) -> None:
     print(f"{'':28s} {'documents/s':>12s} {'tokens/s':>10s} {'MB/s':>6s} {'fill':>5s}  to plain")
     for label, values in found.items():
         seconds, _, tokens, size = np.array(values).T
-        fill = tokens.sum() / (len(values) * STRETCH * BATCH * LENGTH)
+        fill = tokens.sum() / (len(values) * stretch * BATCH * LENGTH)
         ratio = rate[label] / rate["plain loop"]
         low, high = np.quantile(ratio, [0.1, 0.9])
         print(
@@ -210,7 +212,7 @@ def laid_out(count: int) -> list[dict]:
     return pieces
 
 
-def packing(rounds: int) -> None:
+def packing(rounds: int, stretch: int) -> None:
     """Prints the table of packing, in alternation within one process."""
     import grain
 
@@ -224,7 +226,7 @@ def packing(rounds: int) -> None:
 
     def mine():
         read = lambda numbers: [pieces[n % count] for n in numbers]  # noqa: E731
-        build = lambda rows: partial(join, rows, shape)  # noqa: E731
+        build = lambda rows: partial(join, rows, shape, 0)  # noqa: E731
         streams = [(0, lambda: read)]
         return iter(BatchIterDataset(streams, 512, shape, build, 64, slice(0, 64), 0, Place()))
 
@@ -240,7 +242,7 @@ def packing(rounds: int) -> None:
     fill: dict[str, list[float]] = {name: [] for name in running}
     for r in range(rounds + 1):
         for name, batches in running.items():
-            steps = 50 if name == "mmjax" else 5
+            steps = 2 * stretch if name == "mmjax" else -(-stretch // 6)
             start = time.perf_counter()
             got = [next(batches) for _ in range(steps)]
             seconds = time.perf_counter() - start
@@ -265,12 +267,13 @@ def main() -> None:
     parser.add_argument("--worker")
     parser.add_argument("--torch", default="", help="a Python that has mmjax and torch")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--stretch", type=int, default=30, help="batches a turn")
     args = parser.parse_args()
     if args.worker:
-        worker(args.worker, args.data)
+        worker(args.worker, args.data, args.stretch)
         return
-    reading(args.data, args.torch, args.rounds)
-    packing(args.rounds)
+    reading(args.data, args.torch, args.rounds, args.stretch)
+    packing(args.rounds, args.stretch)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                 (mmjax alone)
     python benchmarks/decode.py --torch=PYTHON  (also Hugging Face; PYTHON has torch, transformers)
+    python benchmarks/decode.py --toy --rounds=2  (tiny, to see that it runs)
 
 Text: a prompt of 32 tokens and 96 new ones, greedy, in the shape of `train_step.py`. "host loop" is
 the same decoder and cache with one compiled step a token, whose token the host reads each time.
@@ -12,12 +13,24 @@ prompt of 32 tokens, guided (two streams). Peers take turns as in `turns.py`.
 import argparse
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import turns
 
-D, DEPTH, HEADS, MLP, VOCAB = 256, 6, 4, 768, 8192
-PROMPT, NEW, CODES = 32, 96, 64
+VOCAB, PROMPT, CODES = 8192, 32, 64
+
+
+class Size(NamedTuple):
+    """Of the decoder, which has four heads, and how many tokens of text it writes."""
+
+    width: int = 256
+    depth: int = 6
+    mlp: int = 768
+    new: int = 96
+
+
+TOY = Size(width=32, depth=1, mlp=48, new=4)
 
 
 def prompt_ids(batch: int) -> np.ndarray:
@@ -25,7 +38,7 @@ def prompt_ids(batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(20, 7000, (batch, PROMPT)).astype(np.int32)
 
 
-def model():
+def model(s: Size):
     """A Chameleon with random weights, and the engine's arguments."""
     import jax
 
@@ -37,8 +50,9 @@ def model():
 
     base = config.load(str(turns.ROOT / "experiments" / "chameleon_scenes.py"))
     d = base.model.decoder
-    d.width, d.depth, d.heads, d.kv_heads, d.mlp, d.unroll = D, DEPTH, HEADS, HEADS, MLP, DEPTH
+    d.update(width=s.width, depth=s.depth, heads=4, kv_heads=4, mlp=s.mlp, unroll=s.depth)
     base.model.codec.quantiser.codes = 512
+    base.model.codec.update(channels=8, blocks=1)  # it has nothing to do here
     c = config.resolve(base, families()).model
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     vocabulary = Vocabulary(VOCAB, codes=VOCAB - 512, code_count=512)
@@ -57,7 +71,7 @@ def rows(batch: int):
     return Batch(prompt_ids(batch), flat, flat + 1, place, flat, ones, pixels)
 
 
-def engine(batch: int, draw: bool):
+def engine(s: Size, batch: int, draw: bool):
     """The interleaved engine."""
     import jax
     import jax.numpy as jnp
@@ -65,9 +79,9 @@ def engine(batch: int, draw: bool):
     from mmjax.sample.engine import Options, Plan, advance, begin
     from mmjax.sample_config import Choice
 
-    parts, params = model()
+    parts, params = model(s)
     cold = Choice(0.0, 0, 1.0, 0.0, 1.0)
-    count = CODES + 1 if draw else NEW
+    count = CODES + 1 if draw else s.new
     options = Options(count, count, 1, cold, cold, guidance=2.0 if draw else 1.0)
     column = jnp.zeros((batch,), jnp.int32)
     never = jnp.full((batch, 1), parts.vocabulary.pad)  # so that no row ends early
@@ -86,21 +100,21 @@ def engine(batch: int, draw: bool):
     return lambda: np.asarray(generate(params))
 
 
-def host_loop(batch: int):
+def host_loop(s: Size, batch: int):
     """One compiled step a token; the host reads every token."""
     import jax
     import jax.numpy as jnp
 
     from mmjax.sample.decode import logits_of, prefill
 
-    parts, params = model()
-    start = jax.jit(lambda params: prefill(parts, params, rows(batch), NEW))
+    parts, params = model(s)
+    start = jax.jit(lambda params: prefill(parts, params, rows(batch), s.new))
 
     @partial(jax.jit, donate_argnums=1)
     def step(params, cache, token, column):
         x = parts.embed(params, token[:, None])
         at = jnp.full((batch, 1), column)
-        mask = (jnp.arange(PROMPT + NEW) <= column)[None, None]
+        mask = (jnp.arange(PROMPT + s.new) <= column)[None, None]
         hidden, cache = parts.run(params, x, mask, at, cache, at)
         return cache, jnp.argmax(logits_of(parts, params, hidden[:, 0]), -1).astype(jnp.int32)
 
@@ -110,7 +124,7 @@ def host_loop(batch: int):
         filled = start(params)
         cache, token = filled.cache, first(params, filled.last).astype(jnp.int32)
         out = [np.asarray(token)]
-        for column in range(PROMPT, PROMPT + NEW - 1):
+        for column in range(PROMPT, PROMPT + s.new - 1):
             cache, token = step(params, cache, token, column)
             out.append(np.asarray(token))
         return np.stack(out, 1)
@@ -118,15 +132,16 @@ def host_loop(batch: int):
     return run
 
 
-def torch_generate(batch: int):
+def torch_generate(s: Size, batch: int):
     """Hugging Face's generate, eager, greedy, with its cache."""
     import torch
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     torch.manual_seed(0)
     config = ChameleonConfig(
-        vocab_size=VOCAB, hidden_size=D, intermediate_size=MLP, num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=256,
+        vocab_size=VOCAB, hidden_size=s.width, intermediate_size=s.mlp,
+        num_hidden_layers=s.depth, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=256,
         vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1,
                    "num_embeddings": 8, "embed_dim": 32, "latent_channels": 32},
         vocabulary_map={"<image>": 4},
@@ -138,7 +153,7 @@ def torch_generate(batch: int):
     def run():
         return network.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
-            min_new_tokens=NEW, max_new_tokens=NEW,
+            min_new_tokens=s.new, max_new_tokens=s.new,
         )  # fmt: skip
 
     return run
@@ -150,25 +165,29 @@ def main() -> None:
     parser.add_argument("--worker")
     parser.add_argument("--torch", help="a Python that has torch and transformers")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--toy", action="store_true", help="small sizes, to see that it runs")
     args = parser.parse_args()
+    s = TOY if args.toy else Size()
     if args.worker:
         kind, batch = args.worker.split(":")
         made = {
-            "text": lambda b: engine(b, draw=False), "picture": lambda b: engine(b, draw=True),
+            "text": partial(engine, draw=False), "picture": partial(engine, draw=True),
             "host": host_loop, "torch": torch_generate,
-        }[kind](int(batch))  # fmt: skip
+        }[kind](s, int(batch))  # fmt: skip
         turns.worker(made, warm=2)
         return
     for batch in (1, 8):
         peers = {
-            f"engine, text, batch {batch}": ("text", sys.executable, NEW),
-            f"host loop, text, batch {batch}": ("host", sys.executable, NEW),
+            f"engine, text, batch {batch}": ("text", sys.executable, s.new),
+            f"host loop, text, batch {batch}": ("host", sys.executable, s.new),
             f"engine, pictures, batch {batch}": ("picture", sys.executable, CODES),
         }
         if args.torch:
-            peers[f"torch, text, batch {batch}"] = ("torch", args.torch, NEW)
+            peers[f"torch, text, batch {batch}"] = ("torch", args.torch, s.new)
         running = {
-            label: turns.launch(__file__, f"{kind}:{batch}", python, "launcher")
+            label: turns.launch(
+                __file__, f"{kind}:{batch}", python, "launcher", ["--toy"] * args.toy
+            )
             for label, (kind, python, _) in peers.items()
         }
         rates = {label: (batch * new, "tokens/s") for label, (_, _, new) in peers.items()}

@@ -1,6 +1,9 @@
 """One training step of CLIP and one of LLaVA, of mmjax and of Hugging Face's torch.
 
     python benchmarks/fusion_step.py --torch=PYTHON   (PYTHON has torch and transformers)
+    python benchmarks/fusion_step.py --toy --rounds=2 (mmjax alone, to see that it runs)
+
+Without --torch only mmjax's steps are timed.
 
 CLIP: 128 pairs, pictures of 32 pixels in patches of 8, texts of 32, both towers 128 wide, 4 layers,
 4 heads. LLaVA: batch 8, a picture of 64 pixels in 64 patches of 8 and 64 words; the tower 128 wide,
@@ -12,17 +15,40 @@ as in `turns.py`.
 import argparse
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import turns
 
-PAIRS, ROW, WORDS, WIDE, DEEP, VOCAB = 128, 8, 30, 128, 4, 8192
-BATCH, LENGTH, D, DEPTH, HEADS, MLP = 8, 64, 256, 6, 4, 768
-# A tower in Hugging Face's words.
-SHAPE = {
-    "hidden_size": WIDE, "num_hidden_layers": DEEP, "num_attention_heads": 4,
-    "intermediate_size": 4 * WIDE,
-}  # fmt: skip
+ROW, VOCAB = 8, 8192  # pairs a row of CLIP's; ids
+
+
+class Size(NamedTuple):
+    """Of CLIP: pairs, words a text, a tower's width and depth. Of LLaVA: rows, words, its decoder.
+
+    A tower has four heads, and so has the decoder.
+    """
+
+    pairs: int = 128
+    words: int = 30
+    wide: int = 128
+    deep: int = 4
+    batch: int = 8
+    length: int = 64
+    width: int = 256
+    depth: int = 6
+    mlp: int = 768
+
+    @property
+    def tower(self) -> dict:
+        """A tower in Hugging Face's words."""
+        return {
+            "hidden_size": self.wide, "num_hidden_layers": self.deep, "num_attention_heads": 4,
+            "intermediate_size": 4 * self.wide,
+        }  # fmt: skip
+
+
+TOY = Size(pairs=16, words=6, wide=32, deep=1, batch=2, length=8, width=32, depth=1, mlp=48)
 PLACE = 4  # id that stands where a picture does, in torch
 
 
@@ -69,12 +95,12 @@ def ours(experiment: str, change, batch):
     return run
 
 
-def packed(documents: int, parts: list, side: int):
+def packed(s: Size, documents: int, parts: list, side: int):
     """A Batch of rows of equal documents. parts: of each position, a word 0 or a picture 1."""
     from mmjax.batch import Batch, Vocabulary
 
     v, one = Vocabulary(VOCAB), np.array(parts)
-    rows = (PAIRS if documents > 1 else BATCH) // documents
+    rows = (s.pairs if documents > 1 else s.batch) // documents
     shape = rows, documents * len(one)
     shown = np.broadcast_to(np.tile(one, documents), shape).astype(np.int32)
     tokens = np.where(shown, v.pad, words(*shape))
@@ -89,28 +115,35 @@ def packed(documents: int, parts: list, side: int):
     )  # fmt: skip
 
 
-def clip_ours():
-    """CLIP: 16 rows of 8 pairs."""
+def clip_ours(s: Size):
+    """CLIP: rows of 8 pairs."""
 
     def change(c):
-        assert c.model.vision.encoder.width == WIDE and c.model.text.length == WORDS + 2
+        for tower in (c.model.vision, c.model.text):
+            tower.encoder.update(width=s.wide, depth=s.deep, heads=4, mlp=4 * s.wide)
+            tower.encoder.unroll = s.deep
+        c.model.vision.update(image=32, patch=8)
+        c.model.text.length = s.words + 2
+        c.model.embed = s.wide
 
-    return ours("clip_openmoji", change, packed(ROW, [0] * (WORDS + 1) + [1, 0], 32))
+    parts = [0] * (s.words + 1) + [1, 0]
+    return ours("clip_openmoji", change, packed(s, ROW, parts, 32))
 
 
-def llava_ours():
+def llava_ours(s: Size):
     """LLaVA: a picture, then words."""
 
     def change(c):
         d, v = c.model.decoder, c.model.vision
-        d.width, d.depth, d.heads, d.kv_heads, d.mlp, d.unroll = D, DEPTH, HEADS, HEADS, MLP, DEPTH
+        d.update(width=s.width, depth=s.depth, heads=4, kv_heads=4, mlp=s.mlp, unroll=s.depth)
         d.qk_norm = False
         v.image, v.patch = 64, 8
-        v.encoder.update(width=WIDE, depth=DEEP, heads=4, mlp=4 * WIDE, unroll=DEEP)
+        v.encoder.update(width=s.wide, depth=s.deep, heads=4, mlp=4 * s.wide, unroll=s.deep)
         c.data.image, c.data.patch = 64, 8
-        c.data.length = 1 + 64 + LENGTH
+        c.data.length = 1 + 64 + s.length
 
-    return ours("small_llava", change, packed(1, [0] + [1] * 64 + [0] * LENGTH, 64))
+    parts = [0] + [1] * 64 + [0] * s.length
+    return ours("small_llava", change, packed(s, 1, parts, 64))
 
 
 def theirs(model, given, parameters):
@@ -137,24 +170,24 @@ def signal(count: int, side: int):
     return torch.from_numpy(pictures(count, side)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def clip_torch():
+def clip_torch(s: Size):
     """Hugging Face's CLIPModel."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"vocab_size": VOCAB, "max_position_embeddings": WORDS + 2, "eos_token_id": VOCAB - 1}
+    sizes = {"vocab_size": VOCAB, "max_position_embeddings": s.words + 2, "eos_token_id": VOCAB - 1}
     config = CLIPConfig(
-        text_config=SHAPE | sizes, vision_config=SHAPE | {"image_size": 32, "patch_size": 8},
-        projection_dim=WIDE,
+        text_config=s.tower | sizes, vision_config=s.tower | {"image_size": 32, "patch_size": 8},
+        projection_dim=s.wide,
     )  # fmt: skip
     model = CLIPModel(config)
-    ids = torch.from_numpy(words(PAIRS, WORDS + 2)).long()
+    ids = torch.from_numpy(words(s.pairs, s.words + 2)).long()
     ids[:, -1] = VOCAB - 1
-    given = {"input_ids": ids, "pixel_values": signal(PAIRS, 32), "return_loss": True}
+    given = {"input_ids": ids, "pixel_values": signal(s.pairs, 32), "return_loss": True}
     return theirs(model, given, list(model.parameters()))
 
 
-def llava_torch():
+def llava_torch(s: Size):
     """Hugging Face's LLaVA with a CLIP tower."""
     import torch
     from transformers import (
@@ -165,22 +198,22 @@ def llava_torch():
     )
 
     text = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=D, intermediate_size=MLP, num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, tie_word_embeddings=False,
+        vocab_size=VOCAB, hidden_size=s.width, intermediate_size=s.mlp, num_hidden_layers=s.depth,
+        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False,
     )  # fmt: skip
-    vision = CLIPVisionConfig(**SHAPE, image_size=64, patch_size=8)
+    vision = CLIPVisionConfig(**s.tower, image_size=64, patch_size=8)
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=PLACE, image_seq_length=64,
         tie_word_embeddings=False,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
-    ids = torch.from_numpy(words(BATCH, 1 + 64 + LENGTH)).long()
+    ids = torch.from_numpy(words(s.batch, 1 + 64 + s.length)).long()
     ids[:, 1:65] = PLACE
     labels = torch.where(ids == PLACE, -100, ids)
     frozen = model.model.vision_tower
     frozen.requires_grad_(requires_grad=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    given = {"input_ids": ids, "pixel_values": signal(BATCH, 64), "labels": labels}
+    given = {"input_ids": ids, "pixel_values": signal(s.batch, 64), "labels": labels}
     return theirs(model, given, parameters)
 
 
@@ -190,23 +223,25 @@ def main() -> None:
     parser.add_argument("--worker")
     parser.add_argument("--torch", help="a Python that has torch and transformers")
     parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--toy", action="store_true", help="small sizes, to see that it runs")
     args = parser.parse_args()
     makers = {
         "clip, mmjax": clip_ours, "clip, torch": clip_torch,
         "llava, mmjax": llava_ours, "llava, torch": llava_torch,
     }  # fmt: skip
     if args.worker:
-        turns.worker(makers[args.worker]())
+        turns.worker(makers[args.worker](TOY if args.toy else Size()))
         return
-    if args.torch is None:
-        parser.error("give --torch=PYTHON, one that has torch and transformers")
     for family in ("clip", "llava"):
-        peers = {f"{family}, torch": args.torch, f"{family}, mmjax": sys.executable}
+        peers = {f"{family}, mmjax": sys.executable}
+        if args.torch:
+            peers = {f"{family}, torch": args.torch} | peers
+        more = ["--toy"] * args.toy
         running = {
-            label: turns.launch(__file__, label, python, "launcher")
+            label: turns.launch(__file__, label, python, "launcher", more)
             for label, python in peers.items()
         }
-        turns.table(turns.alternate(running, args.rounds), f"{family}, torch")
+        turns.table(turns.alternate(running, args.rounds), next(iter(peers)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One training step with weights of one modality each, against the dense decoder.
 
-    python benchmarks/mot.py [--batch=8] [--width=256]
+    python benchmarks/mot.py [--batch=8] [--width=256] [--depth=6] [--rounds=12]
 
 Shape: 6 layers, heads of 64, SwiGLU 43/16 as wide, rows of 256 tokens, vocabulary 2,048, f32,
 codes as pictures of 64; everything untied. "select" multiplies every token by the weights
@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import turns
 
-DEPTH, LENGTH, VOCAB, PICTURE = 6, 256, 2048, 64
+LENGTH, VOCAB, PICTURE = 256, 2048, 64
 UNTIE = ("qkv", "o", "qk_norm", "attn_norm", "ffn", "ffn_norm", "final_norm")
 
 
@@ -32,7 +32,7 @@ def rows(count: int):
     return Batch(tokens, picture, flat + 1, place, slot, ones, pixels)
 
 
-def step(count: int, width: int, **decoder):
+def step(count: int, width: int, depth: int, **decoder):
     """A train step of Chameleon on `count` rows."""
     import jax
 
@@ -46,8 +46,9 @@ def step(count: int, width: int, **decoder):
 
     base = config.load(str(turns.ROOT / "experiments" / "chameleon_scenes.py"))
     heads = dict(heads=width // 64, kv_heads=width // 64)
-    shape = dict(width=width, depth=DEPTH, mlp=43 * width // 16, unroll=1)
+    shape = dict(width=width, depth=depth, mlp=43 * width // 16, unroll=1)
     base.model.decoder.update(heads | shape | decoder)
+    base.model.codec.update(channels=8, blocks=1)  # it has nothing to do here
     c = config.resolve(base, families()).model
     model = chameleon.build(
         c, Vocabulary(VOCAB, codes=VOCAB - c.codes, code_count=c.codes),
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8, help="rows")
     parser.add_argument("--width", type=int, default=256, help="of the decoder, a multiple of 64")
+    parser.add_argument("--depth", type=int, default=6, help="of the decoder")
     args = parser.parse_args()
     peers = {
         "dense": {},
@@ -83,9 +85,9 @@ def main() -> None:
         "grouped": dict(towers=2, untie=UNTIE, grouped=True),
     }
     if args.worker:
-        turns.worker(step(args.batch, args.width, **peers[args.worker]))
+        turns.worker(step(args.batch, args.width, args.depth, **peers[args.worker]))
         return
-    more = (f"--batch={args.batch}", f"--width={args.width}")
+    more = (f"--batch={args.batch}", f"--width={args.width}", f"--depth={args.depth}")
     running = {
         name: turns.launch(__file__, name, sys.executable, "launcher", more) for name in peers
     }

@@ -1,22 +1,24 @@
 """Codecs that differ in their quantiser alone, at 9 bits a place: a table over seeds.
 
     python benchmarks/quantisers.py --out=out/quantisers [--seeds=3] [--steps=400]
+    python benchmarks/quantisers.py --seeds=1 --steps=20 --ways="FSQ, 8 x 8 x 8" --change=batch=2
 
 OpenMoji at 32 x 32, 64 places a picture, a small network. Every run is one of
 `experiments/codec_openmoji.py` with the changes below, evaluated on held-out combinations, and
-stays in --out; those that are there already are not run again. Needs out/data/openmoji.
+stays in --out; those that are there already are not run again. Needs out/data/openmoji. --ways
+names some of them, parted by semicolons; --change puts a field of every run to another value.
 """
 
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import runs
 
-ROOT = Path(__file__).parent.parent
 BASE = dict(
     kind="vq", codes=512, width=16, depth=1, levels=(), commit=0.25, decay=0.99, unit=False,
     restart=0.1, gradient="straight", entropy=0.0, legacy_beta=False,
@@ -35,22 +37,22 @@ WAYS = {
 SHOWN = ("psnr", "ssim", "absolute", "codes_used", "perplexity")
 
 
-def run(name: str, seed: int, steps: int, out: Path) -> dict:
+def changes(name: str, seed: int, steps: int) -> dict:
+    """Fields of a run."""
+    return {
+        "seed": seed, "steps": steps, "save_every": steps, "model.codec.channels": 16,
+        "optim.peak": 2e-3, "model.codec.quantiser": BASE | WAYS[name],
+    }  # fmt: skip
+
+
+def run(name: str, seed: int, steps: int, out: Path, more: Mapping) -> dict:
     """One run's summary; its directory's name tells it from runs of other settings or lengths."""
     how = BASE | WAYS[name]
     mark = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
     workdir = out / f"{how['kind']}_{mark}_{steps}_{seed}"
     if not (workdir / "summary.json").exists():
-        code = (
-            "import runpy; from mmjax import config; from mmjax.run import families;"
-            "from mmjax.train import train; from mmjax.evaluate import evaluate;"
-            "c = runpy.run_path('experiments/codec_openmoji.py')['get_config']();"
-            f"c.seed = {seed}; c.steps = c.save_every = {steps}; c.model.codec.channels = 16;"
-            f"c.optim.peak = 2e-3; c.model.codec.quantiser = {how!r};"
-            f"train(config.resolve(c, families()), {str(workdir)!r}); evaluate({str(workdir)!r})"
-        )
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        fields = changes(name, seed, steps) | dict(more)
+        done = runs.train("codec_openmoji", (), fields, workdir, evaluated=True)
         if done.returncode:
             sys.exit(done.stderr)
     return json.loads((workdir / "summary.json").read_text())
@@ -61,13 +63,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/quantisers"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--ways", default=";".join(WAYS))
+    runs.add_change(parser)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     print("| quantiser | PSNR, dB | SSIM | mean abs. error | codes used | perplexity |")
     print("|---|---|---|---|---|---|")
-    for name in WAYS:
-        out = given.out.resolve()
-        found = [run(name, seed, given.steps, out) for seed in range(given.seeds)]
+    for name in given.ways.split(";"):
+        out, more = given.out.resolve(), dict(given.change)
+        found = [run(name, seed, given.steps, out, more) for seed in range(given.seeds)]
         cells = []
         for entry in SHOWN:
             values = [one[entry]["value"] for one in found]

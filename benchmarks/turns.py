@@ -63,6 +63,7 @@ def alternate(running: Mapping[str, subprocess.Popen], rounds: int) -> dict[str,
     for process in running.values():
         process.stdin.close()
         process.wait()
+        process.stdout.close()
     return times
 
 
