@@ -52,7 +52,9 @@ def model(s: Size):
     d = base.model.decoder
     d.update(width=s.width, depth=s.depth, heads=4, kv_heads=4, mlp=s.mlp, unroll=s.depth)
     base.model.codec.quantiser.codes = 512
-    base.model.codec.update(channels=8, blocks=1)  # it has nothing to do here
+    # The codec has nothing to do here: as small as 64 codes a picture allow.
+    base.model.codec.update(image=8, multipliers=(1,), channels=8, blocks=1)
+    base.data.update(image=8, patch=1)
     c = config.resolve(base, families()).model
     rules = Rules(make_mesh(1, 1, 1, jax.devices()[:1]))
     vocabulary = Vocabulary(VOCAB, codes=VOCAB - 512, code_count=512)

@@ -48,7 +48,9 @@ def step(count: int, width: int, depth: int, **decoder):
     heads = dict(heads=width // 64, kv_heads=width // 64)
     shape = dict(width=width, depth=depth, mlp=43 * width // 16, unroll=1)
     base.model.decoder.update(heads | shape | decoder)
-    base.model.codec.update(channels=8, blocks=1)  # it has nothing to do here
+    # The codec has nothing to do here: as small as 64 codes a picture allow.
+    base.model.codec.update(image=8, multipliers=(1,), channels=8, blocks=1)
+    base.data.update(image=8, patch=1)
     c = config.resolve(base, families()).model
     model = chameleon.build(
         c, Vocabulary(VOCAB, codes=VOCAB - c.codes, code_count=c.codes),

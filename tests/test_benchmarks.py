@@ -53,8 +53,8 @@ def test_fusion_step(module, name):
 
 def test_mot(module):
     bench = module("mot")
-    step = bench.step(2, 64, 1, towers=2, untie=bench.UNTIE, grouped=True)
-    assert step() > step()
+    loss = bench.step(2, 64, 1, towers=2, untie=bench.UNTIE, grouped=True)()
+    assert abs(loss - np.log(bench.VOCAB)) < 1.5
 
 
 def test_decode(module):
