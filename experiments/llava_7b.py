@@ -3,7 +3,7 @@
 arXiv 2310.03744: 665k conversations once, batch 128, rate 2e-5, pictures padded to squares in the
 mean colour. Needs what llava_7b_align.py made.
 
-Run:  mmjax data build --src=TALKS --format=llava --dst=out/data/llava_talks --size=336
+Run:  mmjax data build --src=TALKS --format=llava --dst=out/data/llava_talks
       mmjax train --config=experiments/llava_7b.py --workdir=out/llava_7b
 """
 

@@ -8,7 +8,7 @@ fast tokenizer: the published ones may have neither safetensors nor a tokenizer.
 
 Run:  mmjax convert --src=CLIP   --dst=out/clip_l14_336  # openai/clip-vit-large-patch14-336
       mmjax convert --src=VICUNA --dst=out/vicuna_7b     # lmsys/vicuna-7b-v1.5
-      mmjax data build --src=PAIRS --format=jsonl --dst=out/data/llava_pairs --size=336
+      mmjax data build --src=PAIRS --format=jsonl --dst=out/data/llava_pairs
       mmjax train   --config=experiments/llava_7b_align.py --workdir=out/llava_7b_align
 """
 
