@@ -4,19 +4,17 @@ A step is a directory `<directory>/<step>/` with the arrays in `state/` and, in 
 the caller's `meta`, the loss, and the shape, dtype and checksum of every leaf. Orbax writes under
 a temporary name and renames at the end, so a step is there entirely or not at all; but it loads
 flipped bits without complaint, hence the checksums. Readers take the directory and never change
-it; a writer holds `Checkpoints`. No other module imports orbax; `leaf` knows where arrays lie.
+it; a writer holds `Checkpoints`. `ondisk` says how orbax is used, `leaf` knows where arrays lie.
 """
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
-import logging
 import math
 import os
 import re
-import sys
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,11 +28,11 @@ from orbax.checkpoint import v1 as ocp
 from mmjax import leaf
 from mmjax.checksum import checksums, named_leaves, spec
 from mmjax.error import UserError
+from mmjax.leaf import vanishes
+from mmjax.ondisk import CHUNK, TEMPORARY, Damage, as_damage, chunks, errno_of, hush, settings
 
 Directory = str | os.PathLike[str]
-CHUNK = 2**26  # bytes read or written at a time
 Warn = Callable[[str], object]
-_ORBAX = "/orbax/checkpoint/"
 
 
 class Restored(NamedTuple):
@@ -49,6 +47,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """A directory opened for writing, from `open_checkpoints`."""
 
+    directory: Path
     manager: ocp.training.Checkpointer
     keep: "_Keep"
     last: int | None  # the step on disk that the caller's next state continues from
@@ -69,10 +68,6 @@ class _Keep:
         return [c.step in keep for c in checkpoints]
 
 
-class _Damage(Exception):
-    """Why a step cannot be trusted: the leaf or file, and what is wrong with it."""
-
-
 @contextlib.contextmanager
 def open_checkpoints(
     directory: Directory, resumed: int | None = None, keep_best: bool = True
@@ -88,19 +83,21 @@ def open_checkpoints(
     Raises:
         UserError: the directory cannot be made or read, or the last save failed (see `wait`).
     """
-    _hush_orbax()
+    hush()
     losses, unwanted = {}, []
     for step in steps(directory):
         try:
             losses[step] = _about(directory, step)["loss"]
-        except _Damage:
+        except Damage:
             unwanted.append(step)  # orbax may refuse to open the directory because of it
     unwanted += [step for step in losses if resumed is None or step > resumed]
     keep = _Keep(keep_best, losses)
     try:
         os.makedirs(directory, exist_ok=True)
         _set_aside(directory, unwanted)
-        checkpoints = Checkpoints(_manager(directory, keep), keep, resumed)
+        _clear(directory)
+        path = Path(directory)
+        checkpoints = Checkpoints(path, _manager(directory, keep), keep, resumed)
     except OSError as e:
         raise UserError(f"checkpoints in {directory}: {e.strerror}; choose another place") from e
     with contextlib.ExitStack() as stack:
@@ -110,26 +107,12 @@ def open_checkpoints(
 
 
 def _manager(directory: Directory, keep: _Keep) -> ocp.training.Checkpointer:
-    path, context = Path(directory).absolute(), _context()
     return ocp.training.Checkpointer(
-        path, context=context, preservation_policy=keep, cleanup_tmp_directories=True
+        Path(directory).absolute(),
+        context=settings(),
+        preservation_policy=keep,
+        cleanup_tmp_directories=True,
     )
-
-
-def _context() -> ocp.Context:
-    registry = ocp.handlers.local_registry()  # unasked, orbax would store a dict as arrays
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="about")
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    context.pytree.loading.partial_load = True
-    context.array.saving.scoped_storage_options_creator = _chunks
-    return context
-
-
-def _chunks(path: Any, x: Any) -> Any:
-    """Layers of a stack, and parts of what is large, can be read without the rest."""
-    axes = (0,) if leaf.is_stack(x) else ()
-    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes, chunk_byte_size=CHUNK)
 
 
 def save(
@@ -184,12 +167,12 @@ def write(
     Raises:
         OSError: on a full disk.
     """
-    _hush_orbax()
+    hush()
     path, described = _path(directory, step), {}
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False  # saves a twelfth, and is held twice
-    context.array.saving.scoped_storage_options_creator = _chunks
+    context.array.saving.scoped_storage_options_creator = chunks
     try:
         with context:
             for names in leaf.together(like, CHUNK):  # each save takes orbax a walk over all before
@@ -199,7 +182,7 @@ def write(
         for name, x in like.items():
             described[name] = [spec(x), leaf.fill(path, name, x, read)]
     except ValueError as e:
-        raise (OSError(code, os.strerror(code)) if (code := _errno(e)) else e) from e
+        raise (OSError(code, os.strerror(code)) if (code := errno_of(e)) else e) from e
     (path / "about").mkdir()
     (path / "about" / "data.json").write_text(json.dumps(_describe(meta, None, described)))
 
@@ -226,9 +209,10 @@ def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception
     with contextlib.suppress(OSError, ValueError):
         checkpoints.manager.wait()  # raises `error` once more, in this thread
     checkpoints.manager.close()
-    directory = checkpoints.manager.directory
+    directory = checkpoints.directory
+    _clear(directory)
     checkpoints.manager = _manager(directory, checkpoints.keep)
-    if not (code := _errno(error)):
+    if not (code := errno_of(error)):
         return error
     return UserError(
         f"checkpoint {step} not written to {directory}: {os.strerror(code)}; make room and write "
@@ -236,18 +220,36 @@ def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception
     )
 
 
-def _errno(error: Exception) -> int | None:
-    found = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's form of it
-    return int(found[1]) if found else getattr(error, "errno", None)
-
-
-def _set_aside(directory: Directory, unwanted: list[int]) -> None:
+def _clear(directory: Directory) -> None:
+    """Removes steps that were half written by a save that failed or was killed."""
     if jax.process_index() == 0:
-        for step in unwanted:
-            names = (f"{step}.abandoned{i or ''}" for i in itertools.count())
-            free = next(p for p in map(Path(directory).joinpath, names) if not p.exists())
-            _path(directory, step).rename(free)
+        for name in filter(TEMPORARY.fullmatch, os.listdir(directory)):
+            shutil.rmtree(Path(directory) / name, ignore_errors=True)
+    multihost_utils.sync_global_devices("mmjax.checkpoint: half-written steps removed")
+
+
+def set_aside(checkpoints: Checkpoints, first: int) -> list[tuple[int, str]]:
+    """Renames the steps from `first` on, once the last save is done: not lost, and never read.
+
+    Returns:
+        Each such step and its new name, the newest last.
+    """
+    wait(checkpoints)
+    unwanted = [step for step in steps(checkpoints.directory) if step >= first]
+    return _set_aside(checkpoints.directory, unwanted)
+
+
+def _set_aside(directory: Directory, unwanted: list[int]) -> list[tuple[int, str]]:
+    renamed = []
+    for step in unwanted:
+        names = (f"{step}.abandoned{i or ''}" for i in itertools.count())
+        renamed.append((step, next(n for n in names if not (Path(directory) / n).exists())))
+    multihost_utils.sync_global_devices("mmjax.checkpoint: names of unwanted steps found")
+    if jax.process_index() == 0:
+        for step, name in renamed:
+            _path(directory, step).rename(Path(directory) / name)
     multihost_utils.sync_global_devices("mmjax.checkpoint: unwanted steps set aside")
+    return renamed
 
 
 def steps(directory: Directory) -> list[int]:
@@ -296,63 +298,53 @@ def restore(
 def _newest(
     directory: Directory, step: int | None, warn: Warn, read: Callable[[int], Any]
 ) -> tuple[int, Any] | None:
-    _hush_orbax()
-    have = steps(directory)
-    if step is not None and step not in have:
-        raise UserError(f"no checkpoint {step} in {directory}; there are {have}")
-    wanted = have[::-1] if step is None else [step]
+    hush()
+    damaged: list[int] = []
+    for _ in range(100):  # as often as a run that trains there may remove what is being read
+        have = steps(directory)
+        if step is not None and step not in have:
+            raise UserError(f"no checkpoint {step} in {directory}; there are {have}")
+        wanted = [n for n in have[::-1] if n not in damaged] if step is None else [step]
+        try:
+            found = _first_whole(directory, wanted, damaged, warn, read)
+        except FileNotFoundError as e:
+            if step is None:
+                continue
+            raise UserError(
+                f"checkpoint {step} in {directory} was removed while it was read, as a run that "
+                f"trains there does with older ones; there are {steps(directory)}: take another"
+            ) from e
+        if found is None and damaged:
+            raise UserError(f"no checkpoint in {directory} is whole; damaged: {damaged}")
+        return found
+    raise UserError(f"checkpoints in {directory} are removed faster than they are read; try again")
+
+
+def _first_whole(
+    directory: Directory, wanted: list[int], damaged: list[int], warn: Warn, read: Callable
+) -> tuple[int, Any] | None:
+    """The first step that can be read; others are noted as damaged.
+
+    Raises:
+        FileNotFoundError: if one is removed meanwhile.
+    """
     for number in wanted:
         try:
             return number, read(number)
-        except _Damage as e:
+        except Damage as e:
+            if vanishes(_path(directory, number)):
+                raise FileNotFoundError(f"{directory}/{number}") from e
+            damaged.append(number)
             warn(f"checkpoint {number} in {directory} is damaged and not used: {e}")
-    if wanted:
-        raise UserError(f"no checkpoint in {directory} is whole; damaged: {wanted}")
     return None
 
 
-@functools.cache
-def _hush_orbax() -> None:
-    """Keeps off stderr what is raised here in one line.
-
-    Orbax logs the traceback of a failed save from each of a dozen threads, and abandons the reads
-    beside one that fails, each of which ends in a page of its own.
-    """
-    others = sys.unraisablehook
-
-    def hook(event: Any) -> None:
-        code = getattr(event.object, "cr_code", None)  # an abandoned coroutine, or its closed loop
-        if _ORBAX not in str(code) and "Event loop is closed" not in str(event.exc_value):
-            others(event)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(lambda record: _ORBAX not in record.getMessage())
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or _ORBAX not in record.pathname
-    )
-
-
-@contextlib.contextmanager
-def _as_damage(what: str) -> Iterator[None]:
-    """Whatever orbax cannot read is damage, but for the device's own troubles such as memory."""
-    try:
-        yield
-    except Exception as e:
-        cause: BaseException = e  # orbax wraps it several times
-        while deeper := cause.__cause__ or cause.__context__:
-            cause = deeper
-        if isinstance(cause, jax.errors.JaxRuntimeError):
-            raise
-        why = " ".join(str(cause).split())[:200]
-        raise _Damage(f"{what}: {type(cause).__name__}: {why}") from e
-
-
 def _about(directory: Directory, step: int) -> dict:
-    with _as_damage("about"), _context():
+    with as_damage("about"), settings():
         about = ocp.load_checkpointables(_path(directory, step), {"about": None})["about"]
         crc32 = about.pop("crc32")
     if _crc32(about) != crc32:
-        raise _Damage("about: checksum differs")
+        raise Damage("about: checksum differs")
     return about
 
 
@@ -368,15 +360,19 @@ def _crc32(about: dict) -> int:
 def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, dict]:
     about, named = _about(directory, step), named_leaves(like)
     _compare(directory, step, about["leaves"], named, part)
-    with _as_damage("arrays"), _context():
+    with as_damage("arrays"), settings():
         nonempty = {name: x for name, x in named.items() if x.size}
         state = ocp.load_checkpointables(_path(directory, step), {"state": nonempty})["state"]
+        for name, x in nonempty.items():  # of damaged metadata orbax makes what it can
+            found = state.get(name)
+            if not isinstance(found, jax.Array) or spec(found) != spec(x):
+                raise Damage(f"leaf {name}: it is {found!r:.100}")
     for name, x in named.items():
         if not x.size:
             state[name] = jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
     for name, value in checksums(state).items():
         if value != about["leaves"][name][1]:
-            raise _Damage(f"leaf {name}: checksum differs")
+            raise Damage(f"leaf {name}: checksum differs")
     leaves = [state[name] for name in named]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), about["meta"]
 

@@ -235,10 +235,17 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The evaluations at the end: documents a split, and pictures drawn a split; at least 10."""
+    """The evaluations at the end, and the validation loss on the way there.
+
+    Attributes:
+        documents: a split. drawings: pictures drawn a split. Both are at least 10.
+        every: steps between two measurements of the loss on the validation split while training;
+            0 for none.
+    """
 
     documents: int
     drawings: int
+    every: int = 0
 
     def __post_init__(self):
         for name in ("documents", "drawings"):

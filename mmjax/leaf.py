@@ -6,6 +6,8 @@ Stacks, arrays of three axes or more, lie there a layer a chunk, whether trained
 import contextlib
 import ctypes
 import gc
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,10 +68,26 @@ class Leaf:
             raise self._error(" ".join(str(e).split())[:200]) from e
 
     def _error(self, why: str) -> UserError:
+        if vanishes(self.step):
+            return UserError(
+                f"checkpoint {self.step} was removed while it was read, as a run that trains there "
+                f"does with older ones; try again"
+            )
         return UserError(
             f"checkpoint {self.step} is damaged, leaf {self.name}: {why}; rename that directory to "
             f"use the checkpoint before it"
         )
+
+
+def vanishes(directory: Path) -> bool:
+    """Whether a directory is gone or on its way: its files get fewer while one looks."""
+    while True:
+        before = sum(len(files) for _, _, files in os.walk(directory))
+        time.sleep(0.05)
+        if not directory.exists():
+            return True
+        if sum(len(files) for _, _, files in os.walk(directory)) >= before:
+            return False
 
 
 def opened(step: Path, name: str) -> ts.TensorStore:

@@ -1,68 +1,39 @@
 """`mmjax train`: trains or resumes an experiment, then evaluates it.
 
-Leaves in --workdir: config.json, metrics.jsonl, checkpoints/, samples/, evals.json, summary.json.
+Leaves in --workdir: config.json, metrics.jsonl, loss.png, checkpoints/, samples/, evals.json,
+summary.json.
 The same command again resumes; it gives the same losses, bit for bit, as a run never stopped.
 """
 
 import contextlib
 import dataclasses
 import json
-import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from mmjax import checkpoint, config, flops, start, values
+from mmjax import checkpoint, config, start, values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
+from mmjax.failure import explained
 from mmjax.layers.tower import shared_fraction
-from mmjax.log import Bar, MetricsFile, rewind, tidy, write_json
+from mmjax.lock import LOCK, held
+from mmjax.log import Bar, read_json, rewind, write_json
 from mmjax.mesh import put
-from mmjax.run import CONFIG, GIVEN, VOCABULARY, Run, check_workdir, directory, prepare
-
-# Groups and fields that may differ from the checkpoint's: they do not change what is learned.
-FREE = ("log_every", "save_every", "evals.", "sample.", "mesh.", "data.workers")
-
-
-def check_unchanged(old: dict, new: dict, step: int) -> None:
-    """Refuses to resume a checkpoint under another experiment.
-
-    Raises:
-        UserError: listing every field that differs.
-    """
-    lines = [d for d in values.difference(old, new) if not d.startswith(FREE)]
-    if lines:
-        raise UserError(
-            f"the experiment changed since the checkpoint of step {step}: {'; '.join(lines)}; "
-            f"use another --workdir, or put the old value(s) back"
-        )
-
-
-def identity(run: Run) -> dict:
-    """What a checkpoint belongs to besides its configuration: data sets, tokenizer and id space."""
-    vocabulary = dataclasses.asdict(run.model.parts.vocabulary)
-    known = pipeline.fingerprint(run.experiment.data, run.tokenizer)
-    return json.loads(json.dumps(known | {"vocabulary": vocabulary}))
-
-
-def check_same_data(old: dict, new: dict, step: int) -> None:
-    """Refuses to resume on other data, or with packages that may order it otherwise.
-
-    Raises:
-        UserError: listing everything that differs.
-    """
-    lines = values.difference(old, new)
-    if lines:
-        raise UserError(
-            f"the data changed since the checkpoint of step {step}: {'; '.join(lines)}; use "
-            f"another --workdir, or bring the old data, tokenizer or package back"
-        )
+from mmjax.progress import Journal
+from mmjax.resume import check_same_data, check_unchanged, identity, told
+from mmjax.run import AGAIN, CONFIG, GIVEN, VOCABULARY, Run, check_workdir, directory, prepare
+from mmjax.step import State
+from mmjax.validation import SPLIT, validation
 
 
 def restore_or_init(run: Run, workdir: Path, batches, say: Callable[[str], None]):
@@ -108,58 +79,24 @@ class Signals:
             signal.signal(number, handler)
 
 
-class Meter:
-    """Turns the device's metrics of one step into a logged row, and keeps the run's clock."""
+class Around(NamedTuple):
+    """What the loop of a run talks to.
 
-    def __init__(self, run: Run):
-        self._run = run
-        self._peak = flops.peak(run.rules.mesh.devices.flatten())
-        self._reset()
-
-    def _reset(self) -> None:
-        self._mark = time.perf_counter()
-        self._steps, self._tokens, self._flops, self._waited = 0, 0.0, 0.0, 0.0
-
-    def count(self, batch, waited: float) -> None:
-        """Adds a host batch that was given to the device, and how long it was waited for."""
-        self._tokens += float((batch.segment > 0).sum())
-        self._steps += 1
-        self._waited += waited
-        if self._flops == 0.0:
-            # Rows differ little from step to step: one batch a window stands for all.
-            self._flops = 3 * self._run.model.flops(batch)
-
-    def row(self, step: int, metrics) -> tuple[dict[str, float | None], float]:
-        """The row to log, with rates since the last one, and the seconds left."""
-        passed, steps = time.perf_counter() - self._mark, max(self._steps, 1)
-        done = self._flops * steps
-        row: dict[str, float | None] = {"step": step, **tidy(metrics)}
-        row["tokens_per_s"] = self._tokens / passed
-        row["step_s"] = passed / steps
-        row["flops"] = self._flops
-        row["mfu"] = done / passed / self._peak if self._peak else None
-        row["wait_share"] = self._waited / passed
-        self._reset()
-        return row, (self._run.experiment.steps - step) * passed / steps
-
-
-def finite_or_stop(step: int, metrics, last_good: int | None) -> None:
-    """Stops the run at the first loss or gradient that is not a number.
-
-    Raises:
-        UserError: naming the step and the checkpoint that stays.
+    Attributes:
+        workdir, batches, store, signals, bar: as they are in `train`.
+        meta: of every checkpoint.
+        check: raises if another process writes into the workdir by now.
+        validate: state -> losses on held-out documents; None for none.
     """
-    for name in ("loss", "grad_norm"):
-        value = float(metrics[name])
-        if not math.isfinite(value):
-            kept = (
-                "no checkpoint was saved yet"
-                if last_good is None
-                else (f"the checkpoint of step {last_good} is the last good state")
-            )
-            raise UserError(
-                f"{name} is {value} at step {step}; {kept}; lower optim.peak or look at the data"
-            )
+
+    workdir: Path
+    batches: pipeline.Batches
+    store: checkpoint.Checkpoints
+    signals: Signals
+    bar: Bar
+    meta: dict
+    check: Callable[[], None]
+    validate: Callable[[State], dict[str, float]] | None
 
 
 def train(e: Experiment, workdir: str | Path, devices=None) -> int:
@@ -175,13 +112,56 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
         UserError: see the module; nothing half-written stays.
     """
     workdir = Path(workdir)
+    try:
+        with one_writer(workdir / LOCK) as check:
+            return _train(e, workdir, devices, check)
+    except OSError as error:
+        raise UserError(f"{explained(error)}; the same command then goes on") from error
+
+
+@contextlib.contextmanager
+def one_writer(file: Path) -> Iterator[Callable[[], None]]:
+    """Holds a lock for all processes of a job: the first one has it; see `lock.held`.
+
+    Raises:
+        UserError: in every process, if the first one cannot have it.
+    """
+    if jax.process_count() == 1:
+        with held(file) as check:
+            yield check
+        return
+    with contextlib.ExitStack() as stack:
+        failure, check = None, _nothing
+        if jax.process_index() == 0:
+            try:
+                check = stack.enter_context(held(file))
+            except (UserError, OSError) as error:
+                failure = error
+        if multihost_utils.broadcast_one_to_all(np.int32(failure is not None)):
+            raise failure or UserError(f"{file} is held by another run; see what process 0 says")
+        yield check
+
+
+def _nothing() -> None:
+    """What processes check that do not hold the lock themselves."""
+
+
+def _train(e: Experiment, workdir: Path, devices, check: Callable[[], None]) -> int:
+    """`train` under the lock."""
     found = checkpoint.read_meta(directory(workdir), warn=lambda line: None)
-    if found is not None:
-        check_unchanged(found["config"], values.to_dict(e), found["step"])
+    changed: list[str] = []
     if found is None:
         check_workdir(workdir)
         config.check_new(e)
         start.check(e)
+    elif "config" not in found:
+        raise UserError(
+            f"{workdir} holds imported weights and no training; begin with them in another "
+            f"--workdir, by --config.start=\"{{'all': '{workdir}'}}\""
+        )
+    else:
+        changed = check_unchanged(found["config"], values.to_dict(e), found["step"], workdir)
+        mend_ids(workdir, found["identity"])
     run = prepare(e, devices, ids=None if found is None else workdir)
     config.check_devices(e, run.rules.split("batch"))
     about = identity(run)
@@ -193,8 +173,10 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     )  # fmt: skip
     with contextlib.closing(batches), Signals() as signals, Bar(e.steps) as bar:
         state, done = restore_or_init(run, workdir, batches, bar.say)
+        if found is not None and changed:
+            bar.say(told(found["config"], e, changed, done or 0))
         start.check_codes(run, state)
-        workdir.mkdir(parents=True, exist_ok=True)
+        validate = validation_of(run, bar.say)
         with checkpoint.open_checkpoints(directory(workdir), done) as store:
             write_json(workdir / CONFIG, values.to_dict(e))
             write_json(workdir / TOKENIZER, json.loads(run.tokenizer.to_str()))
@@ -202,8 +184,29 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
             rewind(workdir, done or 0)
             meta = {"config": values.to_dict(e), "identity": about}
             say_shared(run, bar.say)
-            loop(run, workdir, state, done or 0, batches, store, meta, signals, bar)
+            around = Around(workdir, batches, store, signals, bar, meta, check, validate)
+            loop(run, state, done or 0, around)
     return signals.received or 0
+
+
+def validation_of(run: Run, say: Callable[[str], None]):
+    """What measures the held-out loss, if the experiment asks for it and there are documents."""
+    every = run.experiment.evals.every
+    if not 0 < every <= run.experiment.steps:
+        return None
+    if (validate := validation(run)) is None:
+        say(f"config.evals.every={every}, but no source has a split `{SPLIT}`: no loss of it")
+    return validate
+
+
+def mend_ids(workdir: Path, known: dict) -> None:
+    """Writes ids that a checkpoint knows where their file was damaged since."""
+    path = workdir / VOCABULARY
+    if path.exists():
+        try:
+            read_json(path, "")
+        except UserError:
+            write_json(path, known["vocabulary"])
 
 
 def keep_ids(run: Run, workdir: Path) -> None:
@@ -214,62 +217,41 @@ def keep_ids(run: Run, workdir: Path) -> None:
     write_json(workdir / VOCABULARY, dataclasses.asdict(run.vocabulary))
     given = Path(e.start.get("all", workdir)) / GIVEN
     if given.is_file():
-        write_json(workdir / GIVEN, json.loads(given.read_text()))
+        write_json(workdir / GIVEN, read_json(given, AGAIN))
 
 
-def loop(run: Run, workdir: Path, state, done: int, batches, store, meta, signals, bar) -> None:
+def loop(run: Run, state: State, done: int, around: Around) -> None:
     """The steps. The host works on a step's metrics while the device does the next step."""
-    e = run.experiment
+    e, batches, store = run.experiment, around.batches, around.store
     if done >= e.steps:
         return
     step_function = run.step()
-    meter, file = Meter(run), MetricsFile(workdir)
-    last_good = done if done else None
-    pending: tuple[int, dict] | None = None
-    warned = 0
-
-    def finish() -> None:
-        nonlocal pending, warned
-        if pending is None:
-            return
-        step, metrics = pending
-        pending = None
-        metrics = jax.device_get(metrics)
-        finite_or_stop(step, metrics, last_good)
-        bar.step(step)
-        if step % e.log_every == 0 or step == e.steps:
-            row, left = meter.row(step, metrics)
-            row["left_out"] = batches.left_out
-            if batches.left_out > warned == 0:
-                warned = batches.left_out
-                bar.say(
-                    f"{warned} documents so far are larger than a row and left out; raise "
-                    f"data.length={e.data.length} or data.images={e.data.images}"
-                )
-            file.write(row)
-            bar.note(row, left)
+    journal = Journal(run, around.workdir, store, batches, around.bar)
 
     def save(step: int, metrics) -> None:
-        known = meta | {"step": step, "data": batches.get_state()}
+        around.check()
+        known = around.meta | {"step": step, "data": batches.get_state()}
         checkpoint.save(store, step, state, known, float(metrics["loss"]))
 
     try:
         for step in range(done + 1, e.steps + 1):
             before = time.perf_counter()
             batch = next(batches)
-            meter.count(batch, time.perf_counter() - before)
+            waited = time.perf_counter() - before
             state, metrics = step_function(state, put(batch, run.rules))
-            finish()
-            pending = (step, metrics)
-            stop = signals.received is not None
+            journal.settle()
+            journal.expect(step, metrics, batch, waited)
+            if around.validate is not None and step % e.evals.every == 0:
+                journal.score(around.validate, state)
+            stop = around.signals.received is not None
             if step % e.save_every == 0 or step == e.steps or stop:
-                finish()  # never saves a state whose loss was not looked at
+                journal.settle()  # never saves a state whose loss was not looked at
                 save(step, metrics)
-                last_good = step
             if stop:
-                bar.say(f"stopped at step {step} by signal; the same command resumes")
+                around.bar.say(f"stopped at step {step} by signal; the same command resumes")
                 break
-        finish()
+        journal.settle()
         checkpoint.wait(store)
+        journal.draw()
     finally:
-        file.close()
+        journal.close()
