@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,9 +61,12 @@ def hush() -> None:
             others(event)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(lambda record: _ORBAX not in record.getMessage())
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not any(word in record.getMessage() for word in (_ORBAX, "ocdbt"))
+    )
     logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or _ORBAX not in record.pathname
+        lambda record: record.levelno < logging.WARNING or _ORBAX not in record.pathname
     )
 
 
