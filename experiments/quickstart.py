@@ -112,5 +112,5 @@ def get_config() -> ConfigDict:
         words=choice,
         codes=choice | dict(temperature=1.0),
     )
-    c.evals = dict(documents=256, drawings=256)
+    c.evals = dict(documents=256, drawings=256, every=100)
     return c

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -18,13 +20,17 @@ import pytest
 from tiny import ROOT, tiny
 
 import mmjax
-from mmjax import checkpoint
+from mmjax import checkpoint, progress, values
+from mmjax.config import StageConfig
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
+from mmjax.lock import LOCK, held
 from mmjax.log import read_metrics
-from mmjax.run import directory
+from mmjax.resume import check_unchanged, told
+from mmjax.run import directory, prepare
 from mmjax.train import train
+from mmjax.validation import validation
 
 FLAGS = {
     "config.batch": 8, "config.log_every": 1, "config.save_every": 3,
@@ -151,16 +157,199 @@ def test_it_resumes_on_another_mesh(openmoji, whole, tmp_path):
     np.testing.assert_allclose(values, [v for _, v in losses(whole)], rtol=1e-4)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state(
-    openmoji, tmp_path
+def test_a_loss_that_is_not_a_number_stops_the_run_and_its_advice_works(openmoji, tmp_path, capsys):
+    """A learning rate of 1e15 does what a bad batch would."""
+    wild = {"optim__clip": 1e30, "optim__warmup": 0, "optim__decay": "constant", "steps": 8}
+    e = tiny(openmoji, save_every=1, optim__peak=1e-3, **wild)
+    assert train(dataclasses.replace(e, steps=3), tmp_path, one()) == 0
+    kept = losses(tmp_path)
+    # As if the rate had been this high from the start: the state after step 4 is spoilt.
+    about = directory(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmjax.train.check_unchanged", lambda *_: [])
+        high = dataclasses.replace(e, optim=dataclasses.replace(e.optim, peak=1e15))
+        with pytest.raises(UserError) as caught:
+            train(high, tmp_path, one())
+    said = str(caught.value)
+    found = re.fullmatch(
+        r"\S+ is (nan|inf) at step 5; the last good checkpoint is that of step 3, .*"
+        r"\(that of step 4 led to it and is now 4\.abandoned\); lower optim.peak, as with "
+        r"--config\.optim\.peak=(\S+), or look at the data",
+        said,
+    )
+    assert found, said
+    assert checkpoint.latest(about) == 3 and (about / "4.abandoned").is_dir()
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
+    # What is advised can be done, and goes on from the good state.
+    assert float(found[2]) == pytest.approx(1e15 / 4)
+    capsys.readouterr()
+    train(dataclasses.replace(e, optim=dataclasses.replace(e.optim, peak=5e-4)), tmp_path, one())
+    assert "config.optim.peak: 0.001 -> 0.0005; the constant" in capsys.readouterr().err
+    assert losses(tmp_path)[:3] == kept and losses(tmp_path)[-1][0] == 8
+    assert all(np.isfinite(value) for _, value in losses(tmp_path))
+
+
+class Store:
+    """As much of checkpoints as `Journal` looks at."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+
+@pytest.mark.parametrize(
+    ("metrics", "named", "aside"),
+    [
+        ({"loss": 1.0, "grad_norm": math.inf}, "grad_norm is inf", True),
+        ({"loss": 1.0, "grad_norm": 1.0, "text/nll": math.nan}, "text/nll is nan", True),
+        ({"loss": math.nan, "grad_norm": math.nan, "param_norm": math.nan}, "loss is nan", True),
+        ({"loss": 1.0, "grad_norm": 1.0, "param_norm": math.inf}, "param_norm is inf", False),
+        ({"loss": 1.0, "grad_norm": 1.0, "update_norm": math.inf}, "update_norm is inf", False),
+    ],
+)
+def test_any_metric_that_is_not_finite_stops_the_run(metrics, named, aside, tmp_path, monkeypatch):
+    """If only what the step made is spoilt, the checkpoint it began with is good."""
+    for step in (2, 4):
+        (tmp_path / str(step)).mkdir()
+
+    def set_aside(store, first):
+        assert first == 4
+        (tmp_path / "4").rename(tmp_path / "4.abandoned")
+        return [(4, "4.abandoned")]
+
+    monkeypatch.setattr(checkpoint, "set_aside", set_aside)
+    journal = progress.Journal.__new__(progress.Journal)
+    journal._store = Store(tmp_path)
+    journal._run = types.SimpleNamespace(experiment=tiny())
+    journal._stop_unless_finite(5, {"loss": 1.0, "grad_norm": 1.0, "lr": 0.0})
+    with pytest.raises(UserError, match=rf"{named} at step 5; .* step {2 if aside else 4},"):
+        journal._stop_unless_finite(5, metrics)
+    assert (tmp_path / "4").exists() is not aside
+
+
+def test_a_finished_run_goes_on_as_one_that_was_longer_from_the_start(openmoji, tmp_path, capsys):
+    """With a constant rate bit for bit, validation losses too; a decay is computed anew and said.
+
+    The losses of held-out documents are the same in both, and on one device and on eight.
+    """
+    e = tiny(openmoji, optim__decay="constant", evals__every=2, log_every=4)
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert train(dataclasses.replace(e, steps=4), short, one()) == 0
+    assert train(e, long, one()) == 0
+    capsys.readouterr()
+    assert train(e, short, one()) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"config.steps: 4 -> 6; the constant .*: learning rate (\S+) -> \1 ", said)
+    seen = [r for w in (short, long) for r in read_metrics(w)]
+    rows = [{k: v for k, v in row.items() if k not in RATES} for row in seen]
+    assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+    assert [r["step"] for r in rows[: len(rows) // 2]] == [2, 4, 6]
+    state = {w: checkpoint.restore(directory(w), abstract_of(e), 6).state for w in (short, long)}
+    for a, b in zip(*map(jax.tree.leaves, state.values()), strict=True):
+        np.testing.assert_array_equal(a, b)
+    check_validation(e, rows[-1], long, state[long])
+    check_refusals(e, long)
+
+
+RATES = ("tokens_per_s", "step_s", "mfu", "wait_share", "flops")
+
+
+def abstract_of(e):
+    return prepare(e, one()).abstract
+
+
+def check_validation(e, row, workdir, state) -> None:
+    """Losses of held-out documents are there, near those of training, and drawn."""
+    names = {n.removeprefix("validation/") for n in row if n.startswith("validation/")}
+    assert {"loss", "text/nll", "image", "text/logit_norm"} <= names <= row.keys()
+    assert 0.3 < row["validation/loss"] / row["loss"] < 3
+    assert row["validation/loss"] != row["loss"]
+    assert (workdir / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    wide = prepare(dataclasses.replace(e, mesh=dataclasses.replace(e.mesh, fsdp=8)))
+    spread = jax.device_put(state, wide.shardings())
+    found = validation(wide)(spread)
+    assert found["loss"] == pytest.approx(row["validation/loss"], rel=1e-4)
+    assert found == validation(wide)(spread)
+
+
+def check_refusals(e, workdir) -> None:
+    """What cannot go on is told the way."""
+    with pytest.raises(UserError, match=r"steps: 6 -> 5, and a run cannot become shorter; .*all"):
+        train(dataclasses.replace(e, steps=5), workdir, one())
+    with pytest.raises(UserError, match=r"optim.peak: .* -> 0.5; use another"):
+        train(tiny(e.data.sources["openmoji"].path, optim__peak=0.5), workdir, one())
+    last = StageConfig(1.0, {"openmoji": 1.0})
+    old = values.to_dict(
+        dataclasses.replace(e, data=dataclasses.replace(e.data, stages={"a": last}))
+    )
+    with pytest.raises(UserError, match=r"moves the borders of data.stages; .*config.start"):
+        check_unchanged(old, old | {"steps": 9}, 6, workdir)
+
+
+def test_a_decay_is_computed_anew_and_said():
+    old = values.to_dict(tiny(steps=300))
+    e = tiny(steps=400, optim__peak=1e-3)
+    changed = check_unchanged(old, values.to_dict(e), 300)
+    assert changed == ["steps", "optim.peak"]
+    line = told(old, e, changed, 300)
+    rates = re.fullmatch(
+        r"config.steps: 300 -> 400; config.optim.peak: 0.002 -> 0.001; the cosine schedule of 400 "
+        r"steps holds from step 300 on: learning rate (\S+) -> (\S+)",
+        line,
+    )
+    assert float(rates[1]) == pytest.approx(2e-5) and float(rates[2]) > 1e-4
+    assert check_unchanged(old, old, 300) == []
+
+
+def test_every_row_counts_its_own_steps(whole):
+    """Also those of a step that is saved, of which the host looks at the metrics at once."""
+    rows = read_metrics(whole)
+    for row in rows:
+        assert row["tokens_per_s"] > 0 and row["flops"] > 0 and row["step_s"] > 0
+    tokens = [row["tokens_per_s"] * row["step_s"] for row in rows]
+    assert max(tokens) < 1.5 * min(tokens)  # one batch each
+
+
+def test_two_runs_on_one_workdir(openmoji, whole, tmp_path):
+    """The second is one line, and nothing of the first is touched; readers are not kept out."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = sorted(os.listdir(directory(tmp_path / "run")))
+    with held(tmp_path / "run" / LOCK):
+        with pytest.raises(UserError, match=rf"being written by process {os.getpid()} on "):
+            train(tiny(openmoji), tmp_path / "run", one())
+        assert mmjax.load(tmp_path / "run", devices=one()).step == 6
+    assert sorted(os.listdir(directory(tmp_path / "run"))) == before
+    assert train(tiny(openmoji), tmp_path / "run", one()) == 0
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_file_that_cannot_be_written_is_one_line(openmoji, whole, tmp_path, name):
+    """A directory in the way is refused by the system as a full disk is."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / name / "x").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name}: .*directory; .*; the same command then goes on"):
+        train(tiny(openmoji, steps=7), tmp_path / "run", one())
+    assert checkpoint.latest(directory(tmp_path / "run")) == 6
+
+
+def test_a_cut_file_of_a_workdir_is_named_and_the_same_command_writes_it_anew(
+    openmoji, whole, tmp_path
 ):
-    """A learning rate of 1e30 does what a bad batch would."""
-    with pytest.raises(UserError, match=r"is (nan|inf) at step \d+.*optim.peak"):
-        train(tiny(openmoji, optim__peak=1e30, optim__clip=1e30, save_every=1), tmp_path, one())
-    last = checkpoint.latest(directory(tmp_path))
-    rows = read_metrics(tmp_path)
-    assert all(np.isfinite(row["loss"]) for row in rows)
-    assert last is None or last <= rows[-1]["step"]
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("config.json", "vocabulary.json"):
+        (tmp_path / "run" / name).write_text('{"a": [')
+        with pytest.raises(UserError, match=rf"{name} is damaged .*`mmjax train`.*anew"):
+            mmjax.load(tmp_path / "run", devices=one())
+        assert train(tiny(openmoji), tmp_path / "run", one()) == 0
+        assert mmjax.load(tmp_path / "run", devices=one()).step == 6
+
+
+def test_imported_weights_are_no_training_to_go_on_with(openmoji, tmp_path):
+    with checkpoint.open_checkpoints(directory(tmp_path)) as store:
+        checkpoint.save(store, 0, {"w": jax.numpy.zeros(3)}, {"from": "llama"})
+    with pytest.raises(UserError, match=r"imported weights and no training; .*config.start"):
+        train(tiny(openmoji), tmp_path, one())
 
 
 def test_batch_that_does_not_divide_names_two_that_do(openmoji, tmp_path):
