@@ -157,7 +157,9 @@ def save(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes a tokenizer.json, whole or not at all."""
     draft = Path(path).with_suffix(".tmp")
     draft.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(draft))
+    draft.write_text(
+        tokenizer.to_str(pretty=True), encoding="utf-8"
+    )  # its own errors are no OSError
     os.replace(draft, path)
 
 

@@ -1,6 +1,7 @@
 """Items -> a data set on disk: streamed, resumable after a kill, damaged records set aside."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -17,12 +18,14 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from mmjax.data.record import Item, Record, pack
 from mmjax.data.store import INFO, REJECTS
 from mmjax.error import UserError
+from mmjax.failure import REMEDIES
 from mmjax.lock import LOCK
 
 DRAFT = "progress.json"
 # What is written becomes part of the set at the latest after so many items, bytes and seconds; a
 # kill costs what came since.
 ITEMS, BYTES, SECONDS = 5000, 256 << 20, 30.0
+FILES = 128  # open at a time, one a split; a set with more splits gets more and smaller files
 NAMED = 3  # files of each ending that are ignored, by name
 # What damaged data raises, in our readers and in the libraries below them.
 DAMAGE = (OSError, ValueError, KeyError, SyntaxError)
@@ -105,9 +108,12 @@ def write(
             for part in _parts(fresh, dst, draft, shares):
                 bar.update(task, completed=part.items, description=_title(dst, part))
     except OSError as error:
+        why = str(error.strerror or error)
+        handles = os.strerror(errno.EMFILE) in why  # ArrayRecord tells it in words alone
+        remedy = REMEDIES[errno.EMFILE] if handles else "make room there"
         raise UserError(
-            f"cannot write {dst}: {error.strerror or error}; make room there, and the same command "
-            f"goes on; or choose another place"
+            f"cannot write {dst}: {why}; {remedy}, and the same command goes on; or choose another "
+            f"place"
         ) from error
     if not draft.shards:
         first = (dst / REJECTS).read_text().split("\n")[0] if draft.rejected else "no items"
@@ -193,7 +199,8 @@ class Part:
     def full(self) -> bool:
         """Whether it is time to commit."""
         late = time.monotonic() - self._start > SECONDS
-        return self.count >= ITEMS or self._bytes >= BYTES or late
+        many = len(self._files) >= FILES
+        return self.count >= ITEMS or self._bytes >= BYTES or late or many
 
     def _name(self, split: str) -> str:
         return f"{split}-{self._draft.items:09d}.array_record"  # after the item it begins with

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -201,6 +202,28 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypa
     write.write(grow(300), tmp_path / "set", {"name": "a"}, {})
     write.write(grow(300), tmp_path / "other", {"name": "a"}, {})
     assert read_all(tmp_path / "set") == read_all(tmp_path / "other")
+
+
+def test_more_splits_than_files_may_be_open(tmp_path):
+    """A column of names taken for splits; before, all behind the limit was called damaged."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_write import item
+from mmjax.data import write
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), hard))
+named = (item(1)._replace(split=f"s{{n}}") for n in range(300))
+try:
+    place = {str(tmp_path)!r} + "/" + sys.argv[1]
+    print(write.write(named, place, {{"name": "a"}}, {{}})["documents"])
+except write.UserError as error:
+    print(error)
+"""
+    for limit, said in (("256", "^300$"), ("64", r"Too many open files; raise .*`ulimit -n`")):
+        argv = [sys.executable, "-c", code, limit]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+        assert re.search(said, done.stdout.strip()), done.stdout + done.stderr
 
 
 def grow(count):
