@@ -268,14 +268,18 @@ def _stream(given: Any) -> bytes:
     try:
         if given.seekable():
             given.seek(0)
-        data = given.read(BYTES + 1)
+        data = bytearray()
+        while len(data) <= BYTES and (part := given.read(1 << 20)):
+            data += part
+    except TypeError as error:
+        raise UserError(
+            f"a picture's file gives no bytes ({error}); open it in mode 'rb'"
+        ) from error
     except (AttributeError, OSError, ValueError) as error:
         raise UserError(f"a picture's file cannot be read: {error}; open it anew") from error
-    if not isinstance(data, bytes):
-        raise UserError(f"a picture's file gives {type(data).__name__}; open it in mode 'rb'")
     if len(data) > BYTES:
         raise UserError(f"a picture's file has more than {BYTES:,} bytes")
-    return data
+    return bytes(data)
 
 
 def _of_array(array: np.ndarray) -> PIL.Image.Image:

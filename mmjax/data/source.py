@@ -61,7 +61,8 @@ def content(file: Path, *roots: Path) -> bytes:
         raise ValueError(f"{file.name} leads outside the source's directory, and is not read")
     try:
         with opened(file) as raw:
-            data = raw.read(BYTES + 1)
+            size = os.fstat(raw.fileno()).st_size
+            data = raw.read(min(size, BYTES) + 1)  # which makes room for so many at once
     except OSError as error:
         raise type(error)(f"{file.name}: {(error.strerror or 'cannot be read').lower()}") from error
     return bounded(data, file.name)

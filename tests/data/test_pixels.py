@@ -320,7 +320,7 @@ def test_what_cannot_be_read_of_things_handed_over_is_one_line(tmp_path):
     closed = (tmp_path / "a").open("wb")
     closed.close()
     for given, message in (
-        (cut, "truncated"), (Unreadable(), "gives str; open it in mode 'rb'"),
+        (cut, "truncated"), (Unreadable(), "gives no bytes .*; open it in mode 'rb'"),
         (closed, "closed file; open it anew"), (tmp_path, "is a directory"),
         (tmp_path / "b", "does not exist"), (np.zeros((4, 4)), "uint8 .h, w, 3., not float64"),
         (PIL.Image.new("1", (9500, 9500)), "more than 89,478,485 pixels"),

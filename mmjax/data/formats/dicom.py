@@ -14,16 +14,19 @@ import io
 import logging
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
-import numpy as np
 import PIL.Image
 import pydicom
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
-from pydicom.uid import UID_dictionary
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian, UID_dictionary
 
+from mmjax.data.formats import grey
 from mmjax.data.formats.caption import pair, rows, text_beside
 from mmjax.data.formats.files import (
     Tree,
@@ -37,17 +40,18 @@ from mmjax.data.formats.files import (
     walk,
 )
 from mmjax.data.record import Item, Record
-from mmjax.data.source import content
+from mmjax.data.resize import PIXELS
+from mmjax.data.source import BYTES, content, opened
 from mmjax.error import UserError
 
 TABLES = ("reports.csv", "reports.jsonl")
 TAGS = [
     "BurnedInAnnotation", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
-    "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
-    *(f"{c}PaletteColorLookupTable{part}" for c in ("Red", "Green", "Blue")
-      for part in ("Descriptor", "Data")),
+    "PixelRepresentation", "PresentationLUTShape",
+    *grey.MODALITY, *grey.VOI, *grey.GROUPS, *grey.PADDING, *grey.PALETTE,
+]  # fmt: skip
+DATA = [
     "PixelData", "FloatPixelData", "DoubleFloatPixelData",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 ]  # fmt: skip
@@ -121,21 +125,26 @@ def _record(name: str, image: Path, report: str | None, roots: tuple[Path, ...])
 def picture(file: Path) -> tuple[bytes, dict[str, int]]:
     """A DICOM file -> PNG (8 bits, grey or RGB), and `frame` and `frames` if it has several.
 
-    Grey values go through the modality's rescaling, then the VOI table or window, without one the
-    1st to 99th percentile (PS3.3, C.11.1 and C.11.2).
+    Greys are those of `grey.shown`; of several frames only the one that is taken is read.
 
     Raises:
         ValueError: if it cannot be decoded, or has burnt-in annotation. OSError: no such file.
     """
-    data = content(file)
     buffer = io.BytesIO()
-    with _silence():
+    with opened(file) as raw, _silence():
         try:
-            found = pydicom.dcmread(io.BytesIO(data), specific_tags=TAGS)  # type: ignore[arg-type]
+            source = _inflated(file, raw)
+            # Of a file that is deflated all has to be read at once.
+            whole = source is not raw
+            wanted: Any = [*TAGS, *DATA] if whole else TAGS
+            found = pydicom.dcmread(source, stop_before_pixels=not whole, specific_tags=wanted)
             burnt = str(found.get("BurnedInAnnotation", "")).strip().upper() == "YES"
             frames = int(found.get("NumberOfFrames") or 1)
             size = int(found.get("Rows", 0)) * int(found.get("Columns", 0))
+            each = int(found.get("SamplesPerPixel", 1)) * int(found.get("BitsAllocated", 8)) / 8
             syntax = _syntax(found)
+        except _TooLarge as error:
+            raise ValueError(str(error)) from None
         except Exception as error:  # pydicom raises whatever damaged bytes lead to
             # Neither its message nor its context is passed on: they may quote the file.
             raise ValueError(f"not DICOM, or damaged ({type(error).__name__})") from None
@@ -143,16 +152,43 @@ def picture(file: Path) -> tuple[bytes, dict[str, int]]:
             raise ValueError("burnt-in annotation")
         if not size:
             raise ValueError("no pixel data")
-        if size > (PIL.Image.MAX_IMAGE_PIXELS or size):
-            raise ValueError(f"picture of more than {PIL.Image.MAX_IMAGE_PIXELS:,} pixels")
+        if size > PIXELS or size * each > BYTES:
+            raise ValueError(f"picture of more than {PIXELS:,} pixels, or {BYTES:,} bytes")
         frame = frames // 2
         try:
-            pixels = _shown(pixel_array(found, index=frame), found)
-            PIL.Image.fromarray(pixels).save(buffer, "png")
+            source.seek(0)
+            plain = grey.high_bit(found) is None
+            given: Any = found if whole else source
+            stored = pixel_array(given, index=frame, correct_unused_bits=plain)
+            PIL.Image.fromarray(grey.shown(stored, found, frame)).save(buffer, "png")
         except Exception as error:
             kind = type(error).__name__
             raise ValueError(f"cannot decode pixel data in {syntax} ({kind})") from None
     return buffer.getvalue(), {"frame": frame + 1, "frames": frames} if frames > 1 else {}
+
+
+class _TooLarge(ValueError):
+    """A deflated file has more in it than is read."""
+
+
+def _inflated(file: Path, raw: BinaryIO) -> BinaryIO:
+    """The file itself; if it is deflated, its bytes, once it is known what they come to.
+
+    Raises:
+        _TooLarge: if that is more than BYTES.
+    """
+    about = read_file_meta_info(file)  # type: ignore[no-untyped-call]
+    if about.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return raw
+    data = content(file)
+    begin = 144 + int(about.FileMetaInformationGroupLength)  # behind "DICM" and that length itself
+    unpack, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), data[begin:], 0
+    while rest and not unpack.eof:
+        size += len(unpack.decompress(rest, 1 << 20))
+        rest = unpack.unconsumed_tail
+        if size > BYTES:
+            raise _TooLarge(f"a deflated file of more than {BYTES:,} bytes")
+    return io.BytesIO(data)
 
 
 @contextlib.contextmanager
@@ -177,48 +213,3 @@ def _syntax(found: pydicom.FileDataset) -> str:
     return (
         f"transfer syntax {name!r}" if kind == "Transfer Syntax" else "an unknown transfer syntax"
     )
-
-
-def _shown(pixels: np.ndarray, found: pydicom.Dataset) -> np.ndarray:
-    """Stored values [h, w] or RGB [h, w, 3] -> [h, w] or [h, w, 3] uint8 as they are shown."""
-    kind = found.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, found)[..., :3]
-        return (pixels >> 8 * (pixels.itemsize - 1)).astype(np.uint8)
-    if pixels.ndim == 3:
-        if pixels.shape[-1] != 3:
-            raise ValueError("neither grey nor RGB")
-        return np.rint(pixels * (255 / (2**found.BitsStored - 1))).astype(np.uint8)
-    values = apply_modality_lut(pixels, found)
-    if found.get("VOILUTSequence"):
-        bits = found.VOILUTSequence[0].LUTDescriptor[2]
-        share = apply_voi(np.rint(values).astype(np.int64), found) / (2**bits - 1)
-    else:
-        share = _windowed(np.nan_to_num(values.astype(np.float64)), found)
-    grey = np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
-    return 255 - grey if kind == "MONOCHROME1" else grey
-
-
-def _windowed(values: np.ndarray, found: pydicom.Dataset) -> np.ndarray:
-    """[h, w] -> [h, w], 0 at the lower end of the window and 1 at its upper end, or beyond them.
-
-    The first of several windows counts; one of no width is none (PS3.3, C.11.2.1.2 and .3).
-    """
-    center, width = (_first(found.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    function = str(found.get("VOILUTFunction") or "LINEAR").upper()
-    if center is None or width is None or width < (1 if function == "LINEAR" else 1e-9):
-        low, high = np.percentile(values, (1, 99))
-    elif function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
-    else:
-        if function == "LINEAR":
-            center, width = center - 0.5, width - 1
-        low, high = center - width / 2, center + width / 2
-    return (values - low) / max(high - low, 1e-9)
-
-
-def _first(value) -> float | None:
-    """The first of one or several numbers."""
-    if isinstance(value, pydicom.multival.MultiValue):
-        value = value[0] if value else None
-    return None if value is None or value == "" else float(value)

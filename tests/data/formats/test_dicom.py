@@ -188,7 +188,14 @@ def test_nothing_of_patient_study_or_institution_gets_out(tmp_path, caplog, capf
 
 def test_only_tags_of_the_pixels_are_asked_for():
     groups = {pydicom.tag.Tag(name).group for name in dicom.TAGS}
-    assert groups == {0x0028, 0x7FE0}
+    assert groups == {
+        0x0028,
+        0x2050,
+        0x5200,
+    }  # the last are functional groups
+    assert {pydicom.tag.Tag(name).group for name in dicom.DATA} == {0x7FE0}
+    looked = {name for names in dicom.grey.MACROS.values() for name in names}
+    assert {pydicom.tag.Tag(name).group for name in looked} == {0x0028}
     assert {pydicom.tag.Tag(name).group for name in PRIVATE}.isdisjoint(groups)
 
 
