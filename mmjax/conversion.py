@@ -7,10 +7,9 @@ command that was stopped goes on where it was; the destination appears whole or 
 import json
 import math
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,19 +19,9 @@ from rich.progress import Progress, track
 from mmjax import checkpoint, leaf, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
-from mmjax.convert import (
-    around,
-    chameleon,
-    clip,
-    hub,
-    idefics,
-    llama,
-    llava,
-    original,
-    processor,
-    words,
-)
+from mmjax.convert import around, hub, incoming, original, processor, words
 from mmjax.convert.decoder import one_device
+from mmjax.convert.incoming import BY_FAMILY, OURS, apart, sized, untied, vocabulary_of
 from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data.store import TOKENIZER
 from mmjax.destination import MARK, making, marked
@@ -52,20 +41,9 @@ from mmjax.run import (
     read_vocabulary,
 )
 
-# model_type of a config.json -> the module that knows it, and family -> the same.
-KINDS: dict[str, Any] = {
-    "clip": clip,
-    "siglip": clip,
-    "chameleon": chameleon,
-    "llama": llama,
-    "llava": llava,
-    "idefics": idefics,
-}
-BY_FAMILY: dict[str, Any] = {kind.FAMILY: kind for kind in KINDS.values()}
-OURS = "mmjax_vocabulary"  # in a config.json of theirs, ids for which they have no names
 # What training, evaluation and conversion leave in a directory.
 LEFT = {*LEAVES, LOCK, MARK, hub.INDEX, *hub.BESIDE}
-TIED = {"head/w": "embed/table", "added/w": "added/table"}  # outputs -> embeddings, where tied
+
 Report = Callable[[str], None]
 
 
@@ -118,8 +96,7 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     if is_theirs(src):
-        source = original.read(src) if original.there(src) else hub.read(src)
-        bring_in(src, source, dst, overwrite, said)
+        bring_in(src, incoming.opened(src), dst, overwrite, said)
     else:
         take_out(src, dst, overwrite, said)
     return dst
@@ -146,34 +123,14 @@ def bring_in(
     src: Path, source: hub.Hub | original.Original, dst: Path, overwrite: bool, said: Report
 ) -> None:
     """Their directory, opened as `source` -> a workdir with one checkpoint, 0."""
-    kind = KINDS.get(str(source.config["model_type"]))
-    if kind is None:
-        raise UserError(
-            f"{source.path / CONFIG}: model_type={source.config['model_type']!r} is unknown; "
-            f"have: {', '.join(KINDS)}"
-        )
-    source = source.renamed(getattr(kind, "RENAMED", ()))
-    try:
-        c = kind.config(source.config)
-        seen = pixels_of(c, source)
-        c = processor.standardised(c, seen)
-        vocabulary = vocabulary_of(kind, source.config)
-        if OURS not in source.config:
-            vocabulary = told_beside(kind, vocabulary, source)
-        words.check(vocabulary, source.beside, source.path)
-        rows = kind.rows(c, vocabulary, source.config)
-    except UserError:
-        raise
-    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
-        raise UserError(  # a word for a number, or none at all
-            f"{source.path / CONFIG} holds what no such model has: {error!r}; correct it or fetch "
-            f"it anew"
-        ) from error
+    kind, source, (c, vocabulary, rows, seen) = incoming.understood(source)
     if hasattr(kind, "more"):
         beside = kind.more(c, source.shapes)
         rows, c = rows + beside, replace(c, draws=bool(beside))
     rows = apart(rows, source.config, source.shapes)
     check(rows, source.shapes, kind.IGNORED)
+    incoming.check_ids(vocabulary, str(source.path))
+    words.check(vocabulary, source.beside, source.path)
     with making(dst, src, source.fingerprint, overwrite, strange) as place:
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
@@ -197,78 +154,11 @@ def bring_in(
         said(f"{source.path} has no {TOKENIZER}: what reads or writes text needs one in {dst}")
 
 
-def vocabulary_of(kind, given: Mapping) -> Vocabulary:
-    """The ids of their config.json; of a model made here those it went out with."""
-    if OURS in given:
-        return values.build(Vocabulary, given[OURS], OURS)
-    return kind.vocabulary(given)
-
-
-def told_beside(kind, v: Vocabulary, source: hub.Hub | original.Original) -> Vocabulary:
-    """Ids with what files beside config.json say: of padding and ends, and where texts stop."""
-    if kind is clip:
-        return clip.named(v, source.config, source.beside)
-    told = json.loads(source.beside.get(hub.GENERATION, b"{}"))
-    more = [n for n in hub.tokens(told, "eos_token_id") if n not in (v.eos, *v.stops)]
-    v = replace(v, stops=(*v.stops, *more)) if v.eos >= 0 else v
-    # The processor of IDEFICS writes BOS itself; releases of others than Hugging Face's have one.
-    if kind is idefics or isinstance(source, original.Original):
-        return v
-    return words.processed(v, source.beside, source.path)
-
-
-def pixels_of(c: Any, source: hub.Hub | original.Original) -> processor.Pixels | None:
-    """How pictures are prepared, where files beside say it."""
-    if not hasattr(c, "image"):
-        return None
-    return processor.read(source.path, source.config["model_type"], c.image)
-
-
-def sized(kind, c: Any, source: hub.Hub | original.Original, seen: processor.Pixels | None) -> dict:
-    """Sizes of rows and how pictures come to size, as far as the files beside say otherwise."""
-    place = kind.place(c) | ({} if seen is None else {"resize": seen.resize})
-    if isinstance(source, original.Original):
-        place |= {"resize": original.RESIZE.format(c.image)}
-    text = source.config.get("text_config") or source.config
-    most = text.get("max_position_embeddings")
-    if kind is clip or not most:  # a text tower's row has room for a picture and sentinels too
-        return place
-    return place | {"length": min(place["length"], most)}
-
-
-def untied(given: Mapping) -> dict:
-    """Their config.json, embeddings and outputs being weights of their own."""
-    found = dict(given)
-    if found.get("tie_word_embeddings"):
-        found["tie_word_embeddings"] = False
-    if found.get("text_config"):
-        found["text_config"] = untied(found["text_config"])
-    return found
-
-
 def in_full(given: Mapping) -> dict:
     """Their config.json, saying f32 of weights, as we write them."""
     told = {name: "float32" for name in ("dtype", "torch_dtype") if given.get(name)}
     inner = {k: in_full(x) for k, x in given.items() if k.endswith("_config") and x}
     return dict(given) | inner | told
-
-
-def apart(rows: list, given: Mapping, there: Container[str]) -> list:
-    """Rows in which, of tied outputs and embeddings, the one that is absent is read from the other.
-
-    there: names of the tensors there are. Where both are, both count, as theirs loads them.
-    """
-    both = given, given.get("text_config") or {}
-    if not any(c.get("tie_word_embeddings") for c in both):
-        return rows
-    names = {row.ours: row.theirs for row in rows}
-    tied = {}
-    for out, table in TIED.items():
-        if out in names and names[out] not in there:
-            tied[out] = names[table]
-        elif out in names and names[table] not in there:
-            tied[table] = names[out]
-    return [row._replace(theirs=tied.get(row.ours, row.theirs)) for row in rows]
 
 
 def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, Path]:
@@ -278,7 +168,7 @@ def stage(source: hub.Hub | original.Original, rows, place: Path) -> dict[str, P
     for row in track(rows, "reading", transient=True):
         file = place / (row.ours.replace("/", ".") + ".npy")
         if not file.is_file():
-            stacked(row, source.tensor, file.with_suffix(".part"))
+            stacked(row, incoming.finite(source), file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         files[row.ours] = file
     return files

@@ -73,10 +73,13 @@ class Leaf:
                 f"checkpoint {self.step} was removed while it was read, as a run that trains there "
                 f"does with older ones; try again"
             )
-        return UserError(
-            f"checkpoint {self.step} is damaged, leaf {self.name}: {why}; rename that directory to "
-            f"use the checkpoint before it"
+        others = sorted(
+            int(p.name) for p in self.step.parent.glob("*") if p.name.isdecimal() and p != self.step
         )
+        what = (
+            f"rename that directory to use checkpoint {others[-1]}" if others else "make it again"
+        )
+        return UserError(f"checkpoint {self.step} is damaged, leaf {self.name}: {why}; {what}")
 
 
 def vanishes(directory: Path) -> bool:

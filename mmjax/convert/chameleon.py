@@ -82,7 +82,11 @@ def image_ids(given: Mapping) -> dict[int, int]:
         if name.startswith(PREFIX)
     }
     count, ids = whole(given)["vq_config"]["num_embeddings"], sorted(found.values())
-    if sorted(found) != list(range(count)) or ids != list(range(ids[0], ids[0] + count)):
+    if (
+        len(found) != count
+        or sorted(found) != list(range(count))
+        or ids != list(range(ids[0], ids[0] + count))
+    ):
         raise UserError(
             f"config.json: vocabulary_map names {len(found)} image ids ({PREFIX}...) where the "
             f"codec has {count} codes; they must be as many, and ids in a row"

@@ -1,8 +1,8 @@
 """CLIP and SigLIP of Hugging Face's `transformers`: `CLIPModel` and `SiglipModel`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +11,10 @@ import numpy as np
 
 from mmjax.batch import Vocabulary
 from mmjax.contrastive import OBJECTIVES
-from mmjax.convert import hub
+from mmjax.convert import hub, words
 from mmjax.convert.decoder import ACTIVATIONS, one_device
+from mmjax.convert.fields import check_sizes
 from mmjax.convert.rows import Row
-from mmjax.data.store import TOKENIZER
 from mmjax.error import UserError
 from mmjax.layers.encoder import EncoderConfig
 from mmjax.layers.vision import TextConfig, VisionConfig
@@ -71,16 +71,14 @@ def whole(given: Mapping) -> dict:
     return base | dict(given) | {name: base[name] | said[name] for name in towers}
 
 
-def named(v: Vocabulary, given: Mapping, beside: Mapping[str, bytes]) -> Vocabulary:
+def named(v: Vocabulary, given: Mapping, beside: Mapping[str, bytes], path: Path) -> Vocabulary:
     """SigLIP's padding and end as the tokenizer beside names them: config.json does not."""
-    about = json.loads(beside.get("tokenizer_config.json", b"{}"))
-    known = json.loads(beside.get(TOKENIZER, b"{}")).get("added_tokens", [])
-    ids = {token["content"]: token["id"] for token in known}
-    found: dict[str, Any] = {}
-    for ours in ("pad", "eos") if given["model_type"] == "siglip" else ():
-        name = about.get(f"{ours}_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        found |= {ours: ids[name]} if name in ids else {}
+    tokenizer = words.read(beside, path)
+    if tokenizer is None or given["model_type"] != "siglip":
+        return v
+    names = words.names(words.settings(beside, path))
+    ids = {n: tokenizer.token_to_id(names.get(f"{n}_token", "")) for n in ("pad", "eos")}
+    found: dict[str, Any] = {n: i for n, i in ids.items() if i is not None}
     return replace(v, **found)
 
 
@@ -107,6 +105,7 @@ def encoder_config(given: Mapping, dtype: str) -> EncoderConfig:
     Raises:
         UserError: for an activation that is not known here.
     """
+    check_sizes(given, "config.json")
     act = given["hidden_act"]
     if act not in ACTIVATIONS:
         raise UserError(f"hidden_act={act!r} is unknown; have: {', '.join(ACTIVATIONS)}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from mmjax.convert.fields import check_sizes
 from mmjax.convert.rows import Row
 from mmjax.error import UserError
 from mmjax.layers.norm import rms_norm
@@ -45,6 +46,7 @@ def decoder_config(given: Mapping, eps: float, **changes) -> DecoderConfig:
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     heads, width = given["num_attention_heads"], given["hidden_size"]
+    check_sizes(given, "config.json")
     act = given.get("hidden_act", "silu")
     for wrong, what in (
         (kind not in ROPE, f"rope_type={kind!r}"),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ BESIDE = (
     "chat_template.jinja", GENERATION, PREPROCESSOR, PROCESSOR,
 )  # fmt: skip
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PLAIN = re.compile(r"[^/\\\0]+\.safetensors")  # of files that lie in the directory itself
 SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 SHARD = 2**27  # bytes of a file at most, unless one tensor is larger
@@ -65,12 +67,21 @@ class Hub(NamedTuple):
             raise UserError(f"{self.files[name]}, tensor {name}: {error}; fetch it anew") from error
 
     def renamed(self, rules: Iterable[tuple[str, str]]) -> "Hub":
-        """The same with tensors called otherwise: (pattern, replacement) one after the other."""
-        new = {}
+        """The same with tensors called otherwise: (pattern, replacement) one after the other.
+
+        Raises:
+            UserError: if two are then called the same.
+        """
+        new: dict[str, str] = {}
         for name in self.files:
             told = name
             for pattern, replacement in rules:
                 told = re.sub(pattern, replacement, told)
+            if told in new:
+                raise UserError(
+                    f"{self.path} has {new[told]} and {name}, two spellings of one tensor; remove "
+                    f"one, or fetch the model anew"
+                )
             new[told] = name
         return self._replace(
             files={told: self.files[name] for told, name in new.items()},
@@ -113,14 +124,42 @@ def read_json(path: Path) -> dict:
         UserError: if it is absent or no JSON.
     """
     try:
-        found = json.loads(path.read_text())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a directory that has it") from error
+    except NotADirectoryError as error:
+        raise UserError(
+            f"{path.parent} is a file; give the directory that it and {path.name} lie in"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parsed(content, path)
+
+
+def parsed(content: bytes, path: Path) -> dict:
+    """JSON of a group of fields; path: of its file, for messages.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        found = json.loads(content)
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: groups lie too deep in it; fetch it anew") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; fetch it anew") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds a {type(found).__name__}; fetch it anew")
     return found
+
+
+def content(beside: Mapping[str, bytes], name: str, path: Path) -> dict:
+    """The fields of one of a directory's files, empty if it has none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    return parsed(beside[name], path / name) if name in beside else {}
 
 
 def read(path: str | Path) -> Hub:
@@ -140,9 +179,14 @@ def read(path: str | Path) -> Hub:
         try:
             with safe_open(file, framework="flax") as held:
                 for tensor in held.keys():
+                    if tensor in files:
+                        raise UserError(
+                            f"{path} has {tensor} in {files[tensor].name} and in {name}; fetch it "
+                            f"anew"
+                        )
                     files[tensor] = file
                     shapes[tensor] = tuple(held.get_slice(tensor).get_shape())
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged: {error}; fetch it anew") from error
     return Hub(path, config, files, shapes, {name: name for name in files})
 
@@ -159,6 +203,12 @@ def weight_files(path: Path) -> set[str]:
         places = read_json(path / INDEX).get("weight_map")
         if not places or not isinstance(places, dict):
             raise UserError(f"{path / INDEX} has no weight_map; fetch it anew")
+        for name in places.values():
+            if not isinstance(name, str) or not PLAIN.fullmatch(name):
+                raise UserError(
+                    f"{path / INDEX}: weight_map names {reprlib.repr(name)}, which is no "
+                    f"safetensors beside it; fetch it anew"
+                )
         return set(places.values())
     pickles = sorted(file.name for file in path.glob("*.bin"))
     found = f" but has {', '.join(pickles[:3])}; save" if pickles else "; fetch"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mmjax.error import UserError
+from mmjax.error import UserError, some
 
 
 class Row(NamedTuple):
@@ -109,7 +109,7 @@ def check(rows: Sequence[Row], shapes: Mapping[str, tuple[int, ...]], ignored=()
         "of another shape": [f"{n} {wrong[n]}" for n in sorted(wrong, key=by_number)],
     }
     if any(said.values()):
-        told = "; ".join(f"{len(x)} {what}: {', '.join(x)}" for what, x in said.items() if x)
+        told = "; ".join(f"{len(x):,} {what}: {some(x)}" for what, x in said.items() if x)
         raise UserError(f"these weights are not those of this configuration: {told}")
 
 
