@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from mmjax.batch import Vocabulary
 from mmjax.contrastive import OBJECTIVES
@@ -129,14 +131,15 @@ def test_what_pads_and_ends_a_text_of_siglip_is_named_by_its_tokenizer():
     """SigLIP 2 has another than SigLIP; neither stands in config.json."""
     given = {"model_type": "siglip", "text_config": {"pad_token_id": 7}}
     v = convert.vocabulary(given)
-    assert (v.pad, v.eos) == (1, 1) and convert.named(v, given, {}) == v
-    tokens = [{"content": "<pad>", "id": 0}, {"content": "<eos>", "id": 2}]
+    here = Path()
+    assert (v.pad, v.eos) == (1, 1) and convert.named(v, given, {}, here) == v
+    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "a": 1, "<eos>": 2}, "a"))
     beside = {
         "tokenizer_config.json": json.dumps(
             {"pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
         ).encode(),
-        "tokenizer.json": json.dumps({"added_tokens": tokens}).encode(),
+        "tokenizer.json": tokenizer.to_str().encode(),
     }
-    found = convert.named(v, given, beside)
+    found = convert.named(v, given, beside, here)
     assert (found.pad, found.eos) == (0, 2)
-    assert convert.named(v, {"model_type": "clip"}, beside) == v
+    assert convert.named(v, {"model_type": "clip"}, beside, here) == v
