@@ -5,8 +5,10 @@ import contextlib
 import hashlib
 import inspect
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ from tokenizers import Tokenizer
 
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
-from mmjax.data.formats import READERS
+from mmjax.data.formats import FORMATS, READERS
 from mmjax.data.formats.files import walk
 from mmjax.data.pixels import read, size_of
 from mmjax.data.record import Item
+from mmjax.data.split import Shares, check_shares, choose
 from mmjax.data.write import write
 from mmjax.destination import check_apart
-from mmjax.error import UserError
+from mmjax.error import UserError, unknown
 from mmjax.extra import need
 from mmjax.lock import LOCK, held
+from mmjax.log import write_json
 from mmjax.sheet import Cell, sheet
 
 # Data sets that come by name: name -> module whose `items` makes them, given options.
@@ -33,6 +37,8 @@ SETS: Mapping[str, str] = {
     "scenes": "mmjax.data.scenes.items",
 }
 TFDS = "tfds:"
+SPLITS = ("validation", "test")  # which are drawn where a source does not tell
+VOCABULARY = 1024  # ids of a tokenizer
 TOKENIZER_TEXTS = 200_000  # training documents the tokenizer is trained on, at most
 TELLING = 300  # characters by which a language is told
 LONGEST = 160  # characters of a text on a contact sheet
@@ -42,9 +48,9 @@ def build(
     src: str,
     dst: str | Path,
     form: str = "",
-    vocabulary: int = 1024,
+    vocabulary: int = VOCABULARY,
     tokenizer: str = "",
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict:
     """Builds a data set and its tokenizer; again, it goes on where it was stopped.
@@ -53,56 +59,60 @@ def build(
         src: "openmoji", a name of SETS, "tfds:NAME", or with `form` a path.
         dst: directory to build into. form: a name of READERS.
         vocabulary: ids of the tokenizer trained on its texts. tokenizer: a file to take instead.
-        shares: of `validation` and `test`, where the source does not tell.
+        shares: of the splits that are drawn where files do not tell; of one that is None, and by
+            default of `validation` and `test`, see `split.wanted`.
         options: arguments of the set or reader.
 
     Returns:
         What dataset.json holds; {} for openmoji, which TFDS writes.
 
     Raises:
-        UserError: for an unknown source, or see `write.write`.
+        UserError: for an unknown source, a set in dst that was built otherwise, or see
+            `write.write`.
     """
-    options = dict(options or {})
-    shares = shares or {"validation": 0.05, "test": 0.05}
-    if src == "openmoji":
-        place = Path(dst).resolve()  # TFDS puts a directory it made elsewhere there
+    dst, options = Path(dst), dict(options or {})
+    reader, known = _reader(src, form)
+    check_options(form or src, known, options, shares)
+    if form:
+        check_apart(src, dst)
+    if reader is None:
+        place = dst.resolve()  # TFDS puts a directory it made elsewhere there
         lock = held(place.with_name(f"{place.name}.{LOCK}"))
         with contextlib.nullcontext() if (place / pipeline.OPENMOJI).is_file() else lock:
             need("mmjax.data.sets.openmoji").build(dst)
-        found = {}
+        found: dict = {}
     else:
-        if form:
-            check_apart(src, dst)
-        source = _source(src, form, options)
-        done = (Path(dst) / store.INFO).is_file()
+        shares = (shares or dict.fromkeys(SPLITS)) if form in FORMATS else {}
+        source = _source(src, form, known | options, shares)
+        done = (dst / store.INFO).is_file()
         found = store.info(dst) if done else {}
-        if done and found["source"] != source:
-            raise UserError(
-                f"{dst} holds another data set, or its source changed; remove it or choose another "
-                f"--dst"
-            )
-        if not done:
-            items = _items(src, form, options)
-            with held(Path(dst) / LOCK):
-                found = write(items, dst, source, shares, options.get("count"))
-    _tokenizer(Path(dst), vocabulary, tokenizer)
+        if done:
+            check_same(dst, found["source"], source, known)
+        else:
+            make = partial(reader, **options)
+            chosen = choose(make, shares) if shares else {}
+            with held(dst / LOCK):
+                found = write(make(), dst, source, shares, options.get("count"), chosen)
+    _tokenizer(dst, vocabulary, tokenizer)
     return found
 
 
-def _items(src: str, form: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """The items of a source.
+def _reader(src: str, form: str) -> tuple[Callable[..., Iterator[Item]] | None, dict[str, Any]]:
+    """What reads a source, and its options with their defaults; None for openmoji.
 
     Raises:
-        UserError: for an unknown source or format, or options it does not have.
+        UserError: for an unknown source or format.
     """
     if form and form not in READERS:
-        raise UserError(f"--format={form} is unknown; have: {', '.join(READERS)}")
-    if not form and src not in SETS and not src.startswith(TFDS):
-        names = ", ".join(["openmoji", *SETS, f"{TFDS}NAME"])
+        raise UserError(f"--format={form} {unknown(form, READERS)}")
+    if not form and src not in SETS and src != "openmoji" and not src.startswith(TFDS):
+        names = ["openmoji", *SETS, f"{TFDS}NAME"]
         raise UserError(
-            f"--src={src} is unknown; have: {names}; for files of your own say "
+            f"--src={src} {unknown(src, names)}; for files of your own say "
             f"--format={'|'.join(READERS)}"
         )
+    if not form and src == "openmoji":
+        return None, {}
     module = "mmjax.data.sets.tfds"
     given: tuple = (src.removeprefix(TFDS),)
     if form:
@@ -110,17 +120,32 @@ def _items(src: str, form: str, options: Mapping[str, Any]) -> Iterator[Item]:
     elif src in SETS:
         module, given = SETS[src], ()
     reader: Callable[..., Iterator[Item]] = need(module).items
-    known = list(inspect.signature(reader).parameters)[len(given) :]
-    for name in options:
-        if name not in known:
+    known = list(inspect.signature(reader).parameters.values())[len(given) :]
+    return partial(reader, *given), {p.name: p.default for p in known}
+
+
+def check_options(name: str, known: Mapping[str, Any], options, shares: Shares | None) -> None:
+    """Checks that a source has options of these names, and if there are shares, draws splits.
+
+    Raises:
+        UserError: naming one it does not have.
+    """
+    for option in options:
+        if option not in known:
             have = ", ".join(f"--{n}" for n in known) or "none"
-            raise UserError(f"--{name} is no option of {form or src}; have: {have}")
-    return reader(*given, **options)
+            raise UserError(f"--{option} is no option of {name}; have: {have}")
+    if shares is None:
+        return
+    if name not in FORMATS and (given := [n for n, share in shares.items() if share is not None]):
+        raise UserError(f"--{given[0]} is no option of {name}, which has splits of its own")
+    check_shares(shares)
 
 
-def _source(src: str, form: str, options: Mapping[str, Any]) -> dict:
+def _source(src: str, form: str, options: Mapping[str, Any], shares: Shares) -> dict:
     """What is read, so that it is known again: names, options, and of files sizes and times."""
-    found: dict[str, Any] = {"src": src, "format": form, "options": dict(options)}
+    found: dict[str, Any] = {"src": src, "format": form, "options": options}
+    if shares:
+        found["shares"] = shares
     if form:
         path = Path(src)
         files = walk(path, bool(options.get("follow_links"))).files if path.exists() else []
@@ -130,15 +155,81 @@ def _source(src: str, form: str, options: Mapping[str, Any]) -> dict:
             "files": len(files),
             "state": hashlib.sha256(repr(state).encode()).hexdigest(),
         }
-    return found
+    return json.loads(json.dumps(found))
+
+
+def check_same(dst: Path, old: Mapping, new: Mapping, defaults: Mapping[str, Any]) -> None:
+    """Checks that a set was built from what is asked for now.
+
+    Args:
+        dst: where it lies. old, new: see `_source`. defaults: of the options.
+
+    Raises:
+        UserError: naming every flag that differs, with both values.
+    """
+    known = json.loads(json.dumps(dict(defaults)))
+    told = {
+        "src": (old.get("src"), new["src"]),
+        "format": (old.get("format", ""), new["format"]),
+    }
+    was = known | old.get("options", {})
+    told |= {name: (was.get(name), value) for name, value in new["options"].items()}
+    if "shares" in old:  # which sets of older versions do not tell
+        names = {**old["shares"], **new.get("shares", {})}
+        told |= {n: (old["shares"].get(n), new.get("shares", {}).get(n)) for n in names}
+    lines = [f"--{n}={_said(a)}, not {_said(b)}" for n, (a, b) in told.items() if a != b]
+    anew = f"choose another --dst, or remove {dst} to build it anew"
+    if lines:
+        raise UserError(f"{dst} was built with {'; '.join(lines)}: say it as it was, {anew}")
+    if old.get("state") != new.get("state"):
+        counts = f"{old.get('files', 0):,} files then, {new['files']:,} now"
+        raise UserError(f"{dst} was built before its source changed ({counts}); {anew}")
+
+
+def _said(value: Any) -> str:
+    """A flag's value as it is given on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "(the default)" if value is None else str(value)
 
 
 def _tokenizer(dst: Path, vocabulary: int, given: str) -> None:
-    """Puts a tokenizer beside the records, unless there is one."""
-    path = dst / store.TOKENIZER
+    """Puts a tokenizer beside the records, unless there is one, made alike.
+
+    Raises:
+        UserError: if there is another.
+    """
+    path, wanted = dst / store.TOKENIZER, bpe.load(given) if given else None
+    mark = "" if wanted is None else store.digest_of(wanted.to_str())
+    how = {"vocabulary": None if given else vocabulary, "tokenizer": mark}
     if path.exists():
+        _check_tokenizer(path, how, given)
         return
-    save(bpe.load(given) if given else train_tokenizer([dst], vocabulary), path)
+    found = train_tokenizer([dst], vocabulary) if wanted is None else wanted
+    save(found, path)
+    write_json(dst / store.BUILT, how | {"digest": store.digest_of(found.to_str())})
+
+
+def _check_tokenizer(path: Path, how: Mapping[str, Any], given: str) -> None:
+    """Checks that a set's tokenizer was made as it is asked for now, as far as can be told."""
+    was = store.built(path.parent)
+    made = f"--vocabulary={was.get('vocabulary')}"
+    if not was:  # of an older version
+        held = bpe.load(path)
+        size, made = bpe.vocabulary(held).size, "another tokenizer"
+        if given and store.digest_of(held.to_str()) == how["tokenizer"]:
+            return
+        if not given and size <= how["vocabulary"]:
+            return
+    elif all(was.get(name) == value for name, value in how.items()):
+        return
+    elif was.get("tokenizer"):
+        made = "a --tokenizer that was given"
+    now = f"--tokenizer={given}" if given else f"--vocabulary={how['vocabulary']}"
+    raise UserError(
+        f"{path} was made with {made}, not {now}: say it as it was, choose another --dst, or "
+        f"remove {path} to have it made anew"
+    )
 
 
 def train_tokenizer(paths: Sequence[str | Path], vocabulary: int) -> Tokenizer:

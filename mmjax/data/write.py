@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -15,7 +14,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mmjax.data.record import Item, Record, pack
+from mmjax.data import store
+from mmjax.data.record import Item, pack
+from mmjax.data.split import DAMAGE, Shares, key_of, split_of
 from mmjax.data.store import INFO, REJECTS
 from mmjax.error import UserError
 from mmjax.failure import REMEDIES
@@ -27,8 +28,6 @@ DRAFT = "progress.json"
 ITEMS, BYTES, SECONDS = 5000, 256 << 20, 30.0
 FILES = 128  # open at a time, one a split; a set with more splits gets more and smaller files
 NAMED = 3  # files of each ending that are ignored, by name
-# What damaged data raises, in our readers and in the libraries below them.
-DAMAGE = (OSError, ValueError, KeyError, SyntaxError)
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Draft:
         rejects: bytes of rejects.jsonl that count.
         shards: split -> [file, documents], in order.
         sums: split -> SHA-256 of the sum before and the record, from record to record.
+        drawn: splits with records whose source does not tell it.
     """
 
     source: dict
@@ -51,38 +51,20 @@ class Draft:
     ignored: dict[str, list] = field(default_factory=dict)
     shards: dict[str, list[list]] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
+    drawn: list[str] = field(default_factory=list)
 
     def documents(self, split: str) -> int:
         """How many a split has."""
         return sum(count for _, count in self.shards.get(split, ()))
 
 
-def split_of(record: Record, shares: Mapping[str, float]) -> str:
-    """The split of a record whose source names none: drawn by a hash of what it shows.
-
-    Records of one concept, or with the same pictures (the same text, where there are none), come to
-    the same split.
-
-    Args:
-        record: which.
-        shares: split -> share of all records; what is left is "train".
-    """
-    key = record.facts.get("concept") or b"".join(record.images) or record.caption
-    data = key if isinstance(key, bytes) else str(key).encode()
-    draw = int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / 2**64
-    for split, share in shares.items():
-        if draw < share:
-            return split
-        draw -= share
-    return "train"
-
-
 def write(
     items: Iterable[Item],
     dst: str | Path,
     source: dict,
-    shares: Mapping[str, float],
+    shares: Shares,
     total: int | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> dict:
     """Writes items into the directory dst; the same call again goes on where a kill stopped it.
 
@@ -90,7 +72,8 @@ def write(
         items: in an order that is the same every time.
         dst: new, empty, or left behind by such a call.
         source: JSON-able, says what is read; stored, and compared by the next call.
-        shares: see `split_of`. total: number of items for the progress bar, where known.
+        shares: see `split.split_of`. total: number of items for the progress bar, where known.
+        chosen: see `split.choose`; what is not there is drawn by shares.
 
     Returns:
         What dataset.json holds.
@@ -105,7 +88,7 @@ def write(
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"writing {dst}", total=total, completed=draft.items)
-            for part in _parts(fresh, dst, draft, shares):
+            for part in _parts(fresh, dst, draft, shares, chosen or {}):
                 bar.update(task, completed=part.items, description=_title(dst, part))
     except OSError as error:
         why = str(error.strerror or error)
@@ -165,13 +148,13 @@ def _save(path: Path, values: dict) -> None:
     os.replace(draft, path)
 
 
-def _parts(items: Iterator[Item], dst: Path, draft: Draft, shares) -> Iterator[Draft]:
+def _parts(items: Iterator[Item], dst: Path, draft: Draft, shares, chosen) -> Iterator[Draft]:
     """Writes and commits part after part, yielding the draft now and then and after each."""
     while True:
         part = Part(dst, draft)
         done = True
         for item in items:
-            part.add(item, shares)
+            part.add(item, shares, chosen)
             if part.count % 100 == 0:
                 yield dataclasses.replace(draft, items=draft.items + part.count)
             if part.full():
@@ -192,6 +175,7 @@ class Part:
         self._counts: dict[str, int] = {}
         self._sums = dict(draft.sums)
         self._rejects: list[str] = []
+        self._drawn = {*draft.drawn}
         self._ignored = {kind: [n, [*names]] for kind, (n, names) in draft.ignored.items()}
         self._bytes, self._start = 0, time.monotonic()
         self.count = 0
@@ -205,7 +189,7 @@ class Part:
     def _name(self, split: str) -> str:
         return f"{split}-{self._draft.items:09d}.array_record"  # after the item it begins with
 
-    def add(self, item: Item, shares: Mapping[str, float]) -> None:
+    def add(self, item: Item, shares: Shares, chosen: Mapping[str, str]) -> None:
         """Reads an item and writes it, or notes why it cannot be read."""
         self.count += 1
         if item.ignored:
@@ -219,7 +203,10 @@ class Part:
             reason = f"{error.args[0] if isinstance(error, KeyError) else error}"
             self._rejects.append(json.dumps({"source": item.source, "reason": reason}))
             return
-        split = item.split or split_of(record, shares)
+        split = item.split
+        if split is None:
+            split = chosen.get(key_of(record)) or split_of(record, shares)
+            self._drawn.add(split)
         data = pack(record)
         if split not in self._files:
             path = str(self._dst / self._name(split))
@@ -227,8 +214,7 @@ class Part:
             self._counts[split] = 0
         _or_os_error(self._files[split].write, data)
         self._counts[split] += 1
-        before = self._sums.get(split, "").encode()
-        self._sums[split] = hashlib.sha256(before + data).hexdigest()
+        self._sums[split] = store.chained(self._sums.get(split, ""), data)
         self._bytes += len(data)
 
     def commit(self) -> None:
@@ -238,6 +224,7 @@ class Part:
             entry = [self._name(split), self._counts[split]]
             self._draft.shards.setdefault(split, []).append(entry)
         self._draft.sums, self._draft.ignored = self._sums, self._ignored
+        self._draft.drawn = sorted(self._drawn)
         with (self._dst / REJECTS).open("a") as file:
             file.writelines(line + "\n" for line in self._rejects)
             file.flush()
@@ -264,7 +251,12 @@ def _rank(split: str) -> tuple[int, str]:
 
 def _finish(dst: Path, draft: Draft) -> dict:
     """Writes dataset.json and removes the draft."""
-    sums = [draft.sums[split] for split in sorted(draft.sums)]
+    if "train" not in draft.shards and draft.drawn:
+        # All records share a key, or nearly: the largest split of those that were drawn trains.
+        largest = max(draft.drawn, key=draft.documents)
+        draft.shards["train"] = draft.shards.pop(largest)
+        draft.sums["train"] = draft.sums.pop(largest)
+    names = [name for shards in draft.shards.values() for name, _ in shards]
     found = {
         "source": draft.source,
         "documents": sum(map(draft.documents, draft.shards)),
@@ -277,7 +269,8 @@ def _finish(dst: Path, draft: Draft) -> dict:
             split: {"documents": draft.documents(split), "files": [name for name, _ in shards]}
             for split, shards in sorted(draft.shards.items(), key=lambda kv: _rank(kv[0]))
         },
-        "digest": hashlib.sha256("".join(sums).encode()).hexdigest(),
+        "files": {name: store.outline(dst / name) for name in sorted(names)},
+        "digest": store.combined(draft.sums),
     }
     _save(dst / INFO, found)
     (dst / DRAFT).unlink()

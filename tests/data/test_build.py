@@ -59,9 +59,79 @@ def test_again_nothing_is_done_unless_the_source_changed(photos, tmp_path):
     build.build(str(photos), tmp_path / "set", "folder")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()} == before
     (photos / "00.txt").write_text("something else")
-    with pytest.raises(UserError, match="its source changed; remove it or choose another --dst"):
+    with pytest.raises(UserError, match=r"before its source changed \(84 files then, 84 now\); "):
         build.build(str(photos), tmp_path / "set", "folder")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()} == before
+
+
+def test_a_flag_that_changed_is_named_with_both_values(photos, tmp_path):
+    """Nothing is left as it was while another result is asked for."""
+    path, src = tmp_path / "set", str(photos)
+    build.build(src, path, "folder", 300)
+    given = tmp_path / "mine.json"
+    build.save(build.train_tokenizer([path], 280), given)
+    before = {p: p.read_bytes() for p in path.iterdir()}
+    half = {"validation": None, "test": 0.5}
+    for change, words in [
+        (
+            dict(shares=half),
+            r"with --test=\(the default\), not 0.5: .*choose another --dst",
+        ),
+        (
+            dict(vocabulary=400),
+            "izer.json was made with --vocabulary=300, not --vocabulary=400",
+        ),
+        (dict(tokenizer=str(given)), "with --vocabulary=300, not --tokenizer=.*mine.json"),
+        (dict(options={"follow_links": True}), "--follow_links=False, not True"),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            build.build(src, path, "folder", **{"vocabulary": 300} | change)
+        assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in path.iterdir()} == before
+    build.build(src, path, "folder", 300, options={"follow_links": False})  # the default, said
+    build.build(src, tmp_path / "b", "folder", tokenizer=str(given), shares=half)
+    for change, words in [
+        (dict(tokenizer=""), "with a --tokenizer that was given, not --vocabulary=1024"),
+        (dict(shares=half | {"test": 0.25}), r"--test=0.5, not 0.25"),
+        (dict(shares=None), r"--test=0.5, not \(the default\)"),
+    ]:
+        asked = dict(tokenizer=str(given), shares=half) | change
+        with pytest.raises(UserError, match=words):
+            build.build(src, tmp_path / "b", "folder", **asked)
+
+
+def test_a_flag_of_a_set_that_changed_is_named_too(openmoji, tmp_path):
+    path = tmp_path / "set"
+    options = {"count": 40, "size": 16, "level": 1}
+    build.build("scenes", path, options=options)
+    build.build("scenes", path, options=options | {"seed": 0})
+    for name, value, was in (
+        ("size", 24, 16), ("level", 2, 1), ("count", 41, 40), ("seed", 1, 0), ("edits", True, False)
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"was built with --{name}={was}, not {value}"):
+            build.build("scenes", path, options=options | {name: value})
+    with pytest.raises(UserError, match="was built with --src=scenes, not prose: say"):
+        build.build("prose", path)
+    with pytest.raises(UserError, match="--test is no option of scenes, which has splits of its"):
+        build.build("scenes", path, shares={"test": 0.1}, options=options)
+    for options, words in (({"size": 16}, "--size is no option of openmoji"),):
+        with pytest.raises(UserError, match=words):
+            build.build("openmoji", openmoji, options=options)
+    held = bpe.vocabulary(bpe.load(openmoji / "tokenizer.json")).size
+    with pytest.raises(UserError, match=f"not --vocabulary={held - 1}"):
+        build.build("openmoji", openmoji, vocabulary=held - 1)
+
+
+def test_a_set_of_an_older_version_is_known_again(photos, tmp_path):
+    path = tmp_path / "set"
+    build.build(str(photos), path, "folder")
+    found = store.info(path)
+    del found["source"]["shares"], found["source"]["options"], found["files"], found["ignored"]
+    (path / "dataset.json").write_text(json.dumps(found))
+    (path / "built.json").unlink()
+    assert build.build(str(photos), path, "folder") == found
+    with pytest.raises(UserError, match="made with another tokenizer, not --vocabulary=270"):
+        build.build(str(photos), path, "folder", vocabulary=270)
 
 
 def test_shares_and_tokenizer_as_asked(photos, tmp_path):

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from mmjax.batch import Image, Text
-from mmjax.data import store, write
+from mmjax.data import split, store, write
 from mmjax.data.record import Item, Record
 from mmjax.error import UserError
 
@@ -76,13 +76,13 @@ def test_splits_follow_the_source_or_a_hash(whole):
     one = Record("x", (Image(b"same"), Text("one")))
     same, other = Record("y", (Text("two"), Image(b"same"))), Record("z", (Image(b"other"),))
     share = {"test": 0.5}
-    assert write.split_of(one, share) == write.split_of(same, share)
-    many = {write.split_of(Record("", (Text(str(i)),)), share) for i in range(20)}
+    assert split.split_of(one, share) == split.split_of(same, share)
+    many = {split.split_of(Record("", (Text(str(i)),)), share) for i in range(20)}
     assert many == {"train", "test"}
     grouped = {
-        write.split_of(Record("", (Text(str(i)),), {"concept": "c"}), share) for i in range(20)
+        split.split_of(Record("", (Text(str(i)),), {"concept": "c"}), share) for i in range(20)
     }
-    assert len(grouped) == 1 and write.split_of(other, {}) == "train"
+    assert len(grouped) == 1 and split.split_of(other, {}) == "train"
 
 
 KILLED = """
