@@ -58,6 +58,9 @@ def run_verb(verb: str, argv: list[str]) -> int:
     try:
         module = importlib.import_module(VERBS[verb])
         if {"--help", "-h", "--helpfull"} & set(argv):
+            if hasattr(module, "help_of"):  # one that has several actions
+                print(module.help_of(argv))
+                return 0
             print((module.__doc__ or "").strip(), end="\n\n")
             known = flags.FLAGS.get_key_flags_for_module(module)
             print(known and module_flags(flags.FLAGS, module))
@@ -150,7 +153,10 @@ def main() -> None:
         print(usage())
         sys.exit(0 if argv else 2)
     if argv[0] not in VERBS:
-        print(f"mmjax: no verb {argv[0]!r}; have: {', '.join(VERBS)}", file=sys.stderr)
+        from mmjax.error import near
+
+        have = f"{near(argv[0], VERBS)}; have: {', '.join(VERBS)}"
+        print(f"mmjax: no verb {argv[0]!r}{have}", file=sys.stderr)
         sys.exit(2)
     if argv[0] != "convert":  # which has no steps, and gives memory back
         relaunch_with_allocator(argv)

@@ -17,7 +17,7 @@ from mmjax import start
 from mmjax.batch import Batch, Coded, Image
 from mmjax.codecs import autoencoder
 from mmjax.config import DataConfig
-from mmjax.data import pipeline, store
+from mmjax.data import integrity, pipeline, store
 from mmjax.data.pixels import Encoded, decode_all
 from mmjax.data.record import Item, Record
 from mmjax.data.transform import reads
@@ -127,6 +127,7 @@ def whole(path: Path) -> int:
     """
     if not (path / store.TOKENIZER).is_file():
         raise UserError(f"{path / store.TOKENIZER} is missing; remove {path}, make it again")
+    integrity.summary(path)  # complains of a file that is not the one that was written
     splits = [pipeline.open_split(path, split) for split in pipeline.splits(path)]
     for one in splits:
         if isinstance(one, store.Source):

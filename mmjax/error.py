@@ -11,9 +11,13 @@ class UserError(ValueError):
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is said behind a name that is not `known`: which are, and which it is like."""
     have = [*known]
-    near = difflib.get_close_matches(name, have, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"is unknown{hint}; have: {', '.join(have)}"
+    return f"is unknown{near(name, have)}; have: {', '.join(have)}"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'build'?)", if one of `known` is like a name; else nothing."""
+    found = difflib.get_close_matches(name, [*known], 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from mmjax import evals
 from mmjax.config import Experiment
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 from mmjax.evals import heldout
 from mmjax.evals.value import Value
-from mmjax.log import read_metrics, write_json
+from mmjax.log import read_metrics, show_table, write_json
 from mmjax.run import read_config
 from mmjax.trained import load
 
@@ -93,7 +93,8 @@ def check_names(e: Experiment, names: Sequence[str]) -> None:
     """
     have = evals.of(e)
     if unknown := sorted(set(names) - set(have)):
-        raise UserError(f"--evals={unknown[0]} is unknown; {e.family} has: {', '.join(have)}")
+        hint = f"{near(unknown[0], have)}; {e.family} has: {', '.join(have)}"
+        raise UserError(f"--evals={unknown[0]} is unknown{hint}")
 
 
 def table(values: dict[str, Value], step: int, workdir: str) -> None:
@@ -101,8 +102,7 @@ def table(values: dict[str, Value], step: int, workdir: str) -> None:
     view = Table("held out", "value", "95 % interval", "n", title=f"step {step}")
     for name, v in values.items():
         view.add_row(name, f"{v.value:.3f}", f"{v.low:.3f} ... {v.high:.3f}", str(v.n))
-    console = Console()
-    console.print(view)
+    show_table(view)
     last = read_metrics(workdir)[-1:]
     if last:
-        console.print(f"last logged step: loss {last[0]['loss']:.4f}", highlight=False)
+        Console().print(f"last logged step: loss {last[0]['loss']:.4f}", highlight=False)

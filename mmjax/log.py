@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from mmjax.error import UserError
 
@@ -25,6 +27,17 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def show_table(view: Table) -> None:
+    """Prints a table with nothing cut: a terminal wraps its text, a file has lines of any width."""
+    console = Console()
+    for column in view.columns:
+        column.overflow = "fold"
+    if not console.is_terminal:
+        free = console.options.update(max_width=1 << 16)
+        console.width = max(console.width, Measurement.get(console, free, view).maximum)
+    console.print(view)
 
 
 def write_json(path: Path, value) -> None:

@@ -167,6 +167,7 @@ def _train(e: Experiment, workdir: Path, devices, check: Callable[[], None]) -> 
     about = identity(run)
     if found is not None:
         check_same_data(found["identity"], about, found["step"])
+        pipeline.check_same_files(e.data, found["identity"].get("files", {}), about["files"])
     batches = pipeline.train_batches(
         e.data, run.tokenizer, e.batch, e.steps, e.seed, jax.process_index(), jax.process_count(),
         run.vocabulary,

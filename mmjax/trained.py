@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax import checkpoint, values
 from mmjax.batch import Batch, Document, Text
-from mmjax.error import UserError
+from mmjax.error import UserError, near, unknown
 from mmjax.mesh import put
 from mmjax.models import Abilities, Params, abilities_of
 from mmjax.models.family import merge, split
@@ -102,9 +102,10 @@ class Trained:
         if self.abilities.generate is None:
             raise UserError(f"a {family} neither reads, writes nor draws; load a model that does")
         named = {"text", *self.abilities.options}
-        if unknown := set(options) - named:
+        if strange := set(options) - named:
             raise UserError(
-                f"{min(unknown)} is no option of a {family}; have: {', '.join(sorted(named))}"
+                f"{min(strange)} is no option of a {family}{near(min(strange), named)}; have: "
+                f"{', '.join(sorted(named))}"
             )
         self.sample_config(options)
 
@@ -218,7 +219,7 @@ class Trained:
         """
         known = ["image", *getattr(self.run.experiment.model, "kinds", {})]
         if name not in known:
-            raise UserError(f"kind={name!r} is unknown; have: {', '.join(known)}")
+            raise UserError(f"kind={name!r} {unknown(name, known)}")
         if name == "image":
             return self
         if name not in self._kinds:

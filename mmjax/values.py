@@ -1,7 +1,6 @@
 """Nested mappings <-> frozen dataclasses, checked against their annotations."""
 
 import dataclasses
-import difflib
 import json
 import math
 import operator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 
 def whole(name: str, value: Any) -> int:
@@ -109,9 +108,8 @@ def build(kind: type, values, path: str = "config"):
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"have: {', '.join(hints)}"
-            raise UserError(f"{path} has no field {name!r}; {hint}")
+            hint = near(name, hints) or f"; have: {', '.join(hints)}"
+            raise UserError(f"{path} has no field {name!r}{hint}")
     optional = {f.name for f in dataclasses.fields(kind) if _has_default(f)}
     for name, hint in hints.items():
         if name not in values and name not in optional:

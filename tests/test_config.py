@@ -60,7 +60,7 @@ def test_the_base_resolves():
 def test_an_unknown_field_is_named_with_the_nearest(path, field, near):
     name = "__".join([*path.split(".")[1:], field])
     message = refusal(**{name: 1})
-    assert message == f"{path} has no field {field!r}; did you mean {near!r}?"
+    assert message == f"{path} has no field {field!r} (did you mean {near!r}?)"
 
 
 def test_an_unknown_field_near_nothing_gets_the_list():
@@ -164,7 +164,8 @@ def test_a_batch_that_does_not_divide_over_devices_names_two_that_do(
 
 def test_a_family_nobody_knows():
     message = refusal(family="tranfusion")
-    assert message.startswith(f"config.family='tranfusion' is unknown; have: {', '.join(FAMILIES)}")
+    hint = "is unknown (did you mean 'transfusion'?); have: "
+    assert message.startswith(f"config.family='tranfusion' {hint}{', '.join(FAMILIES)}")
     assert "config.family=None" in refusal(family=None)
 
 

@@ -24,7 +24,7 @@ from mmjax.data.record import Item
 from mmjax.data.split import Shares, check_shares, choose
 from mmjax.data.write import write
 from mmjax.destination import check_apart
-from mmjax.error import UserError, unknown
+from mmjax.error import UserError, near, unknown
 from mmjax.extra import need
 from mmjax.lock import LOCK, held
 from mmjax.log import write_json
@@ -133,7 +133,8 @@ def check_options(name: str, known: Mapping[str, Any], options, shares: Shares |
     for option in options:
         if option not in known:
             have = ", ".join(f"--{n}" for n in known) or "none"
-            raise UserError(f"--{option} is no option of {name}; have: {have}")
+            hint = f"{near(option, known)}; have: {have}"
+            raise UserError(f"--{option} is no option of {name}{hint}")
     if shares is None:
         return
     if name not in FORMATS and (given := [n for n, share in shares.items() if share is not None]):

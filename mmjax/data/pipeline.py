@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig
-from mmjax.data import steps, store
+from mmjax.data import integrity, steps, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.kinds import encoded, with_kinds
 from mmjax.data.mixture import mix, stream
@@ -29,7 +29,7 @@ from mmjax.data.record import Records
 from mmjax.data.sets import prepared
 from mmjax.data.spans import move_spans
 from mmjax.data.transform import TEMPLATES, to_document
-from mmjax.error import UserError
+from mmjax.error import UserError, near, unknown
 
 # Data sets whose directories lie in TFDS's own form; all others are read by `store`.
 OPENMOJI = "dataset_info.json"
@@ -47,9 +47,7 @@ def check(c: DataConfig) -> None:
         steps.check(c.resize, size)
         steps.check(c.resize_prompt or c.resize, size, "data.resize_prompt")
     if c.bottleneck not in BOTTLENECKS:
-        raise UserError(
-            f"data.bottleneck={c.bottleneck!r} is unknown; have: {', '.join(BOTTLENECKS)}"
-        )
+        raise UserError(f"data.bottleneck={c.bottleneck!r} {unknown(c.bottleneck, BOTTLENECKS)}")
     if c.bottleneck == "lowres" and c.coded:
         raise UserError(
             "data.bottleneck='lowres' shrinks pictures before they are coded; give data.coded=False"
@@ -70,8 +68,9 @@ def check(c: DataConfig) -> None:
     for name, source in c.sources.items():
         if source.template not in ("", *TEMPLATES):
             raise UserError(
-                f"data.sources.{name}.template={source.template!r} is unknown; have: '' (documents "
-                f"as they are), {', '.join(TEMPLATES)}"
+                f"data.sources.{name}.template={source.template!r} is unknown"
+                f"{near(source.template, TEMPLATES)}; have: '' (documents as they are), "
+                f"{', '.join(TEMPLATES)}"
             )
 
 
@@ -142,13 +141,27 @@ def digest(path: str | Path) -> str:
 
 
 def fingerprint(c: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the order and content of batches follow from, besides configuration and seed."""
+    """What the order and content of batches follow from, besides configuration and seed.
 
+    Raises:
+        UserError: for files that are not those a data set was made with.
+    """
+    paths = {name: path_of(c, name) for name in c.sources}
     return {
-        "sources": {name: digest(path_of(c, name)) for name in c.sources},
+        "sources": {name: digest(path) for name, path in paths.items()},
+        "files": {name: integrity.summary(path) for name, path in paths.items()},
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "packages": {p: importlib.metadata.version(p) for p in ("grain", "numpy", "tokenizers")},
     }
+
+
+def check_same_files(c: DataConfig, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Checks that the sources' records are those of before, where the `files` of theirs differ.
+
+    Raises:
+        UserError: if not; see `integrity.check_same`.
+    """
+    integrity.check_same({name: path_of(c, name) for name in c.sources}, old, new)
 
 
 def to_pieces(

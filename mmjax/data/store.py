@@ -19,7 +19,7 @@ from typing import Any
 import grain
 
 from mmjax.data.record import Record, unpack
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 INFO = "dataset.json"
 TOKENIZER = "tokenizer.json"
@@ -67,8 +67,9 @@ def built(path: str | Path) -> dict:
         raise UserError(f"{file} is damaged ({error}); remove it") from error
 
 
-# An outline is of the last END bytes, where the index lies, and of BLOCKS of BLOCK bytes.
-END, BLOCK, BLOCKS = 1 << 16, 1 << 12, 16
+# An outline is of the last END bytes, where the index lies (before up to 64 kB of zeros), and of
+# BLOCKS of BLOCK bytes.
+END, BLOCK, BLOCKS = 1 << 17, 1 << 12, 16
 AGAIN = "bring the old files back, or remove the set and make it again"
 
 
@@ -217,6 +218,7 @@ def read(path: str | Path, split: str) -> Source:
     """
     splits = info(path)["splits"]
     if split not in splits:
-        raise UserError(f"{path} has no split {split!r}; have: {', '.join(splits)}")
+        hint = near(split, splits)
+        raise UserError(f"{path} has no split {split!r}{hint}; have: {', '.join(splits)}")
     entry = splits[split]
     return Source(Path(path), split, tuple(entry["files"]), entry["documents"])

@@ -6,7 +6,7 @@
 import importlib
 from types import ModuleType
 
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 from mmjax.models import (
     chameleon,
     clip,
@@ -43,11 +43,13 @@ def family_of(name: str) -> ModuleType:
     """
     if name in MODELS:
         return MODELS[name]
-    have = f"have: {', '.join(MODELS)}, or the path of a module of yours, such as 'pkg.module'"
+    hint = near(str(name), MODELS)
+    have = f"is unknown{hint}; have: {', '.join(MODELS)}, or the path of a module of yours, such "
+    have += "as 'pkg.module'"
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"config.family={name!r} is unknown; {have}")
+        raise UserError(f"config.family={name!r} {have}")
     if "." not in name:
-        raise UserError(f"config.family={name!r} is unknown; {have}")
+        raise UserError(f"config.family={name!r} {have}")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -26,7 +26,7 @@ from mmjax.batch import Image, Text
 from mmjax.data.formats.files import Tree, existing, rest, there_is, walk
 from mmjax.data.record import Item, Record
 from mmjax.data.sets.cldr import Emoji, Names, names
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 # Icon set -> how captions call its style.
 STYLES: Mapping[str, str] = {
@@ -86,7 +86,8 @@ def items(
     """
     styles = PERMISSIVE if styles is None else tuple(styles)
     if unknown := [style for style in styles if style not in STYLES]:
-        raise UserError(f"no icon set {unknown[0]!r} is known; have: {', '.join(STYLES)}")
+        hint = f"{near(unknown[0], STYLES)}; have: {', '.join(STYLES)}"
+        raise UserError(f"no icon set {unknown[0]!r} is known{hint}")
     if held_out and held_out not in styles:
         raise UserError(f"held-out style {held_out!r} is not among {', '.join(styles)}")
     if [*styles] == [held_out]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmjax.batch import Image, Text
 from mmjax.data.record import Record
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 SPLITS = ("train", "validation", "test", "compositional")
 
@@ -76,6 +76,8 @@ def read(path: str | os.PathLike, split: str) -> Source:
 
     builder = open_set(Path(path))
     if split not in builder.info.splits:
-        raise UserError(f"{path} has no split {split!r}; have: {', '.join(builder.info.splits)}")
+        have = [*builder.info.splits]
+        hint = near(split, have)
+        raise UserError(f"{path} has no split {split!r}{hint}; have: {', '.join(have)}")
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     return Source(builder.as_data_source(split, deserialize_method=raw), f"{path}, {split}")

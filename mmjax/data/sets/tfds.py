@@ -1,6 +1,5 @@
 """Data sets of TFDS by name, read from where they lie prepared; TensorFlow is never imported."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from google.protobuf.json_format import ParseError
 from mmjax.batch import Image, Text
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 features = tfds.features
 
@@ -156,8 +155,7 @@ def _absent(name: str, data_dir: str | None) -> str:
     where = f", data_dir={data_dir!r}" if data_dir else ""
     base = re.split("[/:]", name)[0]
     known = {*tfds.list_builders(with_community_datasets=False), *FIELDS}
-    near = difflib.get_close_matches(base, known, 1)
-    hint = f" (or is it {near[0]!r}?)" if base not in known and near else ""
+    hint = near(base, known) if base not in known else ""
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if (root / base).is_dir() and (below := sorted(p.name for p in (root / base).iterdir())):
         hint = f" (there is {', '.join(f'{base}/{name}' for name in below)})"

@@ -244,7 +244,7 @@ def test_absent_sets_name_the_command(data_dir):
         tfds.items("food101", str(data_dir))
     with pytest.raises(UserError, match=r"\(there is coco_captions/2014\)"):
         tfds.items("coco_captions/2017", str(data_dir))
-    with pytest.raises(UserError, match=r"or is it 'mnist'\?"):
+    with pytest.raises(UserError, match=r"did you mean 'mnist'\?"):
         tfds.items("minst", str(data_dir))
 
 
