@@ -34,6 +34,7 @@ _TURNS = {
     5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # fmt: skip
+_TILE = (322, 323)  # TIFF's tags of width and height
 T = TypeVar("T")
 
 
@@ -92,6 +93,8 @@ def _opened(data: bytes, function: Callable[[PIL.Image.Image], T]) -> T:
         warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked here
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_size(*image.size)
+            if image.format == "TIFF":  # a tile may be larger than the image
+                check_size(*(int(image.tag_v2.get(side, 1)) for side in _TILE))  # type: ignore
             return function(image)
 
 

@@ -145,6 +145,22 @@ def test_a_header_that_promises_too_many_pixels():
             function(raw)
 
 
+def test_a_tile_larger_than_its_image_has_a_limit():
+    """A TIFF of 10 x 10 pixels in one tile: its directory, then the tile, deflated."""
+    for side, allowed in ((1_008, True), (9_456, True), (9_472, False), (1 << 31, False)):
+        tile = zlib.compress(bytes(min(side * side, 1 << 21)))
+        entries = [(256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (277, 1), (322, side),
+                   (323, side), (324, 8 + 2 + 12 * 10 + 4), (325, len(tile))]  # fmt: skip
+        raw = b"II*\0" + struct.pack("<IH", 8, len(entries))
+        raw += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+        raw += bytes(4) + tile
+        if side == 1_008:
+            assert checked(raw) == raw and not decode_image(raw, 8).any()
+        for function in (lambda raw: decode_image(raw, 8), pixels.size_of, checked):
+            why = tried(function, raw)
+            assert ("more than 89,478,485 pixels" in str(why)) != allowed
+
+
 def test_a_shrunk_picture_shows_the_means_of_its_squares_alone():
     coarse = RNG.integers(50, 200, (4, 4, 3)).astype(np.uint8)
     detail = RNG.integers(1, 50, (4, 1, 4, 1, 3)) * np.array([1, -1]).reshape(1, 2, 1, 1, 1)

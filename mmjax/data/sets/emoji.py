@@ -46,6 +46,7 @@ TEST, VALIDATION = 0.06, 0.04  # shares of concepts
 TAGS = 3  # of the keywords, in a caption at most
 
 _TONE = re.compile(r"(.+?)-(?:medium-)?(?:light|medium|dark)")
+_NAMES_A_FILE = re.compile(r"href\s*=\s*[\"']\s*(?!#|data:)")  # not within the drawing itself
 _TONE_CODE = re.compile(r"-1f3f[b-f]\b")
 
 
@@ -248,6 +249,8 @@ def render(svg: str, size: int) -> bytes:
     Raises:
         ValueError: if it cannot be drawn.
     """
+    if _NAMES_A_FILE.search(svg):  # which resvg would read, wherever it lies
+        raise ValueError("it names another file, which is not read")
     try:
         drawn = resvg_py.svg_to_bytes(
             svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True

@@ -239,6 +239,23 @@ def test_damage_is_named(packages, tmp_path):
     assert second.read().images
 
 
+def test_a_drawing_names_no_other_file(tmp_path):
+    PIL.Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    xlink = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {xlink} viewBox="0 0 8 8">%s</svg>'
+    for name in ("href", "xlink:href", "href ", "HREF"):
+        image = f'<image {name}="{tmp_path}/red.png" width="8" height="8"/>'
+        if name.isupper():  # which XML does not take for the same
+            drawn = PIL.Image.open(io.BytesIO(emoji.render(svg % image, 8)))
+            assert drawn.getpixel((4, 4)) == (255, 255, 255)
+            continue
+        with pytest.raises(ValueError, match="it names another file"):
+            emoji.render(svg % image, 8)
+    used = '<defs><path id="a" d="M0 0h8v8h-8z" fill="red"/></defs><use href="#a"/>'
+    drawn = PIL.Image.open(io.BytesIO(emoji.render(svg % used, 8)))
+    assert drawn.getpixel((4, 4)) == (255, 0, 0)
+
+
 def test_what_a_set_hides_repeats_and_colours(packages, tmp_path):
     square, disc = '<path d="M2 2h9v9h-9z"/>', '<circle cx="16" cy="16" r="9"/>'
     bodies = {"flag-chad": square, "flag-romania": square, "raccoon": disc, "police-car": disc,
