@@ -324,7 +324,8 @@ def test_what_is_not_read_is_told_and_objects_are_skipped(both, tmp_path):
     np.savez(tmp_path / "outputs.npz", **made, others=np.array([{}], object))
     told: list[str] = []
     assert verification.verify(work, tmp_path, said=told.append) < 1e-4
-    assert "not read: position_ids" in told and "not compared: others" in told
+    assert "not read: position_ids" in told
+    assert told[-1].startswith("not compared: others (unknown); names known are ")
 
 
 @pytest.mark.parametrize(
@@ -536,6 +537,12 @@ def test_weights_are_mapped_and_not_held(tmp_path, monkeypatch):
         ({"input_ids": None}, r"inputs.npz lacks input_ids; it has: attention_mask, labels"),
         ({"input_ids": np.ones(4, int)}, r"input_ids has shape \(4,\); it must have 2 axes"),
         ({"labels": np.ones((1, 2), int)}, r"labels has shape \(1, 2\), input_ids \(2, 2\)"),
+        ({"input_ids": np.ones((0, 2), int)}, r"shape \(0, 2\); it must have 2 axes, none empty"),
+        (
+            {"input_ids": np.ones((2, 2))},
+            "input_ids holds float64; it must hold numbers that are w",
+        ),
+        ({"labels": np.full((2, 2), "a")}, "labels holds <U1; it must hold numbers that are whole"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, words):
@@ -580,13 +587,57 @@ def test_nothing_to_compare_is_an_error(both, tmp_path, capsys):
     words = [f"--src={work}", f"--verify={tmp_path}"]
     assert verb(words) == 2
     assert "inputs.npz does not exist" in capsys.readouterr().err
-    shutil.copyfile(source / "inputs.npz", tmp_path / "inputs.npz")
-    np.savez(tmp_path / "outputs.npz", text_hidden_0=np.zeros(3))
-    assert verb(words) == 2
-    assert "has neither logits nor embeddings" in capsys.readouterr().err
-    np.savez(tmp_path / "outputs.npz", image_embeds=np.full((3, 10), np.nan))
+    with np.load(source / "inputs.npz") as file:
+        inputs = {n: file[n] for n in file.files if n != "pixel_values"}
     kind = json.loads((source / "config.json").read_text())["model_type"]
-    assert verb(words) == (1 if kind == "clip" else 2)  # NaN is no agreement; or not what it makes
+    if kind == "llava":  # without pictures there are no places for them
+        inputs["input_ids"] = np.minimum(inputs["input_ids"], 46)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    np.savez(tmp_path / "outputs.npz", logitz=np.zeros(3), vision_hidden_0=np.zeros(3))
+    assert verb(words) == 2
+    said = capsys.readouterr().err
+    assert "nothing to compare: logitz (unknown), vision_hidden_0 (inputs.npz lacks pix" in said
+    assert "makes " in said and "hidden_0 ... " in said and said.count("\n") == 1
+    name = "text_embeds" if kind == "clip" else "hidden_0"
+    for wrong, words_of, code in (
+        (np.zeros(3), f"{name} is (3,) there", 2),
+        (np.array(["a"]), f"{name} holds <U1, which are no numbers", 2),
+    ):
+        np.savez(tmp_path / "outputs.npz", **{name: wrong})
+        assert verb(words) == code
+        assert words_of in capsys.readouterr().err
+    with np.load(source / "outputs.npz") as file:
+        shape = file[name].shape
+    np.savez(tmp_path / "outputs.npz", **{name: np.full(shape, np.nan)})
+    assert verb(words) == 1  # NaN is no agreement
+
+
+@pytest.mark.parametrize("name", ["llama", "chameleon"])
+def test_each_array_is_compared_by_itself(name, tmp_path):
+    """Losses, hidden states, codes and logits: wrong where they are wrong, and nowhere else."""
+    source = theirs(name, tmp_path / "hub")
+    work = conversion.convert(source, tmp_path / "work", said=lambda _: None)
+    with np.load(source / "outputs.npz") as file:
+        held = dict(file)
+    layers = [held[f"hidden_{n}"] for n in range(len(held)) if f"hidden_{n}" in held]
+    held |= {"hidden_states": np.stack(layers), "last_hidden_state": layers[-1]}
+    wrong = {*sorted(held)[::2], "hidden_states"} - {"last_hidden_state"}
+    made = {n: x + x.dtype.type(n in wrong) for n, x in held.items()}
+    np.savez(source / "outputs.npz", **made)
+    told: list[str] = []
+    verification.verify(work, source, said=told.append)
+    off = {line.split()[0]: float(line.split()[1]) for line in told}
+    assert set(off) == set(held) and {"loss", "logits"} < set(off)
+    assert {n for n, x in off.items() if x > 0.9} == wrong
+    assert all(off[n] < 1e-4 for n in set(held) - wrong)
+    if name != "chameleon":
+        return
+    with np.load(source / "inputs.npz") as file:  # codes of pictures alone
+        np.savez(source / "inputs.npz", pixel_values=file["pixel_values"])
+    np.savez(source / "outputs.npz", vq_indices=held["vq_indices"], loss=held["loss"])
+    told.clear()
+    assert verification.verify(work, source, said=told.append) == 0
+    assert told[-1].startswith("not compared: loss (inputs.npz lacks labels)")
 
 
 @pytest.mark.parametrize(

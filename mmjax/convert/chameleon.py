@@ -324,11 +324,10 @@ def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapp
     """What a model makes of inputs that are named as theirs, under their names of outputs.
 
     input_ids [b, l] with <image> where codes stand (attention_mask, labels [b, l]; pixel_values
-    [m, 3, h, w] f32 in [-1, 1], in the order of their places).
+    [m, 3, h, w] f32 in [-1, 1], in the order of their places). Of pictures alone, codes.
     """
     c, v = parts.config, parts.vocabulary
     found: dict = {}
-    tokens = np.array(inputs["input_ids"], np.int32)
     if "pixel_values" in inputs:
         signal = jnp.moveaxis(jnp.asarray(inputs["pixel_values"], jnp.float32), 1, -1)
         z = jax.jit(parts.codec.read)(params["codec"], signal)
@@ -337,6 +336,10 @@ def outputs(parts: Parts, params, inputs: Mapping[str, np.ndarray], source: Mapp
         ids = np.asarray(autoencoder.to_ids(c.codec, codes)) + v.codes
         theirs = {number: code for code, number in image_ids(source).items()}
         found["vq_indices"] = np.vectorize(theirs.__getitem__)(ids)
+    if "input_ids" not in inputs:
+        return found
+    tokens = np.array(inputs["input_ids"], np.int32)
+    if "pixel_values" in inputs:
         at = tokens == (source.get("vocabulary_map") or {}).get(PLACE)
         if at.sum() != ids.size:
             raise UserError(

@@ -6,10 +6,17 @@
 
 Which way follows from DIR/config.json. Known are CLIP, SigLIP, Llama, LLaVA, IDEFICS and
 Chameleon; of the last also the release of Facebook's, whose DIR has `models` and `tokenizer`. After
-a kill the same command goes on. --verify runs the model on CHECK/inputs.npz (names as in
-`transformers`: input_ids, attention_mask, pixel_values, image_attention_mask, labels) and prints,
-for every array of CHECK/outputs.npz it can make, the largest absolute difference; above --tolerance
-the exit code is 1.
+a kill the same command goes on. --overwrite replaces a workdir or what this command made, and
+nothing else; never what is read.
+
+--verify runs the model on CHECK/inputs.npz (names as in `transformers`: input_ids, attention_mask,
+pixel_values, image_attention_mask, labels) and prints, for every array of CHECK/outputs.npz it can
+make, the largest absolute difference; above --tolerance the exit code is 1. Of the others it says
+why they are not compared; without any to compare the exit code is 2. Names of outputs: loss,
+logits, hidden_0 ... (or hidden_states, all layers on axis 0), last_hidden_state; of pictures
+vision_hidden_0 ... (or vision_hidden_states) and image_features (or image_hidden_states); of CLIP
+and SigLIP logits_per_image, logits_per_text, image_embeds, text_embeds and text_hidden_0 ...; of
+Chameleon vq_indices, the pictures' codes, and logits_raw, before image ids are barred.
 """
 
 import sys
