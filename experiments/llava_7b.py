@@ -3,7 +3,8 @@
 arXiv 2310.03744: 665k conversations once, batch 128, rate 2e-5, pictures padded to squares in the
 mean colour. Needs what llava_7b_align.py made.
 
-Run:  mmjax data build --src=TALKS --format=llava --dst=out/data/llava_talks
+Run:  mmjax data build --src=talks.json --format=llava --images=IMAGES
+        --dst=out/data/llava_talks
       mmjax train --config=experiments/llava_7b.py --workdir=out/llava_7b
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax import start
+from mmjax import start, watch
 from mmjax.batch import Batch, Coded, Image
 from mmjax.codecs import autoencoder
 from mmjax.config import DataConfig
@@ -39,7 +39,7 @@ def encode(parts: Parts, params, batch: Batch):
 def in_parts(trained: Trained, function, pixels: np.ndarray) -> np.ndarray:
     """function(parts, params, batch) over pictures [n, h, w, 3], ROWS at a time."""
     out = []
-    for first in range(0, len(pixels), ROWS):
+    for first in watch.pieces(range(0, len(pixels), ROWS), "pictures", ROWS, len(pixels)):
         part = pixels[first : first + ROWS]
         index = np.minimum(np.arange(ROWS), len(part) - 1)
         flat = np.zeros((ROWS, 1), np.int32)

@@ -15,6 +15,7 @@ from mmjax.evals.value import Value
 from mmjax.log import read_metrics, show_table, write_json
 from mmjax.run import read_config
 from mmjax.trained import load
+from mmjax.watch import Watch
 
 SEED = 0
 
@@ -35,12 +36,14 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
     trained = load(workdir)
     values: dict[str, Value] = {}
     report = found_before(workdir, trained.step)
-    for name in names:
-        found = have[name](trained, SEED, samples)
-        values |= found
-        report |= {name: value.as_dict() for name, value in found.items()}
-        # After each: what was found stays, whatever becomes of the next.
-        write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
+    with Watch("evaluate", len(names)) as watch:
+        for name in names:
+            watch.stage(name)
+            found = have[name](trained, SEED, samples)
+            values |= found
+            report |= {name: value.as_dict() for name, value in found.items()}
+            # After each: what was found stays, whatever becomes of the next.
+            write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
     write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
     write_json(Path(workdir) / "summary.json", report)
     if values:

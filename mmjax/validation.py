@@ -15,7 +15,7 @@ from mmjax.data.kinds import with_kinds
 from mmjax.data.pack import Piece, first_fit
 from mmjax.data.transform import to_document
 from mmjax.mesh import put
-from mmjax.models import MODELS
+from mmjax.models import family_of
 from mmjax.models.family import merge, split
 from mmjax.run import Run
 from mmjax.step import State
@@ -40,7 +40,7 @@ def validation(run: Run) -> Callable[[State], dict[str, float]] | None:
     if not rows:
         return None
     e, rules = run.experiment, run.rules
-    model = MODELS[e.family].build(undropped(e.model), run.vocabulary, rules)
+    model = family_of(e.family).build(undropped(e.model), run.vocabulary, rules)
 
     def sums(params, batch: Batch, number):
         keys = jax.random.split(

@@ -1,6 +1,7 @@
 """Every command in a page, docstring or header is one that mmjax takes; the README's are run."""
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -79,6 +80,12 @@ def works(monkeypatch, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
 
 
+TALK = {
+    "id": "a", "image": "a.png",
+    "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}],
+}  # fmt: skip
+
+
 def fill(path: Path) -> None:
     """Makes a source of any format: readers complain at once of an empty one."""
     path.mkdir(parents=True, exist_ok=True)
@@ -97,8 +104,10 @@ def accepted(command: Command) -> str:
         name, _, value = word.partition("=")
         if name == "--prompt" and value.endswith(".png"):
             PIL.Image.new("RGB", (8, 8)).save(value)
-        if name == "--src" and re.fullmatch(r"[\w/]+", value):
+        if name in ("--src", "--images") and re.fullmatch(r"[\w/]+", value):
             fill(Path(value))
+        if name == "--src" and value.endswith(".json"):
+            Path(value).write_text(json.dumps([TALK]))
     sys.argv = ["mmjax", verb, *argv]  # where the fields of an experiment are looked for
     with taken_back():
         if not command.whole:  # a part of a command: its flags alone

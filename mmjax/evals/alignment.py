@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import diffusion
+from mmjax import diffusion, watch
 from mmjax.batch import TEXT, Batch, Document, Image, Text, slot_weight
 from mmjax.data.tokenizer import REGISTERS, encode
 from mmjax.data.transform import RECONSTRUCT, asked
@@ -214,7 +214,7 @@ def picture_errors(
     e, split = trained.run.experiment, trained.run.rules.split("batch")
     size = ROWS + -ROWS % split
     found = []
-    for first in range(0, len(documents), size):
+    for first in watch.pieces(range(0, len(documents), size), "documents", size, len(documents)):
         some = documents[first : first + size]
         vocabulary = trained.run.model.parts.vocabulary
         rows = prompt.lay_out(some, e.data, trained.run.tokenizer, vocabulary, draw=False, end=True)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import watch
 from mmjax.batch import Batch, Image, Text
 from mmjax.data.tokenizer import encode
 from mmjax.evals import heldout
@@ -56,7 +57,7 @@ def nats(trained: Trained, documents, seed: int, pictures: bool = False) -> np.n
         documents, run.experiment.data, run.tokenizer, vocabulary, draw=False, end=True
     )
     found, key = [], jax.random.key(seed)
-    for first in range(0, len(documents), ROWS):
+    for first in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         some = jax.tree.map(lambda x, first=first: x[first : first + ROWS], rows)
         own, count = jax.random.fold_in(key, first), len(some.tokens)
         some = prompt.pad_rows(some, ROWS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mmjax import watch
 from mmjax.batch import Image, Text
 from mmjax.data.pixels import decode_image
 from mmjax.evals import heldout
@@ -71,7 +72,7 @@ def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
     rows = prompt.lay_out(documents, data, trained.run.tokenizer, vocab, draw=False, end=True)
     weight = np.asarray(word_weight(rows, vocab))
     out = []
-    for start in range(0, len(documents), ROWS):
+    for start in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         part = jax.tree.map(lambda x, at=start: x[at : at + ROWS], rows)
         whole = prompt.pad_rows(part, ROWS)
         logs = trained.log_likelihood(whole, **options)[: len(part.tokens)]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import watch
 from mmjax.codecs import efficientnet
 from mmjax.evals import heldout
 from mmjax.evals.reconstruction import pictures, reconstruct
@@ -91,7 +92,7 @@ def _pooled(params, pixels):
 def features(params, pixels: np.ndarray) -> np.ndarray:
     """uint8 [n, h, w, 3] -> [n, 1280] f64."""
     found = []
-    for first in range(0, len(pixels), ROWS):
+    for first in watch.pieces(range(0, len(pixels), ROWS), "pictures", ROWS, len(pixels)):
         part = pixels[first : first + ROWS]
         whole = part[np.minimum(np.arange(ROWS), len(part) - 1)]
         found.append(np.asarray(_pooled(params, jnp.asarray(whole)))[: len(part)])

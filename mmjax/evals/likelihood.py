@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import diffusion
+from mmjax import diffusion, watch
 from mmjax.batch import IMAGE, Batch, Image
 from mmjax.coding import in_parts
 from mmjax.data import tokenizer as bpe
@@ -92,7 +92,7 @@ def image_values(trained: Trained, records, train, seed: int) -> dict[str, Value
     clean = in_parts(trained, signals, pixels)
     mean, variance = clean.mean(0), clean.var(0)
     errors: dict[str, list] = {"": [], "_mean": [], "_zero": [], "_linear": []}
-    for draw in range(DRAWS):
+    for draw in watch.pieces(range(DRAWS), "noise levels"):
         key = jax.random.key(seed * DRAWS + draw)
         found = trained.call(flow_errors, rows, key, extra=(mean, variance))
         for name, column in zip(errors, found.T, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmjax import losses
+from mmjax import losses, watch
 from mmjax.batch import Batch
 from mmjax.data import pipeline
 from mmjax.data.kinds import with_kinds
@@ -60,7 +60,7 @@ def batches(trained: Trained, seed: int) -> Iterator[Batch]:
     rows = max(min(e.batch // e.accumulate, len(pieces)), 1)
     rows += -rows % split
     shape = pipeline.plain_shape(e.data, e.data.length, e.data.images)
-    for first in range(0, len(pieces), rows):
+    for first in watch.pieces(range(0, len(pieces), rows), "documents", rows, len(pieces)):
         some = [[p] for p in pieces[first : first + rows]]
         some += [[] for _ in range(rows - len(some))]
         yield pipeline.begin_rows(shape, run.model.parts.vocabulary, some)()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mmjax import watch
 from mmjax.batch import Batch, Image, Text
 from mmjax.data.pixels import decode_image
 from mmjax.data.tokenizer import encode
@@ -129,7 +130,7 @@ def states(
     documents: list[list[Text | Image]] = [[Text(r.caption)] for r in records]
     if read is not None:
         documents = [[Image(r.image), *d] for r, d in zip(read, documents, strict=True)]
-    for first in range(0, len(documents), ROWS):
+    for first in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         some = documents[first : first + ROWS]
         rows = prompt.lay_out(some, run.experiment.data, run.tokenizer, vocabulary, False, end=True)
         rows = prompt.pad_rows(rows, ROWS)

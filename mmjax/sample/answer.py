@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from mmjax import watch
 from mmjax.batch import Vocabulary
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
@@ -73,7 +74,8 @@ def answer(
         draws = [r.draw for r in some]
         documents = [r.document for r in some]
         laid.append(lay_out(documents, c, tokenizer, vocabulary, draws, numbers=numbers))
-    for part, rows in zip(parts, laid, strict=True):
+    batches = list(zip(parts, laid, strict=True))
+    for part, rows in watch.pieces(batches, "prompts", ROWS, len(requests)):
         out += _answers(run, params, compiled, requests[part], rows, wish, options, keys[part])
     return out
 

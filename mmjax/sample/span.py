@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from mmjax import watch
 from mmjax.batch import Batch
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
@@ -62,7 +63,8 @@ def answer(
         mine = [n for n, request in enumerate(requests) if request.draw is draws]
         parts += [mine[first : first + ROWS] for first in range(0, len(mine), ROWS)]
     laid = [_rows(run, [requests[n] for n in some], sample, some) for some in parts]
-    for some, rows in zip(parts, laid, strict=True):
+    batches = list(zip(parts, laid, strict=True))
+    for some, rows in watch.pieces(batches, "batches of prompts"):
         draws, mine = requests[some[0]].draw, keys[np.array(some)]
         found = _answers(run, params, compiled, draws, rows, sample, mine)
         for n, part in zip(some, found, strict=True):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import watch
 from mmjax.batch import Batch, Vocabulary
 from mmjax.codecs import autoencoder
 from mmjax.config import DataConfig
@@ -155,7 +156,8 @@ def talk(
     parts = [slice(first, first + ROWS) for first in range(0, len(requests), ROWS)]
     # All are laid out before any is answered: a mistake in the last costs nothing.
     laid = [rows_of(requests[part], c, run, part.start + 1) for part in parts]
-    for part, rows in zip(parts, laid, strict=True):
+    batches = list(zip(parts, laid, strict=True))
+    for part, rows in watch.pieces(batches, "prompts", ROWS, len(requests)):
         heard = None if stream is None else _shift(stream, part.start)
         some = requests[part]
         state = _advance(run, params, compiled, some, rows, wish, options, keys[part], heard)

@@ -22,6 +22,7 @@ and pictures, are then one question; lines of a JSONL file are questions too, or
 Leaves pictures, samples.jsonl and sheet.png of all in --out.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -44,6 +45,7 @@ from mmjax.sample.request import IMAGE, TEXT, Slot, as_part, parse
 from mmjax.sample_config import SOLVERS
 from mmjax.sheet import Cell, sheet
 from mmjax.trained import load
+from mmjax.watch import Watch
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a `mmjax train`")
 PROMPT = flags.DEFINE_multi_string(
@@ -258,7 +260,9 @@ def main(rest: list[str]) -> int:
     stream = show if STREAM.value else None
     seed = SEED.value if len(SEED.value) > 1 else SEED.value[0]
     how = seed, INTERLEAVED.value, stream, STOP.value
-    results = trained.generate(asked or prompts, *how, **options)
+    # Streamed text is progress enough.
+    with contextlib.nullcontext() if stream else Watch("sample"):
+        results = trained.generate(asked or prompts, *how, **options)
     try:
         write(prompts, results, trained.run.experiment.data)
     except OSError as error:

@@ -65,12 +65,17 @@ def test_a_tone_counts_only_where_all_of_it_and_nothing_else_is_named():
     assert set(caption.tones(right[:1], true[:1], 0)) == {"written_tone"}
 
 
-def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path):
+def test_what_was_found_before_stays_if_it_is_of_the_same_step(workdir, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     (run / "evals.json").unlink(missing_ok=True)
     first, second = (set(evaluate(run, [name])) for name in ("likelihood", "caption"))
     assert first and second and not first & second
+    said = capsys.readouterr().err.splitlines()  # which evaluation, where no terminal is
+    assert [line for line in said if line.startswith("evaluate") and "  " not in line] == [
+        "evaluate 1/1: likelihood",
+        "evaluate 1/1: caption",
+    ]
     for name in ("summary.json", "evals.json"):
         assert set(json.loads((run / name).read_text())) - {"step"} == first | second
     old = json.loads((run / "evals.json").read_text())
