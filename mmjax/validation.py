@@ -79,16 +79,16 @@ def undropped(config: Any) -> Any:
     return dataclasses.replace(config, **new)
 
 
-def packed(run: Run) -> list[list[Piece]]:
-    """Rows of laid-out documents, pictures still encoded; [] if there are none."""
+def packed(run: Run, split: str = SPLIT) -> list[list[Piece]]:
+    """Rows of laid-out documents of a split, pictures still encoded; [] if there are none."""
     e, c = run.experiment, run.experiment.data
     weights = pipeline.stages(c, e.steps)[-1][1]
     have = {
-        n: w for n, w in weights.items() if w and SPLIT in pipeline.splits(pipeline.path_of(c, n))
+        n: w for n, w in weights.items() if w and split in pipeline.splits(pipeline.path_of(c, n))
     }
     pieces: list[Piece] = []
     for number, (name, weight) in enumerate(have.items()):
-        held = pipeline.records(c, name, SPLIT)
+        held = pipeline.records(c, name, split)
         count = min(len(held), max(1, round(e.evals.documents * weight / sum(have.values()))))
         rng = np.random.default_rng((SEED, number))
         drawn = [

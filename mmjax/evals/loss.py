@@ -1,7 +1,6 @@
 """The loss a family is trained on, on held-out documents: what any family can be measured by."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,31 +8,32 @@ import numpy as np
 
 from mmjax import losses, watch
 from mmjax.batch import Batch
-from mmjax.data import pipeline
-from mmjax.data.kinds import with_kinds
-from mmjax.data.pack import Piece
-from mmjax.data.transform import to_document
 from mmjax.evals.value import Value, ratio
 from mmjax.mesh import put
+from mmjax.models import family_of
 from mmjax.trained import Trained
+from mmjax.validation import batches, packed, undropped
 
 SPLITS = ("test", "validation")
 
 
 def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
-    """`loss_<term>`: mean of each term that training minimises, on a held-out split.
+    """`loss_<term>`: mean of each term that training minimises, on the first split of SPLITS.
 
-    Documents are those of every source, by their templates, one a row, in batches as large as
-    those of training; captions are never left out. n and the interval are over batches. Documents
-    that do not fit into a row are passed over.
+    Documents, their form and their batches are as those of the validation loss, see
+    `mmjax.validation`; noise follows from the seed. n and the interval are over batches.
     """
-    model, params = trained.run.model, trained.params
+    e, run = trained.run.experiment, trained.run
+    rows = next((found for split in SPLITS if (found := packed(run, split))), [])
+    model = family_of(e.family).build(undropped(e.model), run.vocabulary, run.rules)
     of_batch = trained.compiled(terms, loss=model.loss)
     sums: dict[str, list[losses.Term]] = {name: [] for name in model.weights}
-    for number, batch in enumerate(batches(trained, seed)):
+    split = run.rules.split("batch")  # of these devices, which need not be those of training
+    for number, batch in enumerate(watch.pieces(list(batches(run, rows)), "batches")):
+        batch = jax.tree.map(partial(filled, split), batch)
         key = jax.random.fold_in(jax.random.key(seed), number)
         keys = jax.random.split(key, len(batch.tokens))
-        found = jax.device_get(of_batch(params, put(batch, trained.run.rules), keys))
+        found = jax.device_get(of_batch(trained.params, put(batch, run.rules), keys))
         for name, some in sums.items():
             some.append(found[name])
     return {
@@ -43,46 +43,11 @@ def evaluate(trained: Trained, seed: int, out: Path) -> dict[str, Value]:
     }
 
 
+def filled(multiple: int, x: np.ndarray) -> np.ndarray:
+    """[b, ...] with rows of zeros, which hold no document, up to a multiple."""
+    return np.pad(x, [(0, -len(x) % multiple)] + [(0, 0)] * (x.ndim - 1))
+
+
 def terms(parts, params, batch: Batch, keys, loss) -> losses.Terms:
     """The scalar terms of a loss."""
     return {name: t for name, t in loss(params, batch, keys).items() if t.sum.ndim == 0}
-
-
-def batches(trained: Trained, seed: int) -> Iterator[Batch]:
-    """Held-out documents, one a row, in an order the seed fixes; the last batch may have free rows.
-
-    Up to `evals.documents` of them, the same number of each source.
-    """
-    e, run = trained.run.experiment, trained.run
-    pieces = [p for name in e.data.sources for p in documents(trained, name, seed)]
-    # As many rows as a device sees in training, a multiple of what they are split over.
-    split = run.rules.split("batch")
-    rows = max(min(e.batch // e.accumulate, len(pieces)), 1)
-    rows += -rows % split
-    shape = pipeline.plain_shape(e.data, e.data.length, e.data.images)
-    for first in watch.pieces(range(0, len(pieces), rows), "documents", rows, len(pieces)):
-        some = [[p] for p in pieces[first : first + rows]]
-        some += [[] for _ in range(rows - len(some))]
-        yield pipeline.begin_rows(shape, run.model.parts.vocabulary, some)()
-
-
-def documents(trained: Trained, name: str, seed: int) -> list[Piece]:
-    """Laid-out documents of a source's held-out split; none where it has no such split."""
-    e, run = trained.run.experiment, trained.run
-    c = replace(e.data, coded=False, caption_dropout=0.0)
-    there = pipeline.splits(e.data.sources[name].path)
-    split = next((s for s in SPLITS if s in there), None)
-    if split is None:
-        return []
-    records, found = pipeline.records(c, name, split), []
-    rng, most = np.random.default_rng(seed), -(-e.evals.documents // len(e.data.sources))
-    for i in rng.permutation(len(records))[: 2 * most]:
-        record = records[int(i)]
-        document = with_kinds(c, to_document(c, e.data.sources[name].template, record, rng), name)
-        vocabulary = run.model.parts.vocabulary
-        (piece,) = pipeline.to_pieces(c, run.tokenizer, vocabulary, rng, [document])
-        if len(piece["tokens"]) <= c.length and len(piece["pictures"]) <= c.images:
-            found.append(piece)
-        if len(found) == most:
-            break
-    return found
