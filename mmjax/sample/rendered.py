@@ -124,49 +124,50 @@ def render(
     answer: they end in an answer; else what opens one is written behind them. Words alone are given
     as strings, unless the template then leaves them out, as those do that expect lists of parts.
     """
-    contents = [[_part(part, said) for part in m.parts] for m in messages]
-    parted = [{"role": m.role, "content": x} for m, x in zip(messages, contents, strict=True)]
     import jinja2  # here alone: most commands have no use for it
+
+    wrong = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
+
+    def written(listed: bool, text: Callable[[str], str]) -> str:
+        told = []
+        for m in messages:
+            parts = [_part(part, text) for part in m.parts]
+            whole = parts if listed else "".join(part["text"] for part in parts)
+            told.append({"role": m.role, "content": whole})
+        return made.render(
+            messages=told, tools=None, documents=None, add_generation_prompt=not answer,
+            **template.names,
+        )  # fmt: skip
+
+    def tells(listed: bool) -> bool:
+        """Whether all texts are written, and no list of them as Python writes one."""
+        mark = f"{OPEN}0{CLOSE}"
+        try:
+            found = written(listed, lambda _: mark)
+        except wrong:
+            return False
+        texts = sum(isinstance(part, Text) for m in messages for part in m.parts)
+        return found.count(mark) >= texts and "{'type': 'text'" not in found
 
     try:
         made = _environment().from_string(template.source)
-        if not any(isinstance(part, Image) for m in messages for part in m.parts):
-            joined = ["".join(part["text"] for part in content) for content in contents]
-            whole = [m | {"content": x} for m, x in zip(parted, joined, strict=True)]
-            found = _rendered(made, template, whole, answer)
-            if _tells(found, contents):
-                return found
-            other = _rendered(made, template, parted, answer)
-            return other if _tells(other, contents) else found
-        return _rendered(made, template, parted, answer)
+        pictures = any(isinstance(part, Image) for m in messages for part in m.parts)
+        return written(pictures or (not tells(False) and tells(True)), said)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"{template.where} is no chat_template: {error.message}; fetch it anew"
         ) from error
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+    except wrong as error:
         raise UserError(
             f"{template.where} refuses this conversation: {error}; ask otherwise, or with "
             f"`generate`"
         ) from error
 
 
-def _tells(found: str, contents: Sequence[Sequence[dict[str, str]]]) -> bool:
-    """Whether all texts of messages stand in a string, and no list of them as Python writes one."""
-    texts = [part["text"].strip() for content in contents for part in content]
-    return all(text in found for text in texts) and "{'type': 'text'" not in found
-
-
 def _part(part: Text | Image, said: Callable[[str], str]) -> dict[str, str]:
     if isinstance(part, Image):
         return {"type": "image"}
     return {"type": "text", "text": said(part.text)}
-
-
-def _rendered(made, template: Template, messages, answer: bool) -> str:
-    return made.render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=not answer,
-        **template.names,
-    )  # fmt: skip
 
 
 def _environment():
