@@ -23,7 +23,9 @@ from mmjax.convert import around, hub, incoming, original, processor, words
 from mmjax.convert.decoder import one_device
 from mmjax.convert.incoming import BY_FAMILY, OURS, apart, sized, untied, vocabulary_of
 from mmjax.convert.rows import check, stacked, to_theirs
+from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
+from mmjax.data.transform import ASKED
 from mmjax.destination import MARK, making, marked
 from mmjax.error import UserError
 from mmjax.lock import LOCK
@@ -268,6 +270,13 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         beside = [name for name in hub.BESIDE if (src / name).is_file()]
         for name in beside:
             shutil.copyfile(src / name, place / name)
+        if held.given is None and (src / TOKENIZER).is_file():
+            sources = held.experiment.data.sources.values()
+            asked = {ASKED[s.template] for s in sources if s.template in ASKED}
+            template = asked.pop() if len(asked) == 1 else ""
+            made = words.sent(bpe.load(src / TOKENIZER), held.vocabulary, template)
+            for name in made.keys() - (set(beside) - {TOKENIZER}):
+                (place / name).write_bytes(made[name])
         pixels, note = processor.told(held.experiment)
         if {hub.PREPROCESSOR, hub.PROCESSOR} & set(beside):
             note = ""

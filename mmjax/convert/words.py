@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from mmjax.batch import Vocabulary
 from mmjax.data import tokenizer as bpe
 from mmjax.data.plain import plain
 from mmjax.data.store import TOKENIZER
+from mmjax.data.transform import VICUNA
 from mmjax.error import UserError
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -111,3 +112,42 @@ def check(v: Vocabulary, beside: Mapping[str, bytes], path: Path) -> None:
             f"{v.size} rows, so {len(beyond)} words such as {word!r} have none; fetch the "
             f"tokenizer of this model, or resize its embeddings to {beyond[-1] + 1}"
         )
+
+
+# How a model that was trained here is asked, for `transformers`: see `data.transform.conversation`.
+_SAID = (
+    "{% for p in ([{'type': 'text', 'text': m.content}] if m.content is string else m.content) %}"
+    "{% if p.type == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ '' if p.text[:1] == ' ' else ' ' }}{{ p.text }}{% endif %}{% endfor %}"
+)
+CHATS = {
+    "sep": "{{ bos_token }}{% for m in messages %}" + _SAID + "{% if m.role != 'system' %}"
+    "{{ '<sep>' }}{% endif %}{% endfor %}",
+    "vicuna": "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' or (m.role == 'user' "
+    "and (loop.first or messages[loop.index0 - 1].role != 'system')) %}"
+    f'{{{{ " {VICUNA} USER:" if loop.first else " USER:" }}}}{{% endif %}}' + _SAID
+    + "{% if m.role == 'user' %}{{ ' ASSISTANT:' }}{% elif m.role == 'assistant' %}"
+    "{{ eos_token }}{% endif %}{% endfor %}",
+}  # fmt: skip
+
+
+def sent(tokenizer: Tokenizer, v: Vocabulary, template: str) -> dict[str, bytes]:
+    """A tokenizer that was trained here as files for `transformers`, name -> content.
+
+    It puts BOS before texts, as rows here have it. template: of conversations, or ""; of a
+    tokenizer that begins texts otherwise than ours it is left out, as ids would differ.
+    """
+    told: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ids = {"bos_token": v.bos, "eos_token": v.eos, "pad_token": v.pad}
+    spelled = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i >= 0}
+    told |= {name: token for name, token in spelled.items() if token}
+    step = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+    if template in CHATS and step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
+        told["chat_template"] = CHATS[template]
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    if whole.post_processor is None and "bos_token" in told:
+        bos = told["bos_token"]
+        whole.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, v.bos)]
+        )
+    return {TOKENIZER: whole.to_str(True).encode(), CONFIG: json.dumps(told, indent=2).encode()}

@@ -12,6 +12,8 @@ from mmjax.data.record import Record
 from mmjax.error import UserError
 
 TEMPLATES = ("sep", "sep_one", "sep_draw", "vicuna", "reconstruct", "caption")
+# Those whose documents are conversations, and how one is asked.
+ASKED = {"sep": "sep", "sep_one": "sep", "sep_draw": "sep", "vicuna": "vicuna"}
 Parts = list[Text | Image | Sentinel]
 
 # How Vicuna, and LLaVA after it, begin a conversation.

@@ -16,15 +16,13 @@ from mmjax.data.plain import plain
 from mmjax.data.record import Record
 from mmjax.data.store import TOKENIZER
 from mmjax.data.tokenizer import NAMES
-from mmjax.data.transform import conversation
+from mmjax.data.transform import ASKED, conversation
 from mmjax.error import UserError
 from mmjax.run import GIVEN, Run
 from mmjax.sample.rendered import Message, Template, end_of, write
 from mmjax.sample.request import IMAGE, Request, Slot, as_part, is_sep
 
 ROLES = ("system", "user", "assistant")
-# Templates of data.sources whose documents are conversations, and how they are asked.
-ASKED = {"sep": "sep", "sep_one": "sep", "sep_draw": "sep", "vicuna": "vicuna"}
 PROCESSED = ("llava", "chameleon")  # whose processors put BOS before what a template wrote
 # Where a chat_template may lie: as a file of its own, or under that name in one of these.
 JINJA, HOLDERS = "chat_template.jinja", ("chat_template.json", hub.PROCESSOR, words.CONFIG)
@@ -191,8 +189,9 @@ def _theirs(run: Run, home: Path) -> Template | None:
     tokens = {i: token for i, token in ids.items() if i is not None} | tokens
     given = json.loads((home / GIVEN).read_text())
     place = given.get("image_token_id", given.get("image_token_index"))
-    image = tokenizer.id_to_token(place) if isinstance(place, int) else None
-    image = image or names.get("image_token") or "<image>"
+    spelled = tokenizer.id_to_token(place) if isinstance(place, int) else None
+    called = (spelled or "", names.get("image_token", ""))
+    image = next((name for name in called if name and name in source), "<image>")
     return Template(source, where, names, tokens, image, run.experiment.family in PROCESSED)
 
 

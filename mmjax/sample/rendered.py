@@ -122,7 +122,8 @@ def render(
     """The string that a template makes of messages, whose texts go through `said`.
 
     answer: they end in an answer; else what opens one is written behind them. Words alone are given
-    as strings, unless the template then leaves them out, as those do that expect lists of parts.
+    as strings, but as lists of parts where there are several and the template knows lists, or where
+    it leaves strings out.
     """
     import jinja2  # here alone: most commands have no use for it
 
@@ -152,7 +153,8 @@ def render(
     try:
         made = _environment().from_string(template.source)
         pictures = any(isinstance(part, Image) for m in messages for part in m.parts)
-        return written(pictures or (not tells(False) and tells(True)), said)
+        several = any(len(m.parts) > 1 for m in messages)
+        return written(pictures or ((several or not tells(False)) and tells(True)), said)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"{template.where} is no chat_template: {error.message}; fetch it anew"

@@ -273,3 +273,43 @@ def test_a_processors_template_is_begun_with_bos_unless_it_writes_one(tmp_path):
         assert found.begin is begin
         ids = ids_of(run, found.document, found.begin)
         assert (ids[0] == 1) == (family == "llava") and ids.count(1) <= 1
+
+
+@pytest.mark.parametrize("template", ["sep", "vicuna"])
+def test_what_was_trained_here_is_asked_the_same_when_it_went_out(template, tmp_path):
+    """Its tokenizer's files for `transformers` say how, and where a text begins."""
+    run = run_of(template)
+    v = run.model.parts.vocabulary
+    for name, content in words.sent(run.tokenizer, v, template).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / GIVEN).write_text(json.dumps({"image_token_index": v.size - 1}))
+    out = run_of("")
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert words.processed(replace(v, bos=-1), files, tmp_path) == v
+    tokenizer = bpe.load(tmp_path / "tokenizer.json")
+    assert bpe.vocabulary(tokenizer) == v
+    for turns in (
+        "what is it?", [[PHOTO, "what?"]], ["a ", " b", "<sep>"], [["red", PHOTO, "what\n", "it"]],
+        [{"role": "system", "content": "be red"}, {"role": "user", "content": ["a", PHOTO]}],
+        [[PHOTO], "red blue", ["it", PHOTO]],
+    ):  # fmt: skip
+        laid = []
+        for where, t in ((run, run.tokenizer), (out, tokenizer)):
+            asked = chat.ask(where, tmp_path, turns)
+            how = v, 4, False, False, 1, [asked.begin]
+            (one,) = bpe.lay_out_all([asked.document], t, *how)
+            laid.append([one[name].tolist() for name in ("tokens", "image", "position")])
+        assert laid[0] == laid[1], turns
+    assert chat.ask(out, tmp_path, "a").stops == (v.sep if template == "sep" else v.eos,)
+
+
+def test_a_template_goes_out_with_tokenizers_of_ours_alone():
+    """Others begin texts otherwise than after a space, and would have other ids."""
+    about = GOLDEN["kinds"]["prefixed_begins"]
+    t = bpe.with_sentinels(Tokenizer.from_str(about["tokenizer"]))
+    told = {n: json.loads(x) for n, x in words.sent(t, bpe.vocabulary(t), "vicuna").items()}
+    assert "chat_template" not in told[words.CONFIG]
+    assert told["tokenizer.json"]["post_processor"] == json.loads(t.to_str())["post_processor"]
+    run = run_of("sep")
+    found = words.sent(run.tokenizer, run.model.parts.vocabulary, "")
+    assert "chat_template" not in json.loads(found[words.CONFIG])
