@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mmjax.batch import IMAGE, SEP, TEXT, Image, Text
 from mmjax.data import tokenizer as bpe
+from mmjax.data.record import Record, pack, unpack
 from mmjax.data.sets import openmoji as data
 from mmjax.data.tokenizer import SENTINELS, decode, encode, lay_out
 from mmjax.error import UserError
@@ -106,6 +107,21 @@ def test_a_separator_is_a_whole_part_and_never_part_of_a_text():
     assert got["weight"].tolist() == [0] * (len(red) + 2) + [1] * (len(apple) + 1)
     within = lay_out([Text("red <sep> apple")], TOKENIZER, v, 4, True)
     assert v.sep not in within["tokens"]
+
+
+@pytest.mark.parametrize("name", ["<sep>", "<eos>", "<mask:0>", "<register:0>", "<boi>", "<pad>"])
+@pytest.mark.parametrize("registers", [False, True])
+def test_a_part_that_is_exactly_a_sentinels_name_is_text(name, registers):
+    """As it comes from a data set, whose record then trained the sentinel, or stopped the run."""
+    t = bpe.train(CAPTIONS * 3, 320)
+    t = bpe.with_registers(t) if registers else t
+    v = bpe.vocabulary(t)
+    record = unpack(pack(Record("1", (Text("red"), Text(name)))))
+    got = lay_out(record.document, t, v, 4, True)["tokens"].tolist()
+    assert [i for i in got if i in v.sentinels] == [v.bos, v.eos]
+    assert decode(t, got) == f"red {name}"
+    with pytest.raises(TypeError, match="a record holds Text and Image, not Sentinel"):
+        pack(Record("1", (Text("red"), SEP)))
 
 
 def test_a_text_begins_as_a_word_within_a_text_does(tokenizer):

@@ -58,7 +58,7 @@ def ids_of(run, document, begin=True) -> list[int]:
     """What is fed to the model, with the image's id where a picture stands."""
     v, t = run.model.parts.vocabulary, run.tokenizer
     (laid,) = bpe.lay_out_all([document], t, v, 1, False, end=False, begin=begin)
-    image = t.token_to_id("<image>")
+    image = t.token_to_id("<image>") or -1
     return np.where(laid["image"] > 0, image, laid["tokens"]).tolist()
 
 

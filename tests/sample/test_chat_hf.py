@@ -5,10 +5,11 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_chat import GOLDEN, PHOTO, beside, ids_of, opened
+from test_chat import GOLDEN, PHOTO, beside, ids_of, opened, run_of
 from tokenizers import Tokenizer
 
 from mmjax.batch import Image, Text
+from mmjax.convert import words
 from mmjax.sample import chat
 
 pytestmark = pytest.mark.hf
@@ -68,3 +69,21 @@ def test_conversations(both, name, said, picture):
     asked = chat.ask(run, home, turns)
     wanted = theirs.apply_chat_template(given_, tokenize=True, **how)
     assert ids_of(run, asked.document, asked.begin) == wanted
+
+
+@pytest.mark.parametrize("template", ["sep", "vicuna"])
+def test_what_goes_out_has_the_same_ids_there(template, tmp_path):
+    """A tokenizer that was trained here, loaded by theirs: prompts and conversations."""
+    transformers = pytest.importorskip("transformers")
+    ours = run_of(template)
+    for name, content in words.sent(ours.tokenizer, ours.model.parts.vocabulary, template).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("what is it?").input_ids == ids_of(ours, [Text("what is it?")])
+    turns = ["what is it?", "red", " and\nblue? "]
+    told = [{"role": "assistant" if n % 2 else "user", "content": t} for n, t in enumerate(turns)]
+    wanted = theirs.apply_chat_template(
+        told, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert ids_of(ours, chat.ask(ours, None, turns).document) == wanted
