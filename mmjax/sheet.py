@@ -1,6 +1,5 @@
 """Contact sheets: pictures side by side with what is said about them, as one PNG."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import PIL.PngImagePlugin
+
+from mmjax.lettering import wrapped, write
 
 SIDE = 96  # pixels a picture takes on the sheet
 LINE = 14
-LETTER = 6.2  # pixels a letter of a caption takes, about
+SMALL, LARGE = 11, 15  # of letters, in pixels
 MADE_BY = "mmjax contact sheet"  # as the PNG says
 
 
@@ -30,14 +30,12 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
     side = SIDE if across else 0  # texts alone take no room for pictures, but wider lines
     wide = (across * (SIDE + 4) if across else 3 * SIDE) + 12
     columns = columns or max(1, min(len(cells), 1200 // wide))
-    letters = int((wide - 12) / LETTER)
-    texts = [[w for line in c.lines for w in textwrap.wrap(line, letters) or [""]] for c in cells]
+    texts = [[w for line in c.lines for w in wrapped(line, wide - 12, SMALL)] for c in cells]
     high = side + 8 + LINE * max(len(t) for t in texts) + 6
     rows = -(-len(cells) // columns)
     page = PIL.Image.new("RGB", (columns * wide + 12, rows * high + 34), "white")
     pen = PIL.ImageDraw.Draw(page)
-    pen.text((12, 8), title, "black", PIL.ImageFont.load_default(15))
-    font = PIL.ImageFont.load_default(11)
+    write(pen, (12, 22), title, LARGE, "black")
     for number, (cell, text) in enumerate(zip(cells, texts, strict=True)):
         left, top = 12 + number % columns * wide, 34 + number // columns * high
         for k, picture in enumerate(cell.pictures):
@@ -47,7 +45,7 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
             page.paste(fitted(picture), (x, top))
             pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=(200, 200, 200))
         for k, line in enumerate(text):
-            pen.text((left, top + side + 5 + k * LINE), line, (30, 30, 30), font)
+            write(pen, (left, top + side + 16 + k * LINE), line, SMALL, (30, 30, 30))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     told = PIL.PngImagePlugin.PngInfo()
     told.add_text("Software", MADE_BY)

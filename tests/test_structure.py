@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
     "error", "extra", "locate", "lock", "destination", "failure", "values", "batch", "kind",
-    "sample_config", "config", "mesh", "persist", "dial", "flops", "sheet", "watch", "log",
-    "plot", "data", "layers", "losses", "contrastive", "diffusion", "codecs", "models",
+    "sample_config", "config", "mesh", "persist", "dial", "flops", "lettering", "sheet", "watch",
+    "log", "plot", "data", "layers", "losses", "contrastive", "diffusion", "codecs", "models",
     "convert", "optim", "step", "checksum", "leaf", "ondisk", "checkpoint", "run", "sample",
     "trained", "conversion", "verification", "start", "coding", "validation", "evals",
     "evaluate", "resume", "progress", "train", "verbs", "__main__",
