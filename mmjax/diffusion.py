@@ -18,11 +18,12 @@ from mmjax.error import UserError
 
 PATHS = ("flow", "cosine")
 KINDS = ("velocity", "data", "noise")
-# Smallest divisor in a conversion: where nearly all is data, it says next to nothing of the noise,
-# and the reverse (Li and He 2025, arXiv 2511.13720, bound 1 - t by the same number).
+# Smallest divisor of a conversion in training: where nearly all is data, it says next to nothing of
+# the noise, and the reverse (Li and He 2025, arXiv 2511.13720, bound 1 - t by the same number).
 FLOOR = 0.05
-# The same for data while drawing: a step to t' <= 1 moves at most all the way to the data, whatever
-# the divisor, while a bounded one would stop short of them and leave noise behind.
+# The same while drawing, where a bounded divisor is a bias that more steps do not remove: a step to
+# t' <= 1 moves at most all the way to the data, whatever the divisor, and how noise is predicted
+# near t = 0 see `sample.flow.begun`.
 SHORT = 1e-4
 
 
@@ -92,7 +93,8 @@ def estimate(path: str, prediction: str, output, noisy, t, floor: float = FLOOR)
 
     Args:
         prediction: what the output is, of KINDS.
-        output, noisy: [...]. t: broadcasts against them. floor: least divisor of data.
+        output, noisy: [...]. t: broadcasts against them.
+        floor: least divisor; FLOOR in training, SHORT while drawing.
     """
     a, s, da, ds = coefficients(path, t)
     det = a * ds - s * da  # -1 on the flow path, -pi / 2 on the cosine path
@@ -102,7 +104,7 @@ def estimate(path: str, prediction: str, output, noisy, t, floor: float = FLOOR)
     if prediction == "data":
         s = jnp.maximum(s, floor)
         return Estimate((ds * noisy - det * output) / s, output, (noisy - a * output) / s)
-    a = jnp.maximum(a, FLOOR)
+    a = jnp.maximum(a, floor)
     return Estimate((da * noisy + det * output) / a, (noisy - s * output) / a, output)
 
 

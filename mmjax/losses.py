@@ -134,20 +134,27 @@ def _token_loss_forward(hidden, head, targets, weight, z_weight, chunks):
 def _token_loss_backward(z_weight, chunks, saved, cotangent):
     d_hidden, d_head = saved
     g = cotangent[0]
-    return g.astype(d_hidden.dtype) * d_hidden, g.astype(d_head.dtype) * d_head, None, None
+
+    def scaled(x):
+        return (g * x.astype(jnp.float32)).astype(x.dtype)
+
+    return scaled(d_hidden), scaled(d_head), None, None
 
 
 token_loss.defvjp(_token_loss_forward, _token_loss_backward)
 
 
-def flow_loss(found, target, weight, share=None) -> Term:
-    """Mean squared error of each image, averaged over images (Transfusion, section 3.3).
+def flow_errors(found, target, share=None):
+    """[b, i] f32: mean squared error of each image, which training averages and evaluation reports.
 
     Args:
         found, target: [b, i, h, w, c], what is predicted (velocity, noise or data) and should be.
-        weight: [b, i]; 0 for empty slots.
         share: [b, i, h, w, 1], what parts of a picture count; all the same without it.
     """
     error = (found.astype(jnp.float32) - target) ** 2
-    error = jnp.mean(error if share is None else share * error, axis=(2, 3, 4))
-    return Term(jnp.sum(weight * error), jnp.sum(weight))
+    return jnp.mean(error if share is None else share * error, axis=(2, 3, 4))
+
+
+def flow_loss(found, target, weight, share=None) -> Term:
+    """`flow_errors` averaged over images (Transfusion, section 3.3); weight [b, i], 0 if empty."""
+    return Term(jnp.sum(weight * flow_errors(found, target, share)), jnp.sum(weight))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import diffusion, watch
+from mmjax import diffusion, losses, watch
 from mmjax.batch import IMAGE, Batch, Image
 from mmjax.coding import in_parts
 from mmjax.data import tokenizer as bpe
@@ -142,9 +142,9 @@ def signals(parts: Parts, params, batch: Batch):
 
 
 def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
-    """Mean squared error of what the loss compares, on each row's one picture.
+    """The loss of training (`losses.flow_errors` of the same target), on each row's one picture.
 
-    The baselines know the noisy picture and its noise level t, and of pictures only the training
+    A perfect network has none, whatever it predicts and the loss compares. The baselines know the noisy picture and its noise level t, and of pictures only the training
     mean mu and variance s^2 of every number (mean, variance [h, w, c]):
     mean: what a picture that is mu would give without its noise (of the velocity on the flow path,
     mu). zero: 0. linear: the best affine function of x_t, number by number.
@@ -162,12 +162,11 @@ def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
     _, found = denoise(parts, params, batch, noisy, t)
     mu, var = mean[None, None], variance[None, None]
     a, s, *_ = diffusion.coefficients(c.path, at)
-    # Velocity and noise follow from the best guess of the data, as both are affine in it.
-    best = mu + a * var / (a**2 * var + s**2) * (noisy - a * mu)
-    linear = diffusion.estimate(c.path, "data", best, noisy, at)
+    # The best guesses of data and noise; as a network's output they are read as a network's is.
+    off = (noisy - a * mu) / (a**2 * var + s**2)
+    linear = diffusion.aim(c.path, c.prediction, mu + a * var * off, s * off, noisy, at)
     blind = diffusion.truth(c.path, mu, jnp.zeros_like(mu), at)
-    true = pick(diffusion.truth(c.path, clean, noise, at), c.target)
+    true = pick(diffusion.aim(c.path, c.prediction, clean, noise, noisy, at), c.target)
     guesses = [pick(e, c.target) for e in (found, blind, linear)]
     guesses.insert(2, jnp.zeros_like(true))
-    errors = [((g - true) ** 2).mean(axis=(1, 2, 3, 4)) for g in guesses]
-    return jnp.stack(errors, axis=1)
+    return jnp.concatenate([losses.flow_errors(g, true) for g in guesses], axis=1)

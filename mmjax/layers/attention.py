@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmjax.layers.norm import head_norm
 from mmjax.layers.position import rotate
 from mmjax.layers.tower import Route, through, weights
-from mmjax.layers.weight import Layer, fan_in_of
+from mmjax.layers.weight import Layer, fan_in_of, repeat
 
 LOWEST = -1e30  # finite: a row that may look nowhere must not become NaN
 
@@ -50,7 +50,7 @@ def weigh(q, k, v, mask):
     """The same of k and v [b, g, m, k], and the largest score q k^T / sqrt(head_dim), a scalar."""
     h, width = q.shape[2:]
     if k.shape[1] != h:
-        k, v = (jnp.repeat(x, h // k.shape[1], axis=1) for x in (k, v))
+        k, v = (repeat(x, h // k.shape[1], axis=1) for x in (k, v))
     scores = jnp.einsum("blhk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * width**-0.5, LOWEST)
     # The division comes last, on [l, k] instead of [l, m] numbers: a third less time on CPU.

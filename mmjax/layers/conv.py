@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.weight import Layer, fan_in_of, ones, zeros
+from mmjax.layers.weight import Layer, fan_in_of, ones, plus, repeat, zeros
 
 GROUPS = 32
 GROUP_EPS = 1e-6
@@ -35,7 +35,7 @@ class Conv(Layer):
         axis = "embed" if self.features % SPLIT == 0 else None
         shape = (k, k, c, self.features)
         w = self.weight("w", shape, (None, None, None, axis), fan_in_of(k * k * c))
-        bias = self.weight("bias", (self.features,), (axis,), zeros)
+        bias = self.weight("bias", (self.features,), (axis,), zeros, "float32")
         same = (k // 2, k // 2) if self.stride == 1 else (0, 1)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
@@ -44,7 +44,7 @@ class Conv(Layer):
             (self.pad or same,) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias[None, None, None]
+        return plus(y, bias[None, None, None])
 
 
 def group_norm(layer: Layer, name: str, x):
@@ -54,8 +54,8 @@ def group_norm(layer: Layer, name: str, x):
     """
     n, h, w, c = x.shape
     groups = next(g for g in range(min(GROUPS, c), 0, -1) if c % g == 0)
-    scale = layer.weight(f"{name}_scale", (c,), (None,), ones).astype(jnp.float32)
-    bias = layer.weight(f"{name}_bias", (c,), (None,), zeros).astype(jnp.float32)
+    scale = layer.weight(f"{name}_scale", (c,), (None,), ones, "float32")
+    bias = layer.weight(f"{name}_bias", (c,), (None,), zeros, "float32")
     y = x.astype(jnp.float32).reshape(n, h * w, groups, c // groups)
     y = y - y.mean((1, 3), keepdims=True)
     y = y * jax.lax.rsqrt((y * y).mean((1, 3), keepdims=True) + GROUP_EPS)
@@ -95,4 +95,4 @@ class PlaceAttention(Layer):
 
 def double(x):
     """[n, h, w, c] -> [n, 2 h, 2 w, c], each place repeated."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return repeat(repeat(x, 2, axis=1), 2, axis=2)

@@ -142,7 +142,8 @@ class Cross(Layer):
             return norm(self, name, x, c.eps)
 
         def gated(name, y):
-            return jnp.tanh(self.weight(name, size, (None,), zeros))[None, None] * y
+            gate = jnp.tanh(self.weight(name, size, (None,), zeros, "float32"))[None, None]
+            return (gate * y.astype(jnp.float32)).astype(y.dtype)
 
         y, held = Look(*at, c, name="attention")(normed("attention_norm", x), media, looks, held)
         x = x + gated("attention_gate", y)

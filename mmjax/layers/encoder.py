@@ -4,7 +4,6 @@ Dosovitskiy et al. 2021 (arXiv 2010.11929), section 3.1; weights begin as in Rad
 (arXiv 2103.00020), section 2.4.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from mmjax.error import UserError
 from mmjax.layers.attention import heads_first, weigh
 from mmjax.layers.linear import linear
 from mmjax.layers.norm import layer_norm
-from mmjax.layers.weight import Layer, fan_in, normal, ones, zeros
+from mmjax.layers.weight import Layer, check_dtype, fan_in, normal, ones, zeros
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -74,13 +73,15 @@ class EncoderConfig:
         if self.activation not in ACTIVATIONS:
             have = ", ".join(ACTIVATIONS)
             raise UserError(f"encoder.activation={self.activation!r} is unknown; have: {have}")
+        check_dtype(self.dtype, "encoder")
 
 
 def norm(layer: Layer, name: str, x, eps: float):
     """LayerNorm of x [..., d] with scale and bias of `layer`."""
     shape = (x.shape[-1],)
-    scale = layer.weight(f"{name}_scale", shape, (None,), ones)
-    return layer_norm(x, scale, layer.weight(f"{name}_bias", shape, (None,), zeros), eps)
+    scale = layer.weight(f"{name}_scale", shape, (None,), ones, "float32")
+    bias = layer.weight(f"{name}_bias", shape, (None,), zeros, "float32")
+    return layer_norm(x, scale, bias, eps)
 
 
 def affine(layer: Layer, name: str, x, shape, axes, init=fan_in, count: int = 1):
@@ -89,9 +90,7 @@ def affine(layer: Layer, name: str, x, shape, axes, init=fan_in, count: int = 1)
     The bias is kept as one axis whatever the output's are: it is no matrix to the optimizer.
     """
     y = linear(x, layer.weight(name, shape, axes, init), count)
-    out = shape[count:]
-    bias = layer.weight(f"{name}_bias", (math.prod(out),), (None,), zeros)
-    return y + bias.reshape((1,) * (y.ndim - len(out)) + out)
+    return layer.with_bias(name, y, y.ndim - len(shape[count:]))
 
 
 class MultiHead(Layer):

@@ -31,7 +31,7 @@ def _lead(w, x):
 
 def rms(layer: Layer, name: str, x, towers: int = 1, path: Route | None = None, eps: float = EPS):
     """RMSNorm of x [..., d] with a learned scale of `layer` called `name`, or one a tower."""
-    scales = weights(layer, towers, name, (x.shape[-1],), (None,), ones)
+    scales = weights(layer, towers, name, (x.shape[-1],), (None,), ones, "float32")
     return rms_norm(x, scale_of(scales, path), eps)
 
 
@@ -42,6 +42,6 @@ def head_norm(layer: Layer, name: str, x, each: bool, towers: int = 1, path: Rou
     its own, as the released weights have.
     """
     shape = (x.shape[-2] if each else 1, x.shape[-1])
-    scale = weights(layer, towers, f"{name}_scale", shape, (None, None), ones)
-    bias = weights(layer, towers, f"{name}_bias", shape, (None, None), zeros)
+    scale = weights(layer, towers, f"{name}_scale", shape, (None, None), ones, "float32")
+    bias = weights(layer, towers, f"{name}_bias", shape, (None, None), zeros, "float32")
     return layer_norm(x, scale_of(scale, path), scale_of(bias, path))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from mmjax.batch import patch_index, slot_columns
+from mmjax.layers.weight import gather
 
 
 def to_signal(pixels, dtype=jnp.float32):
@@ -44,7 +45,7 @@ def spread(patches, image):
     """
     b, slots, count, d = patches.shape
     source = jnp.maximum(image - 1, 0) * count + patch_index(image)
-    return jnp.take_along_axis(patches.reshape(b, slots * count, d), source[:, :, None], axis=1)
+    return gather(patches.reshape(b, slots * count, d), source[:, :, None], axis=1)
 
 
 def collect(x, image, slots: int, count: int):
@@ -52,5 +53,5 @@ def collect(x, image, slots: int, count: int):
     first, _ = slot_columns(image, slots)
     columns = first[:, :, None] + jnp.arange(count)[None, None]
     columns = jnp.minimum(columns, x.shape[1] - 1).reshape(x.shape[0], slots * count)
-    rows = jnp.take_along_axis(x, columns[:, :, None], axis=1)
+    rows = gather(x, columns[:, :, None], axis=1)
     return rows.reshape(x.shape[0], slots, count, x.shape[-1])

@@ -35,10 +35,11 @@ def scaled(frequency, scaling: tuple[float, ...]):
 
 
 def rotate(x, angles):
-    """Applies RoPE to x [b, l, h, k]."""
-    cos, sin = (a.astype(x.dtype) for a in angles)
-    left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    """Applies RoPE to x [b, l, h, k], in f32."""
+    cos, sin = angles
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def time_features(t, size: int):

@@ -63,12 +63,13 @@ class ResamplerBlock(Layer):
 
     @nn.compact
     def __call__(self, latents, x):
-        """Latents [n, p, d], features x [n, m, d] -> (latents, None)."""
+        """Latents [n, p, d], features x [n, m, d] f32 -> (latents, None)."""
         c, d = self.c, x.shape[-1]
         shape, axes = (d, c.heads, c.head_dim), ("embed", "heads", None)
         asks = norm(self, "latent_norm", latents, c.eps)
         # The latents' own keys stand behind those of the features.
-        told = jnp.concatenate([norm(self, "media_norm", x, c.eps), asks], axis=1)
+        media = norm(self, "media_norm", x, c.eps).astype(asks.dtype)
+        told = jnp.concatenate([media, asks], axis=1)
         q = linear(asks, self.weight("q", shape, axes, fan_in))
         k, v = (linear(told, self.weight(name, shape, axes, fan_in)) for name in ("k", "v"))
         if c.qk_norm:
@@ -92,8 +93,9 @@ class Resampler(Layer):
     def __call__(self, x):
         """Features [n, m, d] -> [n, latents, d], each picture on its own."""
         c, d = self.c, x.shape[-1]
-        first = self.weight("latents", (c.latents, d), (None, None), partial(normal, scale=1.0))
-        latents = jnp.broadcast_to(first[None], (len(x), c.latents, d))
+        start = partial(normal, scale=1.0)
+        first = self.weight("latents", (c.latents, d), (None, None), start, "float32")
+        latents = jnp.broadcast_to(first[None], (len(x), c.latents, d)).astype(self.dtype)
         scan = nn.scan(
             ResamplerBlock,
             variable_axes={"params": 0},
@@ -103,5 +105,6 @@ class Resampler(Layer):
             metadata_params={nn.PARTITION_NAME: self.rules.layers},
         )
         blocks = scan(self.rules, self.dtype, c, name="blocks")
-        latents, _ = blocks(latents, x.astype(self.dtype))
+        # All blocks read it: in f32 their gradients are added up in f32.
+        latents, _ = blocks(latents, x.astype(self.dtype).astype(jnp.float32))
         return norm(self, "final_norm", latents, c.eps)

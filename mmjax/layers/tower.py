@@ -69,10 +69,12 @@ def on_each_shard(rules: Rules, function, rows, whole):
     )(*rows, *whole)  # fmt: skip
 
 
-def weights(layer: Layer, towers: int, name: str, shape, axes, init=fan_in) -> tuple:
+def weights(
+    layer: Layer, towers: int, name: str, shape, axes, init=fan_in, dtype: str = ""
+) -> tuple:
     """A weight of `layer` for each tower: `name`, `name`_1, ..."""
     names = (name if m == 0 else f"{name}_{m}" for m in range(towers))
-    return tuple(layer.weight(one, shape, axes, init) for one in names)
+    return tuple(layer.weight(one, shape, axes, init, dtype) for one in names)
 
 
 def own(found, tower):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.layers.conv import Conv, Residual, double, group_norm
 from mmjax.layers.linear import linear
-from mmjax.layers.weight import Layer, zeros
+from mmjax.layers.weight import Layer, plus, zeros
 
 
 def levels(patch: int) -> int:
@@ -29,7 +29,7 @@ class Timed(Layer):
         at = (self.rules, self.dtype, self.channels)
         w = self.weight("time", (time.shape[-1], self.channels), (None, None))
         shift = linear(jax.nn.silu(time), w)
-        x = Conv(*at, kernel=1, name="in")(x) + shift[:, None, None]
+        x = plus(Conv(*at, kernel=1, name="in")(x), shift[:, None, None])
         return Residual(*at, name="block")(x)
 
 

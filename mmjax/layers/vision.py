@@ -12,7 +12,7 @@ from mmjax.error import UserError
 from mmjax.layers.encoder import Encoder, EncoderConfig, MultiHead, Perceptron, affine, norm
 from mmjax.layers.linear import linear
 from mmjax.layers.patch import patchify
-from mmjax.layers.weight import Layer, normal
+from mmjax.layers.weight import Layer, gather, normal, plus
 
 POOLS = ("token", "mean", "attention", "none")
 POSITIONS = ("learned", "sincos")
@@ -160,10 +160,11 @@ class Vision(Layer):
         else:
             x = linear(patches, self.weight("patch", (size, d), (None, "embed"), embed))
         if c.pool == "token":
-            token = self.weight("token", (d,), (None,), partial(normal, scale=d**-0.5))
-            first = jnp.broadcast_to(token[None, None], (len(x), 1, d))
+            start = partial(normal, scale=d**-0.5)
+            token = self.weight("token", (d,), (None,), start, "float32")
+            first = jnp.broadcast_to(token[None, None], (len(x), 1, d)).astype(x.dtype)
             x = jnp.concatenate([first, x], axis=1)
-        x = x + self.places(d, grid).astype(x.dtype)[None]
+        x = plus(x, self.places(d, grid)[None])
         x = norm(self, "pre_norm", x, e.eps) if c.pre_norm else x
         mask = jnp.ones((1, x.shape[1], x.shape[1]), bool)
         y, each = Encoder(self.rules, self.dtype, e, name="encoder")(x, mask)
@@ -174,7 +175,7 @@ class Vision(Layer):
         c = self.c
         if c.positions == "learned":
             scale = partial(normal, scale=d**-0.5)
-            table = self.weight("position", (c.length, d), (None, None), scale)
+            table = self.weight("position", (c.length, d), (None, None), scale, "float32")
             own = grid == (c.side, c.side)
             return table if own else resized(table, c.side, grid, c.nudge)
         fixed = sincos(grid, d)
@@ -191,8 +192,9 @@ class Vision(Layer):
         if c.pool == "mean":
             return x.mean(1)
         at = (self.rules, self.dtype)
-        probe = self.weight("probe", (1, e.width), (None, None), partial(normal, scale=0.02))
-        probe = jnp.broadcast_to(probe[None], (len(x), *probe.shape))
+        start = partial(normal, scale=0.02)
+        probe = self.weight("probe", (1, e.width), (None, None), start, "float32")
+        probe = jnp.broadcast_to(probe[None], (len(x), *probe.shape)).astype(x.dtype)
         mask = jnp.ones((1, 1, x.shape[1]), bool)
         y = MultiHead(*at, e.heads, e.width**-0.5, name="pool")(probe, x, mask)
         return (y + Perceptron(*at, e, name="pool_mlp")(norm(self, "pool_norm", y, e.eps)))[:, 0]
@@ -236,12 +238,12 @@ class TextTower(Layer):
         """
         c, e, length = self.c, self.c.encoder, tokens.shape[1]
         table = self.weight(
-            "table", (self.size, e.width), ("vocab", None), partial(normal, scale=0.02)
+            "table", (self.size, e.width), ("vocab", None), partial(normal, scale=0.02), "float32"
         )
         place = self.weight(
-            "position", (c.length, e.width), (None, None), partial(normal, scale=0.01)
+            "position", (c.length, e.width), (None, None), partial(normal, scale=0.01), "float32"
         )
-        x = table[tokens] + place[None, :length]
+        x = (table[tokens] + place[None, :length]).astype(self.dtype)
         mask = jnp.ones((1, length, length), bool)
         mask = jnp.tril(mask) if c.causal else mask
         mask = mask if held is None else mask & held[:, None]
@@ -252,5 +254,5 @@ class TextTower(Layer):
         elif c.pool == "highest":
             last = tokens.argmax(1)
         y = norm(self, "final_norm", y, e.eps)
-        pooled = jnp.take_along_axis(y, last[:, None, None], axis=1)[:, 0]
+        pooled = gather(y, last[:, None, None], axis=1)[:, 0]
         return pooled, jnp.concatenate([x[None], each])

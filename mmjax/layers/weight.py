@@ -14,15 +14,20 @@ from mmjax.mesh import Rules
 # What is kept in which precision: parameters f32; activations in the configured dtype (bf16 on
 # TPU and GPU, f32 on CPU); softmax, norms, losses and logits f32.
 PARAM_DTYPE = jnp.float32
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 def check_dtype(dtype: str, at: str) -> None:
     """Checks the precision of activations that the configuration at `at` names.
 
     Raises:
-        UserError: if it is unknown.
+        UserError: if it is unknown, or float16, whose gradients vanish without loss scaling.
     """
+    if dtype == "float16":
+        raise UserError(
+            f"{at}.dtype='float16' needs loss scaling, which mmjax does not do; give 'bfloat16', "
+            f"which has the range of float32"
+        )
     if dtype not in DTYPES:
         raise UserError(f"{at}.dtype={dtype!r} is unknown; have: {', '.join(DTYPES)}")
 
@@ -65,11 +70,16 @@ class Layer(nn.Module):
     rules: Rules
     dtype: str
 
-    def weight(self, name: str, shape, axes, init=fan_in):
-        """A parameter in f32, laid out by `axes` (logical names), cast to the compute dtype."""
+    def weight(self, name: str, shape, axes, init=fan_in, dtype: str = ""):
+        """A parameter in f32, laid out by `axes` (logical names), cast to the compute dtype.
+
+        dtype: what to cast it to instead. What meets many positions other than by a matrix product
+            (tables, biases, scales, gates) stays in float32: its gradient is a sum over positions,
+            taken in the precision of what was broadcast or looked up. Products sum in f32 anyway.
+        """
         boxed = nn.with_partitioning(init, tuple(self.rules.spec(*axes)))
         value: jax.Array = self.param(name, boxed, shape, PARAM_DTYPE)  # type: ignore[assignment]
-        return value.astype(self.dtype)
+        return value.astype(dtype or self.dtype)
 
     def with_bias(self, name: str, x, lead: int = 2):
         """What a matrix made, x, plus its bias, kept as one axis: it is no matrix to the optimizer.
@@ -77,8 +87,32 @@ class Layer(nn.Module):
         lead: axes of x that are positions.
         """
         size = math.prod(x.shape[lead:])
-        bias = self.weight(f"{name}_bias", (size,), (None,), zeros)
-        return x + bias.reshape((1,) * lead + x.shape[lead:])
+        bias = self.weight(f"{name}_bias", (size,), (None,), zeros, "float32")
+        return plus(x, bias.reshape((1,) * lead + x.shape[lead:]))
+
+
+def plus(x, *others):
+    """x + others, summed in f32 and rounded once to the precision of x.
+
+    So the gradient of what is broadcast is a sum in f32, as long as it comes in f32.
+    """
+    total = x.astype(jnp.float32)
+    for other in others:
+        total = total + other.astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+def repeat(x, count: int, axis: int):
+    """`jnp.repeat`, with the gradient's sum over copies in f32."""
+    if count == 1:
+        return x
+    return jnp.repeat(x.astype(jnp.float32), count, axis=axis).astype(x.dtype)
+
+
+def gather(x, at, axis: int):
+    """`jnp.take_along_axis`, with the gradient's sum over repeated indexes in f32."""
+    wide = x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jnp.take_along_axis(wide, at, axis=axis).astype(x.dtype)
 
 
 def specs_of(boxed_init):

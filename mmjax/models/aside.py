@@ -57,7 +57,9 @@ def run(
     del tower
     first = isinstance(x, Read)
     assert first or isinstance(cache, Kept), "words alone go with what was kept of pictures"
-    media, looks = (x.media, x.looks) if first else (None, cache.looks)
+    # All blocks read the pictures: in f32 their gradients are added up in f32.
+    media = x.media.astype(jnp.float32) if first else None
+    looks = x.looks if first else cache.looks
     x = rules.constrain((x.x if first else x).astype(d.dtype), "batch", "length", None)
     angles = rope_angles(position, d.head_dim, d.theta, d.rope_scaling)
     own = None if cache is None else KV(cache.keys, cache.values)
@@ -70,7 +72,8 @@ def run(
 
     def look(x, its):
         params, held = its
-        x, held = cross.apply({"params": params}, x, media, looks, held)
+        seen = media if media is None else media.astype(d.dtype)
+        x, held = cross.apply({"params": params}, x, seen, looks, held)
         return x, held if cache is not None else None
 
     if d.remat:
@@ -83,7 +86,7 @@ def run(
         columns = jnp.where(jnp.isnan(x[:, :, 0]), own.keys.shape[3], columns)
         own = jax.vmap(write, (0, 0, None))(own, new, columns)
         cache = Kept(*own, seen, last_looks(looks, columns, own.keys.shape[3]) if first else looks)
-    y = rms_norm(x, params["decoder"]["final_norm"].astype(d.dtype), d.eps)
+    y = rms_norm(x, params["decoder"]["final_norm"], d.eps)
     if not watch:
         return y, cache
     last = jax.lax.stop_gradient(x.astype(jnp.float32))

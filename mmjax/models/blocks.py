@@ -16,6 +16,7 @@ import numpy as np
 from mmjax import dial
 from mmjax.batch import Batch, patch_index
 from mmjax.dial import Spans
+from mmjax.layers.weight import gather
 from mmjax.models.denoise import Sight
 
 
@@ -170,6 +171,12 @@ def counts(batch: Batch, blocks: Blocks) -> tuple[float, float]:
     return copies, pairs
 
 
+def hide(masked, hidden, x):
+    """x [b, l, d], but `hidden` [d] f32 where `masked` [b, l]; its gradient is summed in f32."""
+    found = jnp.where(masked[..., None], hidden[None, None], x.astype(jnp.float32))
+    return found.astype(x.dtype)
+
+
 def beside(run, blocks: Blocks, masked, hidden, count: int):
     """A decoder's `run` that reads discrete spans noisy, in copies behind the row.
 
@@ -189,10 +196,10 @@ def beside(run, blocks: Blocks, masked, hidden, count: int):
         row = x[:, :length]
 
         def copied(values):
-            return jnp.take_along_axis(values[:, :length], behind.columns, axis=1)
+            return gather(values[:, :length], behind.columns, axis=1)
 
-        noisy = jnp.where(masked[..., None], hidden.astype(x.dtype)[None, None], row)
-        anchors = jnp.take_along_axis(row, (behind.at - 1)[..., None], axis=1)
+        noisy = hide(masked, hidden, row)
+        anchors = gather(row, (behind.at - 1)[..., None], axis=1)
         if tower is not None:
             tower = jnp.concatenate([tower, copied(tower)], axis=1)
         found = run(
@@ -205,8 +212,11 @@ def beside(run, blocks: Blocks, masked, hidden, count: int):
         within = jnp.pad((blocks.inside & ~blocks.begins)[:, 1:], side)
         read = jnp.where(within[..., None], out[:, total : total + length], out[:, :length])
         rows = jnp.arange(len(out))[:, None]
-        before = jnp.where(behind.used, behind.at - 1, length)  # beyond the row: dropped
-        read = read.at[rows, before].set(out[:, total + length :], mode="drop")
+        # Beyond the row, each at a place of its own: dropped.
+        nowhere = length + jnp.arange(behind.at.shape[1])[None]
+        before = jnp.where(behind.used, behind.at - 1, nowhere)
+        anchored = out[:, total + length :]
+        read = read.at[rows, before].set(anchored, mode="drop", unique_indices=True)
         out = jnp.concatenate([read, out[:, length:total]], axis=1)
         if not watch:
             return out, found[1]

@@ -171,8 +171,7 @@ def posed(c: Config, base, batch: Batch, drawn: Draw):
     """The base's parts, reading [MASK] where tokens are masked, under the mask of the moment."""
 
     def embed(params, tokens):
-        hidden = params["mask"].astype(c.decoder.dtype)[None, None]
-        return jnp.where(drawn.masked[..., None], hidden, base.embed(params, tokens))
+        return blocks.hide(drawn.masked, params["mask"], base.embed(params, tokens))
 
     def run(params, *args, **named):
         count = blocks.most(c.masks, batch.tokens.shape[1])

@@ -119,14 +119,15 @@ class Added(Layer):
 
     @nn.compact
     def __call__(self):
-        """-> (embeddings [a, d], outputs [d, a], embedding of a picture's place [d] or None)."""
+        """-> (embeddings [a, d] f32, outputs [d, a], a picture's place [d] f32 or None)."""
         d, a = self.width, self.added
         image = None
         if self.place < 0:
-            image = self.weight("image", (d,), (None,), partial(normal, scale=1.0))
+            image = self.weight("image", (d,), (None,), partial(normal, scale=1.0), "float32")
         if not a:
-            return jnp.zeros((0, d), self.dtype), jnp.zeros((d, 0), self.dtype), image
-        table = self.weight("table", (a, d), (None, "embed"), partial(normal, scale=1.0))
+            return jnp.zeros((0, d)), jnp.zeros((d, 0), self.dtype), image
+        start = partial(normal, scale=1.0)
+        table = self.weight("table", (a, d), (None, "embed"), start, "float32")
         return table, self.weight("w", (d, a), ("embed", None), fan_in_of(d)), image
 
 
@@ -148,8 +149,9 @@ def clean(parts: Parts, params, batch: Batch) -> Read:
     if c.place >= 0:
         x = parts.embed(params, jnp.where(place, c.place, batch.tokens))
     else:
-        image = params["added"]["image"].astype(c.decoder.dtype)
-        x = jnp.where(place[..., None], image[None, None], parts.embed(params, batch.tokens))
+        image, words = params["added"]["image"], parts.embed(params, batch.tokens)
+        x = jnp.where(place[..., None], image[None, None], words.astype(jnp.float32))
+        x = x.astype(words.dtype)
     if slots == 0:  # nothing to look at, by nobody
         media = jnp.zeros((b, 1, c.length, c.vision.encoder.width), c.decoder.dtype)
         return Read(x, media, jnp.zeros((*x.shape[:2], 1), bool))
@@ -220,7 +222,7 @@ def ends(c: Config, layers, piece: Callable) -> tuple[Callable, Callable]:
         table, _, _ = piece("added")(params)
         apart = jnp.take(table, jnp.clip(tokens - size, 0, c.added - 1), axis=0)
         usual = piece("embed")(params, jnp.minimum(tokens, size - 1))
-        return jnp.where((tokens >= size)[..., None], apart, usual)
+        return jnp.where((tokens >= size)[..., None], apart.astype(usual.dtype), usual)
 
     def head(params):
         return jnp.concatenate([piece("head")(params), piece("added")(params)[1]], axis=1)

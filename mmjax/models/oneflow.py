@@ -27,7 +27,7 @@ from mmjax.batch import TEXT, Batch, Vocabulary, mixed_mask, same_document
 from mmjax.error import UserError
 from mmjax.layers.linear import linear
 from mmjax.layers.patch import collect, to_pixels, to_signal
-from mmjax.layers.weight import Layer, pieces, specs_of, unboxed, zeros
+from mmjax.layers.weight import Layer, gather, pieces, specs_of, unboxed, zeros
 from mmjax.losses import Term, Terms, chunk_count, flow_loss, token_loss
 from mmjax.mesh import Rules
 from mmjax.models.decoder import Decoder, DecoderConfig
@@ -113,7 +113,7 @@ class Gaps(Layer):
     def __call__(self, x):
         """x [b, l, d] -> (logit of pi, log lambda), each [b, l] f32."""
         w = self.weight("w", (x.shape[-1], 2), ("embed", None), zeros)
-        bias = self.weight("bias", (2,), (None,), zeros).astype(jnp.float32)
+        bias = self.weight("bias", (2,), (None,), zeros, "float32")
         y = linear(x, w, 1, "float32") + bias[None, None]
         return y[..., 0], y[..., 1]
 
@@ -193,7 +193,7 @@ def text_terms(c: Config, parts: Parts, params, batch: Batch, x: Corrupted, hidd
     # Every missing token reads Q at the gap it belongs to, so no bag is ever written out.
     wanted = leftmost(x.missing, x.row) if c.target == "leftmost" else x.missing
     weight = jnp.where(wanted, take(share, x.row), 0.0)
-    read = jnp.take_along_axis(hidden, x.row[:, :, None], axis=1)
+    read = gather(hidden, x.row[:, :, None], axis=1)  # many tokens may read one gap
     b, length = batch.tokens.shape
     chunks = chunk_count(b, length, CHUNK_TOKENS)
     bag, _ = token_loss(read, parts.head(params), batch.tokens, weight, 0.0, chunks)

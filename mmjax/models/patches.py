@@ -12,7 +12,7 @@ from mmjax.layers.linear import linear
 from mmjax.layers.mlp import TwoLayer
 from mmjax.layers.patch import patchify, unpatchify
 from mmjax.layers.position import time_features
-from mmjax.layers.weight import Layer, normal, zeros
+from mmjax.layers.weight import Layer, normal, plus, zeros
 
 TIME_FEATURES = 256
 
@@ -40,15 +40,16 @@ class PatchIn(Layer):
         d, at = self.width, (self.rules, self.dtype)
         x = x.astype(self.dtype)
         time = TwoLayer(*at, d, name="time")(time_features(t, TIME_FEATURES))
-        place = self.weight("place", (self.patches, d), (None, "embed"), partial(normal, scale=0.5))
+        start = partial(normal, scale=0.5)
+        place = self.weight("place", (self.patches, d), (None, "embed"), start, "float32")
         if self.unet:
             down = unet.Down(*at, self.unet, self.patch, d, name="down")
             flat, skips = down(x.reshape(-1, *x.shape[2:]), time.reshape(-1, d))
-            return flat.reshape(*x.shape[:2], -1, d) + place[None, None], (time, skips)
+            return plus(flat.reshape(*x.shape[:2], -1, d), place[None, None]), (time, skips)
         x = patchify(x, self.patch)
         w = self.weight("patch", (x.shape[-1], d), (None, "embed"))
         time = time if t.ndim == 3 else time[:, :, None]
-        return linear(x, w) + place[None, None] + time, ()
+        return plus(linear(x, w), place[None, None], time), ()
 
 
 class PatchOut(Layer):

@@ -24,8 +24,10 @@ class Embed(Layer):
     def __call__(self, tokens):
         """[b, l] int32 -> [b, l, d]."""
         shape = (self.size, self.width)
-        table = self.weight("table", shape, ("vocab", "embed"), partial(normal, scale=1.0))
-        return jnp.take(table, tokens, axis=0)
+        start = partial(normal, scale=1.0)
+        # Looked up in f32: the gradient adds up all positions of an id, which bf16 cannot count.
+        table = self.weight("table", shape, ("vocab", "embed"), start, "float32")
+        return jnp.take(table, tokens, axis=0).astype(self.dtype)
 
 
 class Head(Layer):

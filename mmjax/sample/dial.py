@@ -27,7 +27,7 @@ from mmjax.models.dial import Parts
 from mmjax.sample.choose import allow
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.engine import word_ids
-from mmjax.sample.flow import Solver, guided
+from mmjax.sample.flow import Solver, begun, guided
 from mmjax.sample.flow import step as advance
 
 KINDS = ("text", "codes", "patches")
@@ -264,7 +264,8 @@ def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
             v = jnp.where(active, v, 0.0)  # no other is of the length that guidance keeps
             return v if streams == 1 else solver.guide(v[:b], v[b:], meet(t, x))
 
-        ahead = advance(solver.kind, c.path, velocity, x, step.time, step.to, meet)
+        time = begun(c.prediction, step.time, step.to)
+        ahead = advance(solver.kind, c.path, velocity, x, time, step.to, meet)
         # Heun's second look leaves no trace: what it wrote is written anew in the next step.
         return (jnp.where(active, ahead, x), caches[0]), None
 

@@ -80,6 +80,19 @@ def step(kind: str, path: str, velocity: Callable, x, t, to, meet: Callable = as
     return jnp.where(far < 1.0, x + (far - wide) * mean, there)
 
 
+def begun(prediction: str, t, to):
+    """Times t of steps to times `to`, of a network that predicts noise never 0.
+
+    At t = 0 there is nothing of the data in x_t = e, and what else follows from its noise is 0 / 0.
+    So noise is taken for x_t in the middle of its first step, at most at 0.05: it differs from that
+    by as much as a step is long, hence by nothing as steps grow many, and what a prediction is
+    divided by is no smaller than the step, so that no error of a network is multiplied.
+    """
+    if prediction != "noise":
+        return t
+    return jnp.where((t > 0) | (to <= 0), t, jnp.clip(0.5 * to, diffusion.SHORT, diffusion.FLOOR))
+
+
 def solve(kind: str, path: str, velocity: Callable, noise, times):
     """All steps, over `times` [s + 1] that all rows of `noise` [b, ...] share; x at the last."""
 

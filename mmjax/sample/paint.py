@@ -15,7 +15,7 @@ from mmjax import diffusion
 from mmjax.layers.attention import KV
 from mmjax.models.denoise import Parts, wide
 from mmjax.models.transfusion import Config
-from mmjax.sample.flow import Solver, step
+from mmjax.sample.flow import Solver, begun, step
 
 NOISE = 0x6E6F6973  # folded into a row's key for its noise, which draws of tokens do not use
 
@@ -112,7 +112,8 @@ def paint(
     noise = fresh(keys, number, c.shape)
     x = jnp.where((now == 0)[:, None, None, None], noise, canvas.x)
     times = solver.times()
-    t, to = times[now], times[jnp.minimum(now + 1, last)]
+    to = times[jnp.minimum(now + 1, last)]
+    t = begun(c.prediction, times[now], to)
     look = looker(parts, params, stand, solver, shared)
     v, cache = look(x, t, stand.cache, active)
     looks = [v]
