@@ -200,7 +200,8 @@ class OptimConfig:
     """The optimizer and its schedule.
 
     Attributes:
-        kind: "adamw", or "muon" for the decoder's matrices and AdamW for the rest.
+        kind: "adamw", or "muon" for the matrices of stacked blocks and the same AdamW for the rest.
+            Weights decay in both: matrices and tables, not norms' scales, biases and gates.
         peak: learning rate after `warmup` steps. decay: "cosine", "linear", "constant"
             or "exponential".
         floor: last learning rate as a share of the peak.

@@ -17,6 +17,8 @@ from mmjax.losses import Term
 from mmjax.mesh import Rules
 
 LOWEST = -1e30
+# Similarities are multiplied by up to 100, so they are taken in f32 on every platform.
+product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def unit(x):
@@ -60,7 +62,7 @@ def infonce(rules: Rules, images, texts, valid, scale, bias) -> dict[str, Term]:
         held, weight = everyone(valid), valid.astype(jnp.float32)
 
         def one_way(a, b):
-            logits = scale * jnp.einsum("nd,md->nm", a, everyone(b))
+            logits = scale * product("nd,md->nm", a, everyone(b))
             logits = jnp.where(held[None], logits, LOWEST)
             chosen = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
             nll = jax.nn.logsumexp(logits, axis=1) - chosen
@@ -87,8 +89,8 @@ def sigmoid(rules: Rules, images, texts, valid, scale, bias) -> dict[str, Term]:
 
         def apart(texts, held):
             """As if no pair were among them."""
-            logits = scale * jnp.einsum("nd,md->nm", images, texts) + bias
-            return jnp.einsum("nm,n,m->", jax.nn.softplus(logits), weight, held)
+            logits = scale * product("nd,md->nm", images, texts) + bias
+            return product("nm,n,m->", jax.nn.softplus(logits), weight, held)
 
         def turn(carry, _):
             texts, held, total = carry

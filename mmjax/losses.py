@@ -53,7 +53,7 @@ def _chunk_sums(hidden, head, targets, weight) -> TokenSums:
     """[b, c, d], [d, v], [b, c], [b, c, ...] -> sums; logits and everything after them in f32."""
 
     def total(x):
-        return jnp.einsum("bc...,bc->...", weight, x)
+        return jnp.einsum("bc...,bc->...", weight, x, precision=jax.lax.Precision.HIGHEST)
 
     logits = linear(hidden, head, 1, "float32")
     log_z = jax.nn.logsumexp(logits, axis=-1)

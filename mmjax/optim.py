@@ -1,5 +1,6 @@
 """AdamW and Muon, their schedule, and what decays."""
 
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,10 +13,13 @@ from optax import contrib
 
 from mmjax.config import OptimConfig
 from mmjax.error import UserError
-from mmjax.layers.tower import untied
+from mmjax.layers.tower import dense_name, untied
 from mmjax.models.family import lies_in
 
 STACKED = "blocks"  # parameters below names that begin so carry the layers on axis 0
+# Names of norms' scales, of biases and of gates, without a tower's number.
+VECTORS = re.compile(r"(.+_)?(scale|bias)|.+_(gate|norm)")
+RMS = 0.2  # of an update's numbers at a rate of 1, as AdamW's are about
 
 
 def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
@@ -47,34 +51,80 @@ def stacked(path) -> bool:
     return any(re.fullmatch(rf"{STACKED}(_\d+)?", str(getattr(p, "key", ""))) for p in path)
 
 
-def scales(path) -> bool:
-    """Whether a leaf is a norm's scale or a bias, be there one for each head."""
-    return str(getattr(path[-1], "key", "")).endswith(("_scale", "_bias"))
+def name_of(path) -> str:
+    """A leaf's own name; that of a tower's weight is the one it has in a dense decoder."""
+    return dense_name("/".join(str(getattr(p, "key", "")) for p in path)).rpartition("/")[2]
+
+
+def vector(path, x) -> bool:
+    """Whether a leaf is one number a channel, or one a channel of each head, and no matrix.
+
+    Norms' scales, biases and gates, of any tower; learned vectors; codebooks, which are averages of
+    what the encoder makes.
+    """
+    if VECTORS.fullmatch(name_of(path)) or any(getattr(p, "key", "") == "book" for p in path):
+        return True
+    return sum(size > 1 for size in x.shape[int(stacked(path)) :]) < 2
 
 
 def decays(params):
-    """Params-shaped tree of bool: matrices decay, scales and biases do not."""
-
-    def rank(path, x):
-        first = int(stacked(path))
-        return x.ndim - first >= 2 and x.shape[first] > 1 and not scales(path)
-
-    return jax.tree_util.tree_map_with_path(rank, params)
+    """Params-shaped tree of bool: matrices, kernels and tables decay, vectors do not."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: not vector(path, x), params)
 
 
 def matrices(params):
-    """Params-shaped tree: for the decoder's matrices which axes are input and output, else None.
+    """Params-shaped tree: of matrices of stacked blocks which axes are in- and output, else None.
 
     Axis 0 holds the layers. Attention's output maps (h, k) to d; all others map their first axis.
     """
 
-    def axes(path, x):
-        if not stacked(path) or x.ndim < 3 or x.shape[1] == 1 or scales(path):
-            return None
-        split = x.ndim - 1 if re.fullmatch(r"o(_\d+)?", path[-1].key) else 2
-        return contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, x.ndim)))
+    return jax.tree_util.tree_map_with_path(axes_of, params)
 
-    return jax.tree_util.tree_map_with_path(axes, params)
+
+def axes_of(path, x) -> contrib.MuonDimensionNumbers | None:
+    """The same of one leaf."""
+    if not stacked(path) or x.ndim < 3 or vector(path, x):
+        return None
+    split = x.ndim - 1 if name_of(path) == "o" else 2
+    return contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, x.ndim)))
+
+
+def muon(c: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for `matrices`, and for all else the rule that `kind="adamw"` is.
+
+    Updates of matrices are brought to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so
+    one rate and one weight decay serve both. Muon's own products, which need no precision, are
+    left to the platform.
+    """
+
+    def sized(updates, params=None):
+        del params
+
+        def one(x, axes):
+            ways = (math.prod(x.shape[a] for a in group) for group in axes)
+            return x * (RMS * max(ways) ** 0.5)
+
+        return jax.tree.map(one, updates, matrices(updates))
+
+    turned = optax.chain(
+        contrib.scale_by_muon(weight_dimension_numbers=matrices),
+        optax.stateless(sized),
+        optax.add_decayed_weights(c.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+    def labels(params):
+        mine = jax.tree_util.tree_map_with_path(
+            lambda path, x: axes_of(path, x) is not None, params
+        )
+        return jax.tree.map(lambda muon: "muon" if muon else "adam", mine)
+
+    return optax.partition({"muon": turned, "adam": adamw(c, rate)}, labels)
+
+
+def adamw(c: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019); only what `decays` says does."""
+    return optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=decays)
 
 
 def sparing(rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -117,17 +167,9 @@ def optimizer(
     """
     rate = schedule(c, steps)
     if c.kind == "adamw":
-        rule = optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=decays)
+        rule = adamw(c, rate)
     elif c.kind == "muon":
-        # Updates of AdamW's size (Liu et al. 2025, arXiv 2502.16982), so one rate serves both.
-        rule = contrib.muon(
-            rate,
-            weight_decay=c.weight_decay,
-            adam_b1=c.b1,
-            adam_b2=c.b2,
-            muon_weight_dimension_numbers=matrices,
-            consistent_rms=0.2,
-        )
+        rule = muon(c, rate)
     else:
         raise UserError(f"optim.kind={c.kind!r} is unknown; have: adamw, muon")
     chain = optax.clip_by_global_norm(c.clip), sparing(rule)

@@ -122,3 +122,28 @@ def test_float16_is_refused_wherever_a_precision_is_configured():
         EncoderConfig(**decoder, remat=False, unroll=1, dtype="float16")
     with pytest.raises(UserError, match=r"encoder\.dtype='half' is unknown; have: float32, bf"):
         EncoderConfig(**decoder, remat=False, unroll=1, dtype="half")
+
+
+def products(jaxpr) -> list[tuple]:
+    """(dtypes, precision) of every product of a program."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated", "ragged_dot_general"):
+            found.append(({str(v.aval.dtype) for v in eqn.invars[:2]}, eqn.params["precision"]))
+        for inner in jaxprs_in_params(eqn.params):
+            found += products(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", ["transfusion", "u-net", "chameleon", "flamingo", "siglip"])
+def test_f32_is_multiplied_as_f32_on_every_platform_and_bf16_pays_nothing(name):
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    for dtype in ("float32", "bfloat16"):
+        e, model = families.of.__wrapped__(name, dtype)
+        params, batch = jax.eval_shape(model.init, jax.random.key(0)), families.batch_of(e, 2)
+        loss = jax.make_jaxpr(lambda p, m=model, b=batch: families.gradient(m, p, b))
+        found = products(loss(params).jaxpr)
+        assert len(found) > 10
+        for of, precision in found:
+            if dtype == "float32" or "bfloat16" in of:  # what is f32 in bf16 runs is small
+                assert (precision == highest) == (of == {"float32"}), (of, precision)

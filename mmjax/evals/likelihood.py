@@ -144,7 +144,8 @@ def signals(parts: Parts, params, batch: Batch):
 def flow_errors(parts: Parts, params, batch: Batch, keys, mean, variance):
     """The loss of training (`losses.flow_errors` of the same target), on each row's one picture.
 
-    A perfect network has none, whatever it predicts and the loss compares. The baselines know the noisy picture and its noise level t, and of pictures only the training
+    A perfect network has none, whatever it predicts and the loss compares.
+    The baselines know the noisy picture and its noise level t, and of pictures only the training
     mean mu and variance s^2 of every number (mean, variance [h, w, c]):
     mean: what a picture that is mu would give without its noise (of the velocity on the flow path,
     mu). zero: 0. linear: the best affine function of x_t, number by number.

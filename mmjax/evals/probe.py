@@ -145,7 +145,7 @@ def word_states(parts: Reader, params, batch: Batch, layers):
     hidden, _ = parts.run(cut, x, parts.mask(batch), batch.position, tower=batch.modality)
     v = parts.vocabulary
     held = jnp.where(batch.tokens == v.eos, 0.0, word_weight(batch, v))
-    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held)
+    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held, precision="highest")
     return total / jnp.maximum(held.sum(1, keepdims=True), 1.0)
 
 

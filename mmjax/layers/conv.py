@@ -3,10 +3,13 @@
 The blocks are those of VQGAN (Esser et al. 2021), whose shapes Chameleon's tokenizer has.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.layers.linear import precision
 from mmjax.layers.weight import Layer, fan_in_of, ones, plus, repeat, zeros
 
 GROUPS = 32
@@ -43,6 +46,7 @@ class Conv(Layer):
             (self.stride, self.stride),
             (self.pad or same,) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision(w),
         )
         return plus(y, bias[None, None, None])
 
@@ -88,8 +92,9 @@ class PlaceAttention(Layer):
         n, h, w, c = x.shape
         at, y = (self.rules, self.dtype, c, 1), group_norm(self, "norm", x)
         q, k, v = (Conv(*at, name=name)(y).reshape(n, h * w, c) for name in "qkv")
-        scores = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-        y = jnp.einsum("nqk,nkc->nqc", jax.nn.softmax(scores).astype(v.dtype), v)
+        product = partial(jnp.einsum, precision=precision(v))
+        scores = product("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        y = product("nqk,nkc->nqc", jax.nn.softmax(scores).astype(v.dtype), v)
         return x + Conv(*at, name="o")(y.reshape(x.shape))
 
 

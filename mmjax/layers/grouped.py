@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.linear import linear
+from mmjax.layers.linear import linear, precision
 
 BLOCK = 32  # rows, at least
 MOST = 64  # blocks, at most: each doubling of their number compiles more products
@@ -69,7 +69,8 @@ def grouped(function: Callable, x, held, sizes, block: int):
 
     def product(x, w, axes=1):
         flat = jnp.stack([one.reshape(-1, one[(0,) * axes].size) for one in w])
-        y = jax.lax.ragged_dot(x.reshape(x.shape[0], -1), flat, sizes)
+        rows = x.reshape(x.shape[0], -1)
+        y = jax.lax.ragged_dot(rows, flat, sizes, precision=precision(x))
         return y.reshape(x.shape[0], *w[0].shape[axes:])
 
     return function(product, x, held)

@@ -86,7 +86,7 @@ def embedding(parts: Reader, params, batch: Batch):
     x = parts.clean(params, batch)
     hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, tower=batch.modality)
     held = (batch.segment > 0).astype(jnp.float32)
-    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held)
+    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), held, precision="highest")
     return total / jnp.linalg.norm(total, axis=-1, keepdims=True)
 
 
