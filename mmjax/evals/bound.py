@@ -15,7 +15,7 @@ from mmjax.evals.value import Value, ratio
 from mmjax.models import dial
 from mmjax.models.denoise import clean_inputs
 from mmjax.sample import prompt
-from mmjax.sample.decode import logits_of
+from mmjax.sample.decode import next_log_likelihood
 from mmjax.trained import Trained
 
 CLOCKS = 16  # a span, stratified
@@ -94,8 +94,7 @@ def bounds(parts: dial.Parts, params, batch: Batch, keys, pictures: bool, clocks
         else:
             x = base.embed(params, batch.tokens)
         hidden, _ = base.run(params, x, base.mask(batch), batch.position, tower=batch.modality)
-        logs = jax.nn.log_softmax(logits_of(base, params, hidden[:, :-1]), axis=-1)
-        chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+        chosen = next_log_likelihood(base, params, hidden, batch.tokens)[:, 1:]
         return -(chosen * counted * dial.coefficient(c, drawn)[:, 1:]).sum(1)
 
     return jax.lax.map(at, jnp.arange(clocks)).mean(0)

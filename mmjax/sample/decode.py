@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from mmjax.batch import TEXT, Batch, Vocabulary
 from mmjax.layers.attention import KV
 from mmjax.layers.linear import linear
+from mmjax.losses import chunk_count, chunks
 from mmjax.models.decoder import empty_cache
 from mmjax.models.family import Reader
+from mmjax.models.tokens import CHUNK_TOKENS
 
 
 class Filled(NamedTuple):
@@ -66,19 +68,46 @@ def logits_of(parts: Reader, params, hidden):
     return linear(hidden, parts.head(params), 1, "float32")
 
 
-def text_log_likelihood(parts: Reader, params, batch: Batch, opens: bool = True):
+def text_log_likelihood(parts: Reader, params, batch: Batch, opens=True):
     """[b, l] f32: log p(token j | what stands before), 0 at the first; pictures as they are.
 
-    opens: whether a picture may begin, at any token; where it may not, BOI has no probability.
+    opens: whether a picture may begin, at any token, for all rows or [b] bool; where it may not,
+        BOI has no probability, and where BOI stands all the same, 0 is returned for it.
     """
     batch = parts.coded(params, batch)
     x = parts.clean(params, batch)
     hidden, _ = parts.run(params, x, parts.mask(batch), batch.position, tower=batch.modality)
-    logits = logits_of(parts, params, hidden[:, :-1])
-    logits = logits if opens else logits.at[..., parts.vocabulary.boi].set(-jnp.inf)
-    logs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(logs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
-    return jnp.pad(chosen, ((0, 0), (1, 0)))
+    return next_log_likelihood(parts, params, hidden, batch.tokens, opens)
+
+
+def next_log_likelihood(parts: Reader, params, hidden, tokens, opens=True):
+    """[b, l] f32: log p(token j), read from the output before it, 0 at the first.
+
+    Logits exist for CHUNK_TOKENS positions at a time, as in the training loss: [b, l, v] numbers
+    would be 74 GB for 256 rows of a model of 7B.
+
+    Args:
+        hidden: [b, l, d]. tokens: [b, l] int32. opens: see `text_log_likelihood`.
+    """
+    boi, (b, length) = parts.vocabulary.boi, tokens.shape
+    head = parts.head(params)
+    barred = (jnp.arange(head.shape[1]) == boi)[None, None]  # nowhere, if there is no BOI
+    closed = jnp.broadcast_to(jnp.logical_not(jnp.asarray(opens)), (b,))[:, None]
+    # The last position says nothing, and is kept for the shape.
+    targets = jnp.roll(tokens, -1, axis=1)
+
+    def some(part):
+        hidden, targets = part
+        logits = linear(hidden, head, 1, "float32")
+        logits = jnp.where(closed[..., None] & barred, -jnp.inf, logits)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        found = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return jnp.where(closed & (targets == boi), 0.0, found)
+
+    count = chunk_count(b, length, CHUNK_TOKENS)
+    found = jax.lax.map(some, (chunks(hidden, count), chunks(targets, count)))
+    found = jnp.moveaxis(found, 0, 1).reshape(b, length)
+    return jnp.pad(found[:, :-1], ((0, 0), (1, 0)))
 
 
 def embedding(parts: Reader, params, batch: Batch):
