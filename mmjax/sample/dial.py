@@ -12,6 +12,7 @@ not what later tokens are to see.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -24,18 +25,20 @@ from mmjax.error import UserError
 from mmjax.models import blocks
 from mmjax.models.denoise import over, paced
 from mmjax.models.dial import Parts
-from mmjax.sample.choose import allow
+from mmjax.sample.choose import allow, either, likeliest
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.engine import word_ids
 from mmjax.sample.flow import Solver, begun, guided
 from mmjax.sample.flow import step as advance
+from mmjax.sample.sizes import arguments
 
 KINDS = ("text", "codes", "patches")
 
 
+@arguments(("steps", "temperature", "guidance", "solver"), kept=("guided",))
 @dataclass(frozen=True)
 class Options:
-    """What is made and how; hashable, and compiled in.
+    """What is made and how. Compiled in where it is static, else but for its numbers.
 
     Attributes:
         kind: "text", "codes" or "patches". size: n, tokens of the span.
@@ -62,6 +65,11 @@ class Options:
         if self.size < 1 or self.steps < 1:
             raise UserError(f"size={self.size} and steps={self.steps} must be at least 1")
         assert self.discrete or self.solver is not None
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether there is any guidance."""
+        return self.guidance != 1.0
 
     @property
     def discrete(self) -> bool:
@@ -138,21 +146,63 @@ def make(parts: Parts, params, prompt: Batch, keys, options: Options):
         token evaluations a row, see Plan). Text is as long as it is asked for; what stands behind
         its first EOS is none.
     """
-    c, n = parts.config, options.size
+    found = plan_of(parts.config, options)
+    chart = chart_of(parts.config, options, found)
+    made = follow(parts, params, prompt, keys, chart, options, found.rows)
+    return made, jnp.asarray(found.evaluations, jnp.int32)
+
+
+def plan_of(c, options: Options) -> Plan:
+    """The plan of a model's configuration."""
     alpha = c.text_alpha if options.kind == "text" else c.image_alpha
-    chart = plan(c.form, alpha, n, options.steps, options.discrete)
-    rows = prompt
-    if options.guidance != 1.0:
+    return plan(c.form, alpha, options.size, options.steps, options.discrete)
+
+
+class Chart(NamedTuple):
+    """A plan as arguments of a program, which serves any number of steps up to a size.
+
+    Attributes:
+        time: [S + 1, n] f32. active: [S, n] bool. start: [S] int32. chance: [S, n] f32, see
+            `revealed`; 0 for patches. count: of steps, at most S.
+    """
+
+    time: np.ndarray
+    active: np.ndarray
+    start: np.ndarray
+    chance: np.ndarray
+    count: int | np.ndarray
+
+
+def chart_of(c, options: Options, found: Plan, size: int = 0) -> Chart:
+    """The chart of a plan, of `size` steps if there are fewer."""
+    chance = np.zeros(found.active.shape, np.float32)
+    if options.discrete:
+        chance = revealed(c.schedule, found)
+    count = len(found.active)
+    behind = max(size - count, 0)
+
+    def more(x, dtype):
+        return np.pad(x, ((0, behind), *((0, 0),) * (x.ndim - 1)), mode="edge").astype(dtype)
+
+    return Chart(
+        more(found.time, np.float32), more(found.active, bool), more(found.start, np.int32),
+        more(chance, np.float32), count,
+    )  # fmt: skip
+
+
+def follow(parts: Parts, params, prompt: Batch, keys, chart: Chart, options: Options, rows: int):
+    """`make` by a chart; rows: how many of the span a step runs, see `Plan`."""
+    asked = prompt
+    if options.guided:
         other = blank(parts, prompt, options.kind)
-        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prompt, other)
-    look = looker(parts, params, rows, chart, options)
+        asked = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), prompt, other)
+    look = looker(parts, params, asked, rows, options)
     go = reveal if options.discrete else flow
-    made = go(parts, params, look, chart, keys, options)
-    return made, jnp.asarray(chart.evaluations, jnp.int32)
+    return go(parts, params, look, chart, keys, options)
 
 
 class Step(NamedTuple):
-    """A step's part of a plan, in the scan."""
+    """A step's part of a chart."""
 
     number: jax.Array
     time: jax.Array
@@ -161,20 +211,24 @@ class Step(NamedTuple):
     start: jax.Array
 
 
-def scanned(chart: Plan, times) -> Step:
-    """All steps, stacked for a scan; times [S + 1, n] f32."""
-    count = len(chart.active)
-    number = jnp.arange(count)
-    return Step(number, times[:-1], times[1:], jnp.asarray(chart.active), jnp.asarray(chart.start))
+def each_step(chart: Chart, times, body, carry):
+    """carry = body(carry, step) for all steps; times [S + 1, n] f32."""
+    active, start = jnp.asarray(chart.active), jnp.asarray(chart.start)
+
+    def one(number, carry):
+        step = Step(number, times[number], times[number + 1], active[number], start[number])
+        return body(carry, step)
+
+    return jax.lax.fori_loop(0, chart.count, one, carry)
 
 
-def looker(parts: Parts, params, prompt: Batch, chart: Plan, options: Options):
+def looker(parts: Parts, params, prompt: Batch, rows: int, options: Options):
     """(the cache behind the prompts, a function that runs a step's rows behind them).
 
     The function takes (x [b, n, d], what the span's tokens are now, step, cache), and returns
     (outputs [b, w, d], which places [w] they are at, cache).
     """
-    n, w = options.size, chart.rows
+    n, w = options.size, rows
     filled = prefill(parts, params, prompt, n)
     total, base = filled.cache.keys.shape[3], filled.length[:, None]
     last = jnp.take_along_axis(prompt.tokens, base - 1, axis=1)
@@ -229,12 +283,12 @@ def seen(active, row, column, discrete: bool, block=None):
     return (j <= r) | both
 
 
-def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
+def flow(parts: Parts, params, look, chart: Chart, keys, options: Options):
     """Patches from noise by a solver's steps; -> signal [b, h, w, c]."""
     c, (cache, run), b = parts.config.base, look, len(keys)
     solver, apart = options.solver, parts.config.image_alpha > 0
     assert solver is not None
-    times = diffusion.shifted(jnp.asarray(chart.time, jnp.float32), solver.shift)
+    times = diffusion.shifted(jnp.asarray(chart.time), solver.shift)
     if apart:  # else all share one time, whose steps may be even
         times = paced(c, times, jnp.zeros(times.shape, bool))
     noise = jax.vmap(lambda key: jax.random.normal(key, c.shape))(keys)
@@ -267,12 +321,12 @@ def flow(parts: Parts, params, look, chart: Plan, keys, options: Options):
         time = begun(c.prediction, step.time, step.to)
         ahead = advance(solver.kind, c.path, velocity, x, time, step.to, meet)
         # Heun's second look leaves no trace: what it wrote is written anew in the next step.
-        return (jnp.where(active, ahead, x), caches[0]), None
+        return jnp.where(active, ahead, x), caches[0]
 
-    return jax.lax.scan(body, (noise, cache), scanned(chart, times))[0][0]
+    return each_step(chart, times, body, (noise, cache))[0]
 
 
-def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
+def reveal(parts: Parts, params, look, chart: Chart, keys, options: Options):
     """Tokens from [MASK]; -> [b, n] int32."""
     v, (cache, run), b, n = parts.vocabulary, look, len(keys), options.size
     streams = cache.keys.shape[1] // b
@@ -280,11 +334,11 @@ def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
     allowed = word_ids(v) | (ids == v.eos)
     if options.kind == "codes":
         allowed = (ids >= v.codes) & (ids < v.codes + v.code_count)
-    chance = revealed(parts.config.schedule, chart)
+    chances = jnp.asarray(chart.chance)
 
-    def body(carry, scan):
+    def body(carry, step: Step):
         tokens, hidden, cache = carry
-        step, chance = scan
+        chance = chances[step.number]
         x = parts.embed(params, tokens)
         x = jnp.where(hidden[..., None], params["mask"].astype(x.dtype)[None, None], x)
         out, row, cache = run(jnp.tile(x, (streams, 1, 1)), step, cache)
@@ -296,11 +350,10 @@ def reveal(parts: Parts, params, look, chart: Plan, keys, options: Options):
         lucky = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(drawn[:, 1]) < chance[None]
         now = hidden & step.active[None] & lucky
         found = tokens.at[:, row + 1].set(found, mode="drop")
-        return (jnp.where(now, found, tokens), hidden & ~now, cache), None
+        return jnp.where(now, found, tokens), hidden & ~now, cache
 
     start = jnp.full((b, n), v.pad, jnp.int32), jnp.ones((b, n), bool), cache
-    steps = scanned(chart, jnp.asarray(chart.time, jnp.float32))
-    return jax.lax.scan(body, start, (steps, chance))[0][0]
+    return each_step(chart, jnp.asarray(chart.time), body, start)[0]
 
 
 def revealed(schedule: str, chart: Plan):
@@ -308,11 +361,13 @@ def revealed(schedule: str, chart: Plan):
     with jax.ensure_compile_time_eval():
         clean = np.asarray(dial.clean_chance(schedule, chart.time), np.float64)
     left = np.maximum(1.0 - clean[:-1], 1e-9)
-    return jnp.asarray((clean[1:] - clean[:-1]) / left, jnp.float32)
+    return ((clean[1:] - clean[:-1]) / left).astype(np.float32)
 
 
 def pick(logits, keys, temperature: float):
     """[b, w, v], keys [b] -> ids [b, w] int32; the likeliest at temperature 0."""
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+
+    def draw(logits):
+        return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+
+    return either(temperature == 0.0, likeliest, draw, logits)

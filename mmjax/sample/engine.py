@@ -10,6 +10,7 @@ Every function is pure and row-wise: a row's result depends on nothing but its p
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -18,17 +19,23 @@ import jax.numpy as jnp
 from mmjax.batch import IMAGE, TEXT, Batch, Vocabulary
 from mmjax.layers.attention import KV
 from mmjax.models.family import Reader
-from mmjax.sample.choose import allow, choose, contrast, guided3
+from mmjax.sample.choose import allow, choose, contrast, guided3, rule_of
 from mmjax.sample.decode import logits_of, prefill
 from mmjax.sample.flow import Solver, guided
 from mmjax.sample.paint import Canvas, Stand, empty, paint
+from mmjax.sample.sizes import arguments, power_of
 from mmjax.sample.streams import stream_of
 from mmjax.sample_config import Choice
 
 
+@arguments(
+    ("words", "codes", "solver", "guidance", "image_guidance", "contrast", "contrast_k"),
+    kept=("streams", "sorted"),
+    change={"words": rule_of, "codes": rule_of},
+)
 @dataclass(frozen=True)
 class Options:
-    """How tokens are chosen; hashable, and compiled in.
+    """How tokens are chosen. Compiled in where it is static, else in its sizes and kinds only.
 
     Attributes:
         count: most turns of the loop: new tokens, and steps of the solver. room: most new positions
@@ -57,7 +64,12 @@ class Options:
     contrast_k: int = 1
     masked: bool = False
 
-    @property
+    @cached_property
+    def sorted(self) -> int:
+        """How many codes contrast sorts; 0 without it."""
+        return power_of(self.contrast_k, 16) if self.contrast else 0
+
+    @cached_property
     def streams(self) -> tuple[str, ...]:
         """What each row keeps beside itself: "image" (its pictures), "blank"; see `stream_of`."""
         if self.contrast:
@@ -231,9 +243,10 @@ def code_logits(logits, options: Options):
     """Logits of all streams [s, b, v] -> [b, v], guided or contrasted."""
     if len(options.streams) == 1:
         return logits[0]
-    if options.contrast:
-        return contrast(logits[0], logits[1], options.contrast, options.contrast_k)
-    if options.image_guidance:
+    if options.sorted:
+        o = options
+        return contrast(logits[0], logits[1], o.contrast, o.contrast_k, o.sorted)
+    if "image" in options.streams:
         full, image, blank = logits[0], logits[1], logits[2]
         return guided3(full, image, blank, options.guidance, options.image_guidance)
     return guided(logits[0], logits[1], options.guidance)

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import diffusion
+from mmjax.sample.sizes import arguments
 from mmjax.sample_config import SampleConfig
 
 
+@arguments(("steps", "shift", "guidance", "start", "stop", "least"))
 @dataclass(frozen=True)
 class Solver:
-    """How pictures are denoised; hashable, and compiled in.
+    """How pictures are denoised; its numbers may be arguments of a compiled program.
 
     Attributes:
         kind: "euler"; "heun", with two evaluations a step; "ddim" (Song et al. 2021), which on the
@@ -33,7 +35,11 @@ class Solver:
 
     def times(self):
         """[steps + 1] f32 from 0 to 1."""
-        return diffusion.shifted(jnp.linspace(0.0, 1.0, self.steps + 1), self.shift)
+        return self.time(jnp.arange(self.steps + 1))
+
+    def time(self, n):
+        """Times before steps n, int32 of any shape; n = steps is the end, 1."""
+        return diffusion.shifted(n.astype(jnp.float32) / self.steps, self.shift)
 
     def guide(self, conditional, unconditional, t):
         """Guided velocity; [b, ...] both, t [b], or as many axes as they have."""

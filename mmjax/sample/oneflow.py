@@ -15,7 +15,7 @@ Every function is pure and row-wise: a row's result depends on nothing but its p
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -30,11 +30,13 @@ from mmjax.models.denoise import Parts, wide
 from mmjax.models.oneflow import look
 from mmjax.sample.engine import word_ids
 from mmjax.sample.flow import guided
+from mmjax.sample.sizes import arguments
 
 
+@arguments(("steps", "guidance", "text_guidance"), kept=("guided",))
 @dataclass(frozen=True)
 class Options:
-    """How rows are filled; hashable, and compiled in.
+    """How rows are filled. Compiled in where it is static, else in its sizes only.
 
     Attributes:
         steps: from time 0 to 1, of text and of each picture.
@@ -50,6 +52,11 @@ class Options:
     guidance: float
     text_guidance: float
     shared: bool
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether there is any guidance."""
+        return self.guidance != 1.0 or self.text_guidance != 1.0
 
 
 class Plan(NamedTuple):
@@ -148,7 +155,7 @@ def ask(net: Network, canvas: Canvas, v: Vocabulary, o: Options) -> Seen:
     t = canvas.age.astype(jnp.float32) / o.steps
     batch = batch_of(canvas, v, o.shared)
     c = net(batch, canvas.x, t)
-    if o.guidance == 1.0 and o.text_guidance == 1.0:
+    if not o.guided:
         return c
     first = jnp.arange(canvas.tokens.shape[1])[None] == 0
     keep = (batch.segment > 0) & (~canvas.given | first)

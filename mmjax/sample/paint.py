@@ -111,9 +111,8 @@ def paint(
     now = jnp.clip(turn, 0, last)
     noise = fresh(keys, number, c.shape)
     x = jnp.where((now == 0)[:, None, None, None], noise, canvas.x)
-    times = solver.times()
-    to = times[jnp.minimum(now + 1, last)]
-    t = begun(c.prediction, times[now], to)
+    to = solver.time(jnp.minimum(now + 1, last))
+    t = begun(c.prediction, solver.time(now), to)
     look = looker(parts, params, stand, solver, shared)
     v, cache = look(x, t, stand.cache, active)
     looks = [v]

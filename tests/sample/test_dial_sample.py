@@ -217,9 +217,10 @@ def test_noise_is_predicted_and_ddim_steps_are_those_of_whole_passes(alpha, form
     step = jax.jit(partial(output_of, model, PARAMS, prompts(), 4))
     x = jax.random.normal(KEYS[0], (4, 4, 3))
     for k, active in enumerate(chart.active):
-        now, to, go = (over(c, t[None, None])[0, 0] for t in (times[k], times[k + 1], 1.0 * active))
+        begins = flow.begun("noise", times[k], times[k + 1])
+        now, to, go = (over(c, t[None, None])[0, 0] for t in (begins, times[k + 1], 1.0 * active))
         a, s = np.sin(np.pi / 2 * now), np.cos(np.pi / 2 * now)
-        data = (x - s * step(active, times[k], x)) / np.maximum(a, 0.05)
+        data = (x - s * step(active, begins, x)) / np.maximum(a, 1e-4)
         noise = (x - a * data) / np.maximum(s, 1e-6)  # of patches that are done, which do not go
         ahead = np.sin(np.pi / 2 * to) * data + np.cos(np.pi / 2 * to) * noise
         x = np.where(go > 0, ahead, x)

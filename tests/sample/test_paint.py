@@ -17,7 +17,7 @@ from mmjax.models import denoise as noisy_pass
 from mmjax.models.decoder import UNTIE
 from mmjax.sample.decode import prefill
 from mmjax.sample.engine import Options, Plan, advance, begin
-from mmjax.sample.flow import Solver
+from mmjax.sample.flow import Solver, begun
 from mmjax.sample.paint import fresh
 from mmjax.sample_config import Choice
 
@@ -136,6 +136,7 @@ def test_drawing_equals_the_solver_on_the_whole_model(form):
 
         x = start[r]
         for t, to in itertools.pairwise(times):
+            t = float(begun(c.prediction, t, to))
             v = velocity(x, t)
             if solver.kind == "heun" and to < 1:
                 v = 0.5 * (v + velocity(x + (to - t) * v, to))

@@ -105,11 +105,12 @@ def patched(c, alpha: float, steps: int):
     )
     how = solver("ddim", steps)
     options = dial.Options("patches", c.tokens, steps, 0.0, 1.0, True, how)
-    chart = dial.plan("block", alpha, c.tokens, steps, discrete=False)
+    found = dial.plan("block", alpha, c.tokens, steps, discrete=False)
+    chart = dial.chart_of(None, options, found)
     cache = KV(*jnp.zeros((2, 1, 2, 1, 8, 4)))
 
     def run(x, step, cache):
-        return jnp.zeros((2, chart.rows, 4)), step.start + jnp.arange(chart.rows), cache
+        return jnp.zeros((2, found.rows, 4)), step.start + jnp.arange(found.rows), cache
 
     made = dial.flow(parts, None, (cache, run), chart, KEYS, options)
     return error(made, jax.vmap(lambda key: jax.random.normal(key, c.shape))(KEYS))
