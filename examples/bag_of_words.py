@@ -27,7 +27,7 @@ from mmjax.mesh import Rules, put
 from mmjax.models.family import CHOICE, Abilities, Model
 from mmjax.models.language import word_weight
 from mmjax.models.tokens import token_terms
-from mmjax.sample import prompt
+from mmjax.sample import prompt, sizes
 from mmjax.sample.choose import allow, choose
 from mmjax.sample_config import Choice
 
@@ -78,8 +78,8 @@ def loss(parts: Parts, params, batch: Batch, keys):
     return token_terms("text", ("text",), bag, head, batch, weight, 0.0)
 
 
-def log_likelihood(parts: Parts, params, batch: Batch, opens: bool = True):
-    """[b, l] f32: log p of each token given those before it, 0 at the first."""
+def log_likelihood(parts: Parts, params, batch: Batch, opens=True):
+    """[b, l] f32: log p of each token given those before it, 0 at the first; no image may begin."""
     bag, head = with_bias(params, bags(params, batch)[:, :-1])
     logs = jax.nn.log_softmax(bag @ head, axis=-1)
     return jnp.pad(
@@ -111,7 +111,7 @@ def generate(run, params, compiled, requests, wish, sample, keys, stream=None) -
     v = run.model.parts.vocabulary
     documents = [request.document for request in requests]
     rows = prompt.lay_out(documents, run.experiment.data, run.tokenizer, v, draw=False)
-    rows = prompt.pad_rows(rows, run.rules.split("batch"))
+    rows = sizes.padded(rows, sizes.rows_of(len(requests), run.rules.split("batch")))
     keys = keys[np.minimum(np.arange(len(rows.tokens)), len(requests) - 1)]
     run_all = compiled(write, count=wish.text, choice=sample.words)
     tokens = np.asarray(run_all(params, put(rows, run.rules), keys))[: len(requests)]

@@ -41,10 +41,9 @@ def in_parts(trained: Trained, function, pixels: np.ndarray) -> np.ndarray:
     out = []
     for first in watch.pieces(range(0, len(pixels), ROWS), "pictures", ROWS, len(pixels)):
         part = pixels[first : first + ROWS]
-        index = np.minimum(np.arange(ROWS), len(part) - 1)
-        flat = np.zeros((ROWS, 1), np.int32)
-        batch = Batch(flat, flat, flat, flat, flat, flat, part[index][:, None])
-        out.append(trained.call(function, batch)[: len(part)])
+        flat = np.zeros((len(part), 1), np.int32)
+        batch = Batch(flat, flat, flat, flat, flat, flat, part[:, None])
+        out.append(trained.call(function, batch))
     return np.concatenate(out)
 
 

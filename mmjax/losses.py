@@ -70,7 +70,7 @@ def _no_tokens(weight) -> TokenSums:
     return TokenSums(*(jnp.zeros(weight.shape[2:]),) * 4)
 
 
-def chunks(x, count: int):
+def in_chunks(x, count: int):
     """[b, l, ...] -> [count, b, l / count, ...]; rows stay whole, so their sharding survives."""
     return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
 
@@ -101,7 +101,7 @@ def token_loss(hidden, head, targets, weight, z_weight: float, chunks: int):
     Returns:
         (sum of weight * (nll + z_weight * (log Z)^2), TokenSums). Only the first is differentiable.
     """
-    parts = tuple(chunks(x, chunks) for x in (hidden, targets, weight))
+    parts = tuple(in_chunks(x, chunks) for x in (hidden, targets, weight))
 
     def body(carry, part):
         h, t, w = part
@@ -112,7 +112,7 @@ def token_loss(hidden, head, targets, weight, z_weight: float, chunks: int):
 
 
 def _token_loss_forward(hidden, head, targets, weight, z_weight, chunks):
-    parts = tuple(chunks(x, chunks) for x in (hidden, targets, weight))
+    parts = tuple(in_chunks(x, chunks) for x in (hidden, targets, weight))
 
     def objective(h, w_head, t, w):
         sums = _chunk_sums(h, w_head, t, w)

@@ -1,6 +1,6 @@
 """A trained model in the hand: `model = mmjax.load(workdir)`, then `generate`, `score`, `embed`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,18 +9,19 @@ import jax
 import numpy as np
 
 from mmjax import checkpoint, values
-from mmjax.batch import Batch, Document, Text
+from mmjax.batch import Batch, Document, Image, Text
 from mmjax.error import UserError, near, unknown
 from mmjax.mesh import put
 from mmjax.models import Abilities, Params, abilities_of
 from mmjax.models.family import merge, split
 from mmjax.run import Run, directory, prepare_here
-from mmjax.sample import answer, chat, decode, prompt, request, span, talk
+from mmjax.sample import answer, chat, decode, prompt, request, sizes, span, talk
 from mmjax.sample.request import IMAGE
 from mmjax.sample_config import Choice, SampleConfig
 
 # Samplers that a family names in its abilities; each continues requests, as `talk.generate`.
 SAMPLERS = {"engine": talk.generate, "insertion": answer.generate, "span": span.generate}
+DOCUMENTS = 256  # laid out at a time by `score` and `embed`
 
 
 @dataclass
@@ -47,21 +48,35 @@ class Trained:
         """What the family says that can be done with it."""
         return abilities_of(self.run.experiment.family, self.run.experiment.model)
 
-    def call(self, function: Callable, rows: Batch, *keys, extra=(), **static) -> np.ndarray:
-        """Runs function(parts, params, rows, *keys, *extra, **static), compiled once.
+    def call(
+        self, function: Callable, rows: Batch, *keys, each=(), extra=(), **static
+    ) -> np.ndarray:
+        """Runs function(parts, params, rows, *keys, *each, *extra, **static).
+
+        A few rows at a time, as many as `sample.sizes` says: what is held does not grow with their
+        number, and programs are compiled for few numbers of rows.
 
         Args:
             function: pure, one answer a row; see `sample.decode`.
-            rows: host rows; padded to divide over the devices, and the answer cut again.
-            keys: PRNG keys, each split into one a row. extra: further arrays.
+            rows: host rows.
+            keys: PRNG keys, of which each row gets one of its own, by its place.
+            each: further arrays with an entry a row. extra: those without.
             static: hashable options.
         """
-        count = len(rows.tokens)
-        padded = prompt.pad_rows(rows, self.run.rules.split("batch"))
-        drawn = [jax.random.split(key, len(padded.tokens)) for key in keys]
-        rows = put(padded, self.run.rules)
-        made = self.compiled(function, **static)(self.params, rows, *drawn, *extra)
-        return np.asarray(made)[:count]
+        split = self.run.rules.split("batch")
+        most = sizes.at_once(sizes.positions(rows), sizes.POSITIONS, split)
+        count, found = len(rows.tokens), []
+        function = self.compiled(function, **static)
+        for first in range(0, count, most):
+            last = min(first + most, count)
+            held = rows, tuple(each), np.arange(count, dtype=np.uint32)
+            part = jax.tree.map(lambda x, a=first, b=last: np.asarray(x)[a:b], held)
+            some, own, place = sizes.padded(part, sizes.rows_of(last - first, split))
+            drawn = [sizes.folded_in(key, place) for key in keys]
+            some, own = put((some, own), self.run.rules)
+            made = function(self.params, some, *drawn, *own, *extra)
+            found.append(np.asarray(made)[: last - first])
+        return np.concatenate(found)
 
     def compiled(self, function: Callable, donate: tuple[int, ...] = (), **static) -> Callable:
         """function(parts, params, ..., **static) as a jitted function of (params, ...).
@@ -170,8 +185,9 @@ class Trained:
         c = self.sample_config(options)
         wish, keys = talk.Wish(c.text, pictures, stop), row_keys(seed, len(asked))
         of, how = self.of_kind(options.get("kind", "image")), self.abilities.generate
-        given = of.run, of.params, of.compiled, asked, wish, c, keys, stream
-        made = (how if callable(how) else SAMPLERS[how or ""])(*given)
+        sampler = how if callable(how) else SAMPLERS[how or ""]
+        keys = sizes.wrap(keys) if callable(how) else keys
+        made = sampler(of.run, of.params, of.compiled, asked, wish, c, keys, stream)
         if pictures:
             return [parts[0] if r.draw else parts for r, parts in zip(asked, made, strict=True)]
         return [
@@ -235,30 +251,64 @@ class Trained:
 
     def laid(self, documents: Sequence) -> Batch:
         """The same of any family."""
+        return self._lay_out(self._whole(documents), 1)
+
+    def _whole(self, documents: Sequence) -> list[Document]:
+        """Documents, parsed; raises a UserError for one that is none, or has a slot."""
         given = request.parse_all(documents, "document")
         if not given:
             raise UserError("no documents were given; give at least one")
         for number, asked in enumerate(given, start=1):
             if asked.draw or asked.infill:
                 raise UserError(f"document {number} has a slot; only whole ones have a score")
-        laid, c = [asked.document for asked in given], self.run.experiment.data
-        vocabulary = self.run.model.parts.vocabulary
-        return prompt.lay_out(laid, c, self.run.tokenizer, vocabulary, draw=False, end=True)
+        return [asked.document for asked in given]
 
-    def score(self, documents: Sequence) -> np.ndarray:
-        """Log-likelihood in nats of all text of each document, given its pictures as they are.
+    def _lay_out(self, documents: Sequence[Document], first: int) -> Batch:
+        c, vocabulary = self.run.experiment.data, self.run.model.parts.vocabulary
+        numbers = range(first, first + len(documents))
+        return prompt.lay_out(
+            documents, c, self.run.tokenizer, vocabulary, draw=False, end=True, numbers=numbers
+        )
+
+    def _laid_in_parts(self, documents: Sequence) -> Iterator[tuple[list[Document], Batch]]:
+        """The same, DOCUMENTS at a time: their images need not be decoded all at once."""
+        whole = self._whole(documents)
+        for first in range(0, len(whole), DOCUMENTS):
+            some = whole[first : first + DOCUMENTS]
+            yield some, self._lay_out(some, first + 1)
+
+    def score(self, documents: Sequence, images: bool | None = None) -> np.ndarray:
+        """[n] log-likelihood in nats of all text of each document, given its images as they are.
+
+        Args:
+            documents: any number; so many are read at a time as `sample.sizes` says.
+            images: whether an image might begin at any token. If so, BOI has a share of the
+                probability there; if not, it has none, and a number is that of text among text: of
+                a model whose text weights are frozen (LMFusion) bit for bit that of its text model.
+                None says no for families that draw no images, and for documents without an image
+                of a model whose text weights are frozen; else yes.
 
         Raises:
             UserError: for a family that does not write from left to right.
         """
         self._scorer()  # complains before anything is laid out
-        rows = self.laid(documents)
-        weight = np.asarray(decode.word_weight(rows, self.run.model.parts.vocabulary))
-        return (self.log_likelihood(rows) * weight).sum(-1)
+        vocabulary, found = self.run.model.parts.vocabulary, []
+        for some, rows in self._laid_in_parts(documents):
+            opens = [self._opens(d) if images is None else images for d in some]
+            logs = self.log_likelihood(rows, np.array(opens))
+            found.append((logs * np.asarray(decode.word_weight(rows, vocabulary))).sum(-1))
+        return np.concatenate(found)
 
-    def log_likelihood(self, rows: Batch, opens: bool = True) -> np.ndarray:
-        """[b, l] f32: log p of each token after those before it; see `decode`."""
-        return self.call(self._scorer(), rows, opens=opens)
+    def _opens(self, document: Document) -> bool:
+        """Whether an image might begin in a document that is scored."""
+        frozen = getattr(self.run.experiment.model, "text_rate", 1.0) == 0
+        alone = not any(isinstance(part, Image) for part in document)
+        return not self.only_writes and not (frozen and alone)
+
+    def log_likelihood(self, rows: Batch, opens=True) -> np.ndarray:
+        """[b, l] f32: log p of each token after those before it; opens, [b] bool: see `decode`."""
+        told = np.broadcast_to(np.asarray(opens), (len(rows.tokens),))
+        return self.call(self._scorer(), rows, each=(told,))
 
     def _scorer(self) -> Callable:
         """What makes log-likelihoods; raises a UserError for a family that has none."""
@@ -280,7 +330,9 @@ class Trained:
             raise UserError(
                 f"a {self.run.experiment.family} embeds nothing; load a model that does"
             )
-        return self.call(own if callable(own) else decode.embedding, self.laid(documents))
+        function = own if callable(own) else decode.embedding
+        laid = self._laid_in_parts(documents)
+        return np.concatenate([self.call(function, rows) for _, rows in laid])
 
     def classify(
         self, pictures: Sequence, names: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -361,8 +413,8 @@ def _counts(pictures, stop) -> tuple[int, int]:
     return most, last
 
 
-def row_keys(seed: int | Sequence[int], count: int) -> jax.Array:
-    """[count] keys: of each row's own seed, or of one seed and the row's place.
+def row_keys(seed: int | Sequence[int], count: int) -> np.ndarray:
+    """[count, 2] data of keys: of each row's own seed, or of one seed and the row's place.
 
     Raises:
         UserError: for a number of seeds that is not `count`, or one outside 0 ... 2**32 - 1.
@@ -373,6 +425,4 @@ def row_keys(seed: int | Sequence[int], count: int) -> jax.Array:
         raise UserError(f"{len(seeds)} seeds for {count} prompts: give one, or one a prompt")
     if wrong := [s for s in seeds if not 0 <= s < 2**32]:
         raise UserError(f"seed={wrong[0]} must lie between 0 and {2**32 - 1}")
-    places = np.arange(count) if one else np.zeros(count, int)
-    spread = np.array(seeds * count if one else seeds, np.uint32)
-    return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(spread, places)
+    return sizes.row_keys(seeds * count if one else seeds, range(count) if one else [0] * count)

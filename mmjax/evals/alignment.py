@@ -218,14 +218,12 @@ def picture_errors(
         some = documents[first : first + size]
         vocabulary = trained.run.model.parts.vocabulary
         rows = prompt.lay_out(some, e.data, trained.run.tokenizer, vocabulary, draw=False, end=True)
-        rows = prompt.pad_rows(rows, size)
-        own = numbers[first : first + size]
-        own = np.pad(own, (0, size - len(own)), mode="edge").astype(np.uint32)
+        own = numbers[first : first + size].astype(np.uint32)
         if trained.writes_codes:
             part = trained.call(code_errors, rows)
         else:
-            part = trained.call(flow_errors, rows, extra=(own,), seed=seed, noises=noises)
-        found.append(part[: len(some)])
+            part = trained.call(flow_errors, rows, each=(own,), seed=seed, noises=noises)
+        found.append(part)
     return np.concatenate(found).astype(np.float64)
 
 

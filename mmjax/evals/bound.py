@@ -59,10 +59,8 @@ def nats(trained: Trained, documents, seed: int, pictures: bool = False) -> np.n
     found, key = [], jax.random.key(seed)
     for first in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         some = jax.tree.map(lambda x, first=first: x[first : first + ROWS], rows)
-        own, count = jax.random.fold_in(key, first), len(some.tokens)
-        some = prompt.pad_rows(some, ROWS)
-        part = trained.call(bounds, some, own, pictures=pictures, clocks=clocks)
-        found.append(part[:count])
+        own = jax.random.fold_in(key, first)
+        found.append(trained.call(bounds, some, own, pictures=pictures, clocks=clocks))
     return np.concatenate(found)
 
 

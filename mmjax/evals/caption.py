@@ -74,8 +74,7 @@ def log_likelihood(trained: Trained, documents, **options) -> np.ndarray:
     out = []
     for start in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         part = jax.tree.map(lambda x, at=start: x[at : at + ROWS], rows)
-        whole = prompt.pad_rows(part, ROWS)
-        logs = trained.log_likelihood(whole, **options)[: len(part.tokens)]
+        logs = trained.log_likelihood(part, **options)
         out.append((logs * weight[start : start + ROWS]).sum(1))
     return np.concatenate(out)
 

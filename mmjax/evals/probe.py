@@ -133,8 +133,7 @@ def states(
     for first in watch.pieces(range(0, len(documents), ROWS), "documents", ROWS, len(documents)):
         some = documents[first : first + ROWS]
         rows = prompt.lay_out(some, run.experiment.data, run.tokenizer, vocabulary, False, end=True)
-        rows = prompt.pad_rows(rows, ROWS)
-        found.append(trained.call(word_states, rows, extra=(np.int32(layers),))[: len(some)])
+        found.append(trained.call(word_states, rows, extra=(np.int32(layers),)))
     return np.concatenate(found).astype(np.float64)
 
 

@@ -67,7 +67,7 @@ class Abilities:
             a SampleConfig for its options; None for a family that does not generate.
         options: names of `generate`'s options besides `text`.
         draws: whether it generates images too. stops: whether it can go on, or stop, behind one.
-        log_likelihood: (parts, params, batch, opens) -> [b, l] as `sample.decode`'s
+        log_likelihood: (parts, params, batch, opens [b] bool) -> [b, l] as `sample.decode`'s
             `text_log_likelihood`, or "decoder" for that function; None without left-to-right
             likelihood.
         vectors: (parts, params, batch) -> [b, d] of unit length, or "decoder" for

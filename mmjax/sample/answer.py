@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from mmjax import watch
@@ -12,9 +11,9 @@ from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.run import Run
-from mmjax.sample import oneflow
+from mmjax.sample import oneflow, sizes
 from mmjax.sample.oneflow import Options, Plan
-from mmjax.sample.prompt import BUCKET, lay_out
+from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request
 from mmjax.sample.talk import ROWS, Callback, Compiled, Wish, draw_signals
 from mmjax.sample_config import SampleConfig
@@ -66,7 +65,10 @@ def answer(
             raise UserError(f"prompt {number} has a slot before its end; put the slot last")
     out: list[list] = []
     c, tokenizer, vocabulary = run.experiment.data, run.tokenizer, run.model.parts.vocabulary
-    parts = [slice(first, first + ROWS) for first in range(0, len(requests), ROWS)]
+    # A step has the logits of whole rows, of guided ones twice.
+    cost = c.length * vocabulary.size * (1 + options.guided)
+    most = min(ROWS, sizes.at_once(cost, sizes.LOGITS, run.rules.split("batch")))
+    parts = [slice(first, first + most) for first in range(0, len(requests), most)]
     laid = []
     for part in parts:
         some = requests[part]
@@ -89,13 +91,14 @@ def _answers(run: Run, params, compiled, requests, rows, wish: Wish, options, ke
     room = np.where(draws, taken + p + 1, most).astype(np.int32)
     pictures = np.where(draws, 0, wish.pictures).astype(np.int32)
     slots = int((rows.image.max(1) + np.maximum(pictures, 1)).max())
-    length = -(-max(int(room.max()), rows.tokens.shape[1]) // BUCKET) * BUCKET
-    chosen = replace(options, length=length, slots=max(slots, rows.pixels.shape[1]))
-    index = np.arange(len(requests) + -len(requests) % run.rules.split("batch"))
-    index = np.minimum(index, len(requests) - 1)
+    length = max(sizes.length_of(int(room.max()), c.length), rows.tokens.shape[1])
+    slots = sizes.power_of(max(slots, rows.pixels.shape[1]))
+    chosen = replace(options, length=length, slots=slots)
+    size = sizes.rows_of(len(requests), run.rules.split("batch"))
     planned = Plan(draws, pictures, room, np.where(draws, 0, wish.text).astype(np.int32))
-    asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, planned))
-    canvas = compiled(oneflow.generate, options=chosen)(params, *put(asked, run.rules), keys[index])
+    asked = put(sizes.padded((rows, planned), size), run.rules)
+    own = sizes.keys_at(keys, np.minimum(np.arange(size), len(requests) - 1))
+    canvas = compiled(oneflow.generate)(params, *asked, own, chosen)
     made = np.asarray(canvas.x)
     signals = compiled(draw_signals)(params, made.reshape(-1, *made.shape[2:]))
     pixels = np.asarray(signals).reshape(*made.shape[:2], *signals.shape[1:])

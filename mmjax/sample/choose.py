@@ -88,18 +88,18 @@ def _likeliest(logits, k, p, ranked: int):
     if not ranked:
         return logits
     size = v if ranked < 0 else min(ranked, v)
-    ranked = jax.lax.top_k(logits, size)[0]
+    order = jax.lax.top_k(logits, size)[0]
     most = jnp.where(k > 0, jnp.minimum(k, v), v).astype(jnp.int32)
     # Not divided by their sum, so that equal logits add up exactly. The maximum is not taken
-    # from `ranked`: XLA sorts only k ids as long as nothing else slices the result.
+    # from `order`: XLA sorts only k ids as long as nothing else slices the result.
     top = logits.max(-1, keepdims=True)
-    part = jnp.exp(ranked - top)
+    part = jnp.exp(order - top)
     whole = jnp.exp(logits - top).sum(-1, keepdims=True)
     short = (jnp.cumsum(part, axis=-1) < p * whole) & (jnp.arange(size)[None] < most)
     # Rounding may leave even the sum of all short of p.
     count = jnp.minimum(1 + short.sum(-1, keepdims=True, dtype=jnp.int32), most)
     count = jnp.where(p < 1, count, most)
-    last = jnp.take_along_axis(ranked, count - 1, axis=-1)
+    last = jnp.take_along_axis(order, count - 1, axis=-1)
     above, equal = logits > last, logits == last
     left = count - above.sum(-1, keepdims=True, dtype=jnp.int32)
     return allow(logits, above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= left)))

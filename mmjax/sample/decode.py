@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmjax.batch import TEXT, Batch, Vocabulary
 from mmjax.layers.attention import KV
 from mmjax.layers.linear import linear
-from mmjax.losses import chunk_count, chunks
+from mmjax.losses import chunk_count, in_chunks
 from mmjax.models.decoder import empty_cache
 from mmjax.models.family import Reader
 from mmjax.models.tokens import CHUNK_TOKENS
@@ -105,7 +105,7 @@ def next_log_likelihood(parts: Reader, params, hidden, tokens, opens=True):
         return jnp.where(closed & (targets == boi), 0.0, found)
 
     count = chunk_count(b, length, CHUNK_TOKENS)
-    found = jax.lax.map(some, (chunks(hidden, count), chunks(targets, count)))
+    found = jax.lax.map(some, (in_chunks(hidden, count), in_chunks(targets, count)))
     found = jnp.moveaxis(found, 0, 1).reshape(b, length)
     return jnp.pad(found[:, :-1], ((0, 0), (1, 0)))
 

@@ -163,14 +163,14 @@ class Chart(NamedTuple):
 
     Attributes:
         time: [S + 1, n] f32. active: [S, n] bool. start: [S] int32. chance: [S, n] f32, see
-            `revealed`; 0 for patches. count: of steps, at most S.
+            `revealed`; 0 for patches. steps: how many there are, at most S.
     """
 
     time: np.ndarray
     active: np.ndarray
     start: np.ndarray
     chance: np.ndarray
-    count: int | np.ndarray
+    steps: int
 
 
 def chart_of(c, options: Options, found: Plan, size: int = 0) -> Chart:
@@ -219,7 +219,7 @@ def each_step(chart: Chart, times, body, carry):
         step = Step(number, times[number], times[number + 1], active[number], start[number])
         return body(carry, step)
 
-    return jax.lax.fori_loop(0, chart.count, one, carry)
+    return jax.lax.fori_loop(0, chart.steps, one, carry)
 
 
 def looker(parts: Parts, params, prompt: Batch, rows: int, options: Options):

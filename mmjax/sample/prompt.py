@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -14,8 +13,7 @@ from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pack import Piece
 from mmjax.data.pixels import decode_all
 from mmjax.error import UserError
-
-BUCKET = 16  # row lengths are multiples of it, so that few shapes are ever compiled
+from mmjax.sample.sizes import length_of, power_of
 
 
 def lay_out(
@@ -70,8 +68,8 @@ def lay_out(
                 f"shorten it by {need - c.length} tokens"
             )
     longest = max(len(p["tokens"]) for p in pieces)
-    length = -(-longest // BUCKET) * BUCKET
-    images = max([1, *(len(p["pictures"]) for p in pieces)])
+    length = length_of(longest, c.length)
+    images = power_of(max([1, *(len(p["pictures"]) for p in pieces)]))
     shape = pipeline.plain_shape(c, length, images)
     return pipeline.begin_rows(shape, vocab, [[p] for p in pieces])()
 
@@ -97,11 +95,3 @@ def _append(piece, token: int):
     last = {"tokens": token, "modality": 0, "image": 0, "position": piece["position"][-1] + 1}
     last["weight"] = 0.0
     return {k: np.append(piece[k], np.asarray(x, piece[k].dtype)) for k, x in last.items()}
-
-
-def pad_rows(batch: Batch, multiple: int) -> Batch:
-    """Repeats the last row until the number of rows divides over the devices."""
-    rows = len(batch.tokens)
-    extra = -rows % multiple
-    index = np.minimum(np.arange(rows + extra), rows - 1)
-    return jax.tree.map(lambda x: np.asarray(x)[index], batch)

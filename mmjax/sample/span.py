@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from mmjax import watch
@@ -11,7 +10,8 @@ from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
 from mmjax.mesh import put
 from mmjax.run import Run
-from mmjax.sample.dial import Options, make
+from mmjax.sample import sizes
+from mmjax.sample.dial import Options, chart_of, follow, plan_of
 from mmjax.sample.flow import solver_of
 from mmjax.sample.prompt import lay_out
 from mmjax.sample.request import Request, turns
@@ -61,7 +61,8 @@ def answer(
     parts: list[list[int]] = []  # numbers of requests that are answered together
     for draws in (False, True):
         mine = [n for n, request in enumerate(requests) if request.draw is draws]
-        parts += [mine[first : first + ROWS] for first in range(0, len(mine), ROWS)]
+        most = min(ROWS, at_once(run, options_of(run, draws, sample)))
+        parts += [mine[first : first + most] for first in range(0, len(mine), most)]
     laid = [_rows(run, [requests[n] for n in some], sample, some) for some in parts]
     batches = list(zip(parts, laid, strict=True))
     for some, rows in watch.pieces(batches, "batches of prompts"):
@@ -106,21 +107,33 @@ def options_of(run: Run, draws: bool, sample: SampleConfig) -> Options:
     return Options(kind, parts.config.tokens, sample.steps, heat, sample.guidance, shared, solver)
 
 
+def at_once(run: Run, options: Options) -> int:
+    """How many rows go at once: a step has the logits of all that it runs, of guided ones twice."""
+    if not options.discrete:
+        return ROWS
+    parts = run.model.parts
+    cost = plan_of(parts.config, options).rows * parts.vocabulary.size * (1 + options.guided)
+    return sizes.at_once(cost, sizes.LOGITS, run.rules.split("batch"))
+
+
 def _answers(run: Run, params, compiled, draws: bool, rows: Batch, sample, keys) -> list:
     """One batch of requests of one kind."""
     parts, count = run.model.parts, len(keys)
-    index = np.minimum(np.arange(count + -count % run.rules.split("batch")), count - 1)
-    asked = put(jax.tree.map(lambda x: np.asarray(x)[index], rows), run.rules)
+    size = sizes.rows_of(count, run.rules.split("batch"))
+    asked = put(sizes.padded(rows, size), run.rules)
+    own = sizes.keys_at(keys, np.minimum(np.arange(size), count - 1))
     options = options_of(run, draws, sample)
-    made, _ = compiled(make, options=options)(params, asked, keys[index])
+    found = plan_of(parts.config, options)
+    chart = chart_of(parts.config, options, found, sizes.power_of(len(found.active), 16))
+    made = compiled(follow, rows=found.rows)(params, asked, own, chart, options)
     if draws and options.discrete:
         made = compiled(draw_codes)(params, made)
     elif draws:
         made = compiled(draw_patches)(params, made)
-    found = np.asarray(made)[:count]
+    answers = np.asarray(made)[:count]
     if draws:
-        return list(found)
-    return [written(row, parts.vocabulary, run.tokenizer) for row in found]
+        return list(answers)
+    return [written(row, parts.vocabulary, run.tokenizer) for row in answers]
 
 
 def draw_codes(parts, params, tokens):

@@ -5,8 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmjax import watch
@@ -19,7 +17,7 @@ from mmjax.mesh import put
 from mmjax.models import abilities_of
 from mmjax.models.family import Reader
 from mmjax.run import Run
-from mmjax.sample import engine, prompt
+from mmjax.sample import engine, prompt, sizes
 from mmjax.sample.engine import Options, Plan
 from mmjax.sample.flow import solver_of
 from mmjax.sample.request import Request
@@ -93,17 +91,22 @@ def plan(
         free,
         ends,
     )
-    return Plan(*(jnp.asarray(column, jnp.int32) for column in columns))
+    return Plan(*(np.asarray(column, np.int32) for column in columns))  # type: ignore[arg-type]
 
 
 def room(
     requests: Sequence[Request], rows: Batch, wish: Wish, length: int, parts: Reader
 ) -> tuple[int, int]:
-    """(most new positions, most new pictures) of a row, which never grows beyond `length`."""
+    """(Most new positions, most new pictures) of a row, which never grows beyond `length`.
+
+    Of few sizes: positions behind the padding of the prompts.
+    """
     pictures = max(1 if r.draw else wish.pictures for r in requests)
     text = max(0 if r.draw else wish.text for r in requests)
-    columns = text + pictures * (parts.config.tokens + 2)
-    return min(columns, max(length + 1 - rows.tokens.shape[1], 1)), pictures
+    held = rows.tokens.shape[1]
+    most = int((rows.segment > 0).sum(1).max()) + text + pictures * (parts.config.tokens + 2)
+    total = sizes.length_of(min(most, length + 1), length + 1)
+    return max(total - held, 1), sizes.power_of(pictures)
 
 
 def generate(
@@ -176,21 +179,19 @@ def _advance(
     c, parts = run.experiment.data, run.model.parts
     asked = plan(requests, rows, wish, c.length, engine.turns(parts, options), parts)
     columns, pictures = room(requests, rows, wish, c.length, parts)
-    # Rows stop at their own limits; one of a few counts compiles once for prompts of many lengths.
-    count = -(-int(asked.limit.max()) // prompt.BUCKET) * prompt.BUCKET
+    # Rows stop at their own limits: these are sizes, of which there are few.
+    count = sizes.power_of(int(asked.limit.max()), 64)
     chosen = replace(options, count=count, room=columns, pictures=pictures)
-    multiple = run.rules.split("batch")
-    index = np.minimum(np.arange(len(requests) + -len(requests) % multiple), len(requests) - 1)
-    rows, asked = jax.tree.map(lambda x: np.asarray(x)[index], (rows, asked))
-    rows, asked = put((rows, asked), run.rules)
-    keys = keys[index]
-    state = compiled(engine.begin, options=chosen)(params, rows, asked)
-    go = compiled(engine.advance, donate=(1,), options=chosen)  # one cache, not two
+    size = sizes.rows_of(len(requests), run.rules.split("batch"))
+    rows, asked = put(sizes.padded((rows, asked), size), run.rules)
+    keys = sizes.keys_at(keys, np.minimum(np.arange(size), len(requests) - 1))
+    state = compiled(engine.begin)(params, rows, asked, chosen)
+    go = compiled(engine.advance, donate=(1,))  # one cache, not two
     step = chosen.count if stream is None else STREAMED
     told: dict[int, str] = {}
     ids = _ids(run, requests)
     for until in range(step, chosen.count + step, step):
-        state = go(params, state, asked, keys, jnp.int32(until))
+        state = go(params, state, asked, keys, np.int32(until), chosen)
         if stream is None:
             break
         known = np.asarray(state.tokens)[: len(requests)]

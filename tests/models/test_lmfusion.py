@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from families import RULES
+from flax.traverse_util import flatten_dict, unflatten_dict
 from random_batch import VOCABULARY, random_batch
-from small import make, transfusion_config
+from small import decoder_config, make, transfusion_config
 from tiny import tiny
 
 import mmjax
@@ -17,6 +18,7 @@ from mmjax.batch import IMAGE, mixed_mask
 from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.layers.tower import dense_name
+from mmjax.models import language
 from mmjax.models.decoder import UNTIE
 from mmjax.models.family import lies_in, merge, split
 from mmjax.models.transfusion import text_weights
@@ -42,14 +44,19 @@ def trained(text_rate: float, decoder=APART):
     return model, state, new
 
 
-def text_logits(model, params):
-    """Of rows without pictures, by one compiled program for all weights; BOI's are left out."""
+def words_alone():
+    """BATCH with words in the place of pictures."""
     words = BATCH._replace(
         tokens=np.where(BATCH.modality == IMAGE, 9, BATCH.tokens),
         modality=np.zeros_like(BATCH.modality), image=np.zeros_like(BATCH.image),
     )  # fmt: skip
     borders = np.isin(words.tokens, [VOCABULARY.boi, VOCABULARY.eoi])
-    words = words._replace(tokens=np.where(borders, 10, words.tokens))
+    return words._replace(tokens=np.where(borders, 10, words.tokens))
+
+
+def text_logits(model, params):
+    """Of rows without pictures, by one compiled program for all weights; BOI's are left out."""
+    words = words_alone()
     x = model.parts.embed(params, words.tokens)
     hidden, _ = model.parts.run(params, x, mixed_mask(words), words.position, tower=words.modality)
     return np.delete(np.asarray(logits_of(model.parts, params, hidden)), VOCABULARY.boi, axis=-1)
@@ -78,6 +85,22 @@ def test_frozen_text_learns_when_a_picture_follows():
     column = float(likely(old.params | {"opens": new.params["opens"]}) - likely(old.params))
     rest = float(likely(new.params) - likely(new.params | {"opens": old.params["opens"]}))
     assert min(column, rest) > 0.05
+
+
+def test_where_no_image_may_begin_a_texts_score_is_the_text_models_bit_for_bit():
+    """With BOI among the ids it is not: BOI's new column takes its share of the probability."""
+    model, _, new = trained(0.0)
+    c = language.Config(decoder_config(), 1e-5)
+    plain = language.build(c, VOCABULARY, RULES).parts
+    names = ("embed", "head", "decoder")
+    flat = flatten_dict({name: new.params[name] for name in names}, sep="/")
+    text = unflatten_dict({k: x for k, x in flat.items() if dense_name(k) == k}, sep="/")
+    words = words_alone()
+    closed, opened = np.zeros(len(words.tokens), bool), np.ones(len(words.tokens), bool)
+    own, other = (jax.jit(partial(text_log_likelihood, p)) for p in (model.parts, plain))
+    np.testing.assert_array_equal(own(new.params, words, closed), other(text, words, closed))
+    apart = np.abs(own(new.params, words, opened) - other(text, words, opened))
+    assert apart.max() > 1e-3
 
 
 def test_with_a_rate_of_its_own_text_moves_but_less():
