@@ -34,7 +34,8 @@ class DecoderConfig:
         theta: base of the rotary frequencies.
         remat: recompute a block's activations in the backward pass.
         unroll: layers a compiled loop takes at a time; `depth` is no loop, faster and bigger code.
-        dtype: precision of activations.
+        dtype: precision of activations, "float32" (multiplied as such on every platform) or
+            "bfloat16"; sums over positions are f32 in both.
         towers: 1, where all weights are shared; 2, text and all else; or one more for each modality
             above IMAGE in the batch.
         untie: what every tower has of its own, any of UNTIE (Mixture-of-Transformers).

@@ -262,7 +262,7 @@ def in_groups(function: Callable, x: np.ndarray, most: int) -> Iterator[np.ndarr
     """function(x) row by row, of at most so many rows at a time, and few different numbers."""
     for first in range(0, len(x), most):
         some = x[first : first + most]
-        count = min(1 << (len(some) - 1).bit_length(), most)
+        count = min(sizes.rows_of(len(some)), most)
         index = np.minimum(np.arange(count), len(some) - 1)
         yield from np.asarray(function(some[index]))[: len(some)]
 

@@ -10,12 +10,12 @@ import pytest
 from tiny import tiny
 
 import mmjax
+from mmjax import run
 from mmjax import trained as trained_module
 from mmjax.batch import Batch, Vocabulary
 from mmjax.models import language
 from mmjax.sample import sizes
 from mmjax.sample.decode import text_log_likelihood
-from mmjax.train import train
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SHORT, LONG = "man", "woman in a red coat swimming"
@@ -31,10 +31,13 @@ def compilations(call, *args, **options) -> int:
 
 
 @pytest.fixture(scope="module")
-def model(openmoji, tmp_path_factory):
-    path = tmp_path_factory.mktemp("sizes")
-    train(tiny(openmoji), path, jax.devices()[:1])
-    return mmjax.load(path, devices=jax.devices()[:1])
+def model(openmoji):
+    """With random weights, those that start at zero among them."""
+    made = run.prepare(tiny(openmoji), jax.devices()[:1])
+    params = jax.jit(made.model.init)(jax.random.key(0))
+    out = params["patch_out"]
+    out["patch"] = 0.1 * jax.random.normal(jax.random.key(1), out["patch"].shape)
+    return trained_module.Trained(made, params, 0)
 
 
 def asked(*captions: str) -> list:
@@ -97,12 +100,12 @@ def test_many_documents_are_read_a_few_at_a_time(model, name, monkeypatch):
     seen: list[Batch] = []
 
     def compiled(self, function, **static):
-        def run(params, rows, *more):
+        def called(params, rows, *more):
             seen.append(rows)
             b, length = rows.tokens.shape
             return np.zeros((b, length) if name == "score" else (b, 4), np.float32)
 
-        return run
+        return called
 
     monkeypatch.setattr(trained_module.Trained, "compiled", compiled)
     monkeypatch.setattr(sizes, "POSITIONS", 2048)
@@ -126,8 +129,8 @@ def test_log_likelihoods_hold_no_logits_of_all_positions():
     batch = families.batch_of(e, 64)
 
     def held(function) -> int:
-        run = jax.jit(partial(function, made.parts)).lower(params, batch).compile()
-        return run.memory_analysis().temp_size_in_bytes
+        program = jax.jit(partial(function, made.parts)).lower(params, batch).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
     whole = 4 * 64 * 48 * 16384
     assert held(text_log_likelihood) < 0.5 * whole < whole < held(logits_at_once)

@@ -23,7 +23,7 @@ from mmjax.data.resize import RESIZE
 from mmjax.data.transform import conversation
 from mmjax.error import UserError
 from mmjax.run import prepare
-from mmjax.sample import prompt, request, talk
+from mmjax.sample import prompt, request, sizes, talk
 from mmjax.train import train
 from mmjax.trained import Trained
 
@@ -284,9 +284,10 @@ def test_a_row_is_planned_by_what_is_asked(model, photo):
     vast = talk.Wish(100_000, 50)
     plan_ = talk.plan(asked, rows, vast, length, 16, model.run.model.parts)
     assert (plan_.words <= length).all() and (plan_.limit <= length).all()
-    for wish, most in ((vast, length + 1 - rows.tokens.shape[1]), (talk.Wish(10, 0), 10 + 18)):
+    for wish, most in ((vast, length + 1), (talk.Wish(10, 0), taken.max() + 10 + 18)):
         room = talk.room(asked, rows, wish, length, model.run.model.parts)[0]
-        assert room == min(most, length + 1 - rows.tokens.shape[1])
+        total = rows.tokens.shape[1] + room
+        assert min(most, length + 1) <= total == sizes.length_of(min(most, length + 1), length + 1)
     end = [v.eos, v.eos]
     assert plan.ends.tolist() == [end, end, [v.eos, v.sep], [v.eoss, v.eos], [v.eoss, v.eos]]
 
