@@ -183,7 +183,7 @@ class Trained:
         pictures, stop = _counts(pictures, stop)
         self._check_pictures(asked, pictures, stop)
         c = self.sample_config(options)
-        wish, keys = talk.Wish(c.text, pictures, stop), row_keys(seed, len(asked))
+        wish, keys = talk.Wish(c.text, pictures, stop), sizes.keys_of(seed, len(asked))
         of, how = self.of_kind(options.get("kind", "image")), self.abilities.generate
         sampler = how if callable(how) else SAMPLERS[how or ""]
         keys = sizes.wrap(keys) if callable(how) else keys
@@ -273,9 +273,8 @@ class Trained:
     def _laid_in_parts(self, documents: Sequence) -> Iterator[tuple[list[Document], Batch]]:
         """The same, DOCUMENTS at a time: their images need not be decoded all at once."""
         whole = self._whole(documents)
-        for first in range(0, len(whole), DOCUMENTS):
-            some = whole[first : first + DOCUMENTS]
-            yield some, self._lay_out(some, first + 1)
+        for at in range(0, len(whole), DOCUMENTS):
+            yield whole[at : at + DOCUMENTS], self._lay_out(whole[at : at + DOCUMENTS], at + 1)
 
     def score(self, documents: Sequence, images: bool | None = None) -> np.ndarray:
         """[n] log-likelihood in nats of all text of each document, given its images as they are.
@@ -330,9 +329,8 @@ class Trained:
             raise UserError(
                 f"a {self.run.experiment.family} embeds nothing; load a model that does"
             )
-        function = own if callable(own) else decode.embedding
-        laid = self._laid_in_parts(documents)
-        return np.concatenate([self.call(function, rows) for _, rows in laid])
+        how, laid = own if callable(own) else decode.embedding, self._laid_in_parts(documents)
+        return np.concatenate([self.call(how, rows) for _, rows in laid])
 
     def classify(
         self, pictures: Sequence, names: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -411,18 +409,3 @@ def _counts(pictures, stop) -> tuple[int, int]:
     except UserError as error:
         raise UserError(f"{error}, 0 to pictures={most}") from error
     return most, last
-
-
-def row_keys(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """[count, 2] data of keys: of each row's own seed, or of one seed and the row's place.
-
-    Raises:
-        UserError: for a number of seeds that is not `count`, or one outside 0 ... 2**32 - 1.
-    """
-    one = isinstance(seed, str | bytes) or np.ndim(seed) == 0  # type: ignore[arg-type]
-    seeds = [values.whole("seed", s) for s in ([seed] if one else list(seed))]  # type: ignore
-    if not one and len(seeds) != count:
-        raise UserError(f"{len(seeds)} seeds for {count} prompts: give one, or one a prompt")
-    if wrong := [s for s in seeds if not 0 <= s < 2**32]:
-        raise UserError(f"seed={wrong[0]} must lie between 0 and {2**32 - 1}")
-    return sizes.row_keys(seeds * count if one else seeds, range(count) if one else [0] * count)

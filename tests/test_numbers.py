@@ -9,7 +9,8 @@ from tiny import tiny, tiny_config
 
 from mmjax import config, run, values
 from mmjax.error import UserError
-from mmjax.trained import Trained, _counts, load, row_keys
+from mmjax.sample.sizes import keys_of as row_keys
+from mmjax.trained import Trained, _counts, load
 
 WHOLE = [5, np.int64(5), np.uint8(5), np.array(5), jnp.int32(5)]
 REAL = [0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), jnp.float32(0.5)]

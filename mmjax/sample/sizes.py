@@ -17,7 +17,9 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
+from mmjax import values
 from mmjax.batch import Batch
+from mmjax.error import UserError
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
 MULTIPLE = 16  # of lengths
@@ -88,6 +90,21 @@ def row_keys(seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
     size = power_of(len(seeds), 4)
     both = padded((np.array(seeds, np.uint32), np.array(places, np.uint32)), size)
     return np.asarray(_folded(*both))[: len(seeds)]
+
+
+def keys_of(seed: int | Sequence[int], count: int) -> np.ndarray:
+    """[count, 2] data of keys: of each row's own seed, or of one seed and the row's place.
+
+    Raises:
+        UserError: for a number of seeds that is not `count`, or one outside 0 ... 2**32 - 1.
+    """
+    one = isinstance(seed, str | bytes) or np.ndim(seed) == 0  # type: ignore[arg-type]
+    seeds = [values.whole("seed", s) for s in ([seed] if one else list(seed))]  # type: ignore
+    if not one and len(seeds) != count:
+        raise UserError(f"{len(seeds)} seeds for {count} prompts: give one, or one a prompt")
+    if wrong := [s for s in seeds if not 0 <= s < 2**32]:
+        raise UserError(f"seed={wrong[0]} must lie between 0 and {2**32 - 1}")
+    return row_keys(seeds * count if one else seeds, range(count) if one else [0] * count)
 
 
 wrap = jax.jit(jax.random.wrap_key_data)
