@@ -340,3 +340,31 @@ def test_a_choice_out_of_range_is_refused_by_name(name, value):
 
 def test_a_choice_can_be_a_static_argument():
     assert hash(OFF) == hash(replace(OFF)) and OFF == replace(OFF) and OFF != COLD
+
+
+def test_a_choice_whose_numbers_are_arguments_chooses_the_same():
+    """One program for many choices, bit for bit what each is alone."""
+    logits = 3.0 * jax.random.normal(jax.random.key(7), (64, 90))
+    seen = jax.random.bernoulli(jax.random.key(8), 0.3, logits.shape)
+    keys = jax.random.split(jax.random.key(9), 64)
+    programs = jax.jit(partial(choose))
+    sizes = set()
+    for choice in (
+        ALL,
+        replace(ALL, top_k=17, temperature=1.3),
+        replace(ALL, top_p=1.0, min_p=0.0, repetition=1.0),
+        replace(ALL, temperature=0.0),
+        replace(OFF, min_p=0.2),
+        OFF,
+        replace(OFF, top_p=0.5),
+    ):
+        rule = c.rule_of(choice)
+        sizes.add(rule.ranked)
+        np.testing.assert_array_equal(
+            programs(logits, rule, keys, seen), CHOOSE(logits, choice, keys, seen)
+        )
+    assert programs._cache_size() == len(sizes) == 3
+    for k in (1, 4, 90):
+        exact = CONTRAST(logits[:32], logits[32:], 0.1, k=k)
+        found = jax.jit(c.contrast, static_argnums=4)(logits[:32], logits[32:], 0.1, k, 128)
+        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(exact))
