@@ -29,7 +29,7 @@ LOGITS = 1 << 28  # numbers in the logits of one step, where a step has them of 
 
 def length_of(n: int, most: int | None = None) -> int:
     """The least length of the few that holds n positions; `most`: which no length needs to pass."""
-    size = 1 << max(n - 1, 31).bit_length()
+    size = power_of(n, 32)
     if size > 256 and n <= 3 * size // 4:
         size = 3 * size // 4
     return size if most is None else max(min(size, multiple(most)), multiple(n))
@@ -42,7 +42,7 @@ def multiple(n: int) -> int:
 
 def power_of(n: int, least: int = 1) -> int:
     """The least power of two from n on, and at least `least`."""
-    return max(1 << max(n - 1, 0).bit_length(), least)
+    return max(1 << max(int(n) - 1, 0).bit_length(), least)
 
 
 def rows_of(n: int, split: int = 1) -> int:
@@ -87,6 +87,8 @@ def _folded(seeds, places):
 
 def row_keys(seeds: Sequence[int], places: Sequence[int]) -> np.ndarray:
     """[n, 2] uint32: data of each row's key, which depends on its seed and place alone."""
+    if not len(seeds):
+        return np.zeros((0, 2), np.uint32)
     size = power_of(len(seeds), 4)
     both = padded((np.array(seeds, np.uint32), np.array(places, np.uint32)), size)
     return np.asarray(_folded(*both))[: len(seeds)]
