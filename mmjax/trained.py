@@ -306,8 +306,7 @@ class Trained:
 
     def log_likelihood(self, rows: Batch, opens=True) -> np.ndarray:
         """[b, l] f32: log p of each token after those before it; opens, [b] bool: see `decode`."""
-        told = np.broadcast_to(np.asarray(opens), (len(rows.tokens),))
-        return self.call(self._scorer(), rows, each=(told,))
+        return self.call(self._scorer(), rows, each=(np.broadcast_to(opens, len(rows.tokens)),))
 
     def _scorer(self) -> Callable:
         """What makes log-likelihoods; raises a UserError for a family that has none."""
