@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class Checkpoints:
     keep: "_Keep"
     last: int | None  # the step on disk that the caller's next state continues from
     pending: tuple[int, ocp.AsyncResponse] | None = None  # the step being written
+    failed: bool = False  # whether a save ever failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +96,14 @@ def open_checkpoints(
     keep = _Keep(keep_best, losses)
     try:
         os.makedirs(directory, exist_ok=True)
-        _set_aside(directory, unwanted)
         _clear(directory)
+        _set_aside(directory, unwanted)
         path = Path(directory)
         checkpoints = Checkpoints(path, _manager(directory, keep), keep, resumed)
     except OSError as e:
         raise UserError(f"checkpoints in {directory}: {e.strerror}; choose another place") from e
     with contextlib.ExitStack() as stack:
+        stack.callback(lambda: _clear(directory, late=checkpoints.failed))
         stack.callback(lambda: checkpoints.manager.close())  # a failed save replaces the manager
         stack.callback(wait, checkpoints)
         yield checkpoints
@@ -209,7 +212,7 @@ def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception
     with contextlib.suppress(OSError, ValueError):
         checkpoints.manager.wait()  # raises `error` once more, in this thread
     checkpoints.manager.close()
-    directory = checkpoints.directory
+    checkpoints.failed, directory = True, checkpoints.directory
     _clear(directory)
     checkpoints.manager = _manager(directory, checkpoints.keep)
     if not (code := errno_of(error)):
@@ -220,12 +223,16 @@ def _failure(checkpoints: Checkpoints, step: int, error: Exception) -> Exception
     )
 
 
-def _clear(directory: Directory) -> None:
-    """Removes steps that were half written by a save that failed or was killed."""
-    if jax.process_index() == 0:
-        for name in filter(TEMPORARY.fullmatch, os.listdir(directory)):
-            shutil.rmtree(Path(directory) / name, ignore_errors=True)
-    multihost_utils.sync_global_devices("mmjax.checkpoint: half-written steps removed")
+def _clear(directory: Directory, late: bool = False) -> None:
+    """Removes steps that were half written by a save that failed or was killed.
+
+    late: for a second, as some of orbax's threads go on writing for a while.
+    """
+    for attempt in range(10 if late else 1):
+        time.sleep(0.1 * (attempt > 0))
+        if jax.process_index() == 0 and os.path.isdir(directory):
+            for name in filter(TEMPORARY.fullmatch, os.listdir(directory)):
+                shutil.rmtree(Path(directory) / name, ignore_errors=True)
 
 
 def set_aside(checkpoints: Checkpoints, first: int) -> list[tuple[int, str]]:

@@ -75,7 +75,8 @@ def kernel() -> str:
 def this_process() -> Owner:
     """The owner that this process is."""
     pid = os.getpid()
-    command = shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])[:200]
+    name = Path(sys.argv[0]).name.replace("__main__.py", "mmjax") or "python"
+    command = shlex.join([name, *sys.argv[1:]])[:100]
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return Owner(socket.gethostname(), pid, started(pid) or "", kernel(), command, since)
 
