@@ -119,8 +119,8 @@ class Trained:
         named = {"text", *self.abilities.options}
         if strange := set(options) - named:
             raise UserError(
-                f"{min(strange)} is no option of a {family}{near(min(strange), named)}; have: "
-                f"{', '.join(sorted(named))}"
+                f"{min(strange)} is no option of a {family}; have: {', '.join(sorted(named))}"
+                f"{near(min(strange), named)}"
             )
         self.sample_config(options)
 
