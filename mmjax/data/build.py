@@ -148,8 +148,9 @@ def _source(src: str, form: str, options: Mapping[str, Any], shares: Shares) -> 
     if shares:
         found["shares"] = shares
     if form:
-        path = Path(src)
-        files = walk(path, bool(options.get("follow_links"))).files if path.exists() else []
+        path, follow = Path(src), bool(options.get("follow_links"))
+        places = [path, *(Path(options[name]) for name in ("images",) if options.get(name))]
+        files = [f for place in places if place.exists() for f in walk(place, follow).files]
         state = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         found |= {
             "src": str(path.resolve()),

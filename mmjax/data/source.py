@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 BYTES = 512 << 20  # most of a file, or of a member of an archive, that is read whole
 LINE = 64 << 20  # most bytes of a line
+ELSEWHERE = "if images lie elsewhere, --images=DIR names the directory they are read below"
 
 
 class Places(NamedTuple):
@@ -41,12 +42,10 @@ def named(name: str, places: Places) -> bytes:
     files = [base / name for base in places.bases]
     file = next((file for file in files if os.path.lexists(file)), None)
     if file is None:
-        raise ValueError(f"{name}: no such file{', its name holds a null' * (chr(0) in name)}")
+        null = ", its name holds a null" if "\0" in name else ""
+        raise ValueError(f"{name}: no such file{null}; {ELSEWHERE}")
     if not within(file, places.roots, places.follow_links):
-        raise ValueError(
-            f"{name} lies outside the source's directory; if images lie elsewhere, --images=DIR "
-            f"names the directory they are read below"
-        )
+        raise ValueError(f"{name} lies outside the source's directory; {ELSEWHERE}")
     return content(file)
 
 

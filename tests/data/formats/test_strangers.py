@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import outcome, picture
 
-from mmjax.data import source
+from mmjax.data import build, source
 from mmjax.data.formats import (
     array,
     caption,
@@ -360,3 +360,26 @@ def test_a_file_has_a_limit(tmp_path, small):
     (tmp_path / "b.png").write_bytes(picture() + bytes(20_000))
     records, reasons = outcome(folder.items(tmp_path))
     assert list(records) == ["a.png"] and reasons == {"b.png": "b.png has more than 10,000 bytes"}
+
+
+def test_a_directory_of_images_is_part_of_what_a_set_was_built_from(tmp_path):
+    for name in ("home", "other"):
+        (tmp_path / name).mkdir()
+    for i in range(12):
+        (tmp_path / f"other/{i}.png").write_bytes(picture(i))
+    lines = [json.dumps({"image": f"{i}.png", "caption": f"image {i}"}) for i in range(12)]
+    (tmp_path / "home/a.jsonl").write_text("\n".join(lines))
+
+    def built(images):
+        src, options = str(tmp_path / "home"), {"images": str(images)}
+        return build.build(src, tmp_path / "set", "jsonl", 300, options=options)
+
+    found = built(tmp_path / "other")
+    assert found["documents"] == 12 and found["rejected"] == 0
+    assert built(tmp_path / "other") == found
+    (tmp_path / "other/0.png").write_bytes(picture(99))
+    with pytest.raises(UserError, match="source"):
+        built(tmp_path / "other")
+    with pytest.raises(UserError, match="gone does not exist"):
+        build.build(str(tmp_path / "home"), tmp_path / "b", "jsonl", 300,
+                    options={"images": str(tmp_path / "gone")})  # fmt: skip
