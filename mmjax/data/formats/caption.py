@@ -38,6 +38,8 @@ def worded(text: Any, what: str = "caption") -> str:
         raise ValueError(f"no {what}")
     if not isinstance(text, str):
         raise ValueError(f"{what} is not text but {type(text).__name__}")
+    if len(text) > LINE:
+        raise ValueError(f"{what} of more than {LINE:,} characters")
     if not text.strip():
         raise ValueError(f"empty {what}")
     return writable(text, what).strip()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmjax.batch import Image, Text
+from mmjax.data.formats import pages
 from mmjax.data.formats.caption import worded
 from mmjax.data.formats.files import damaged, label, listed, rest, split_of
 from mmjax.data.formats.picture import checked
@@ -19,7 +20,8 @@ from mmjax.data.source import bounded
 from mmjax.error import UserError
 
 CAPTIONS = ("caption", "text", "label_text", "answer", "description", "alt_text", "report")
-ROWS = 64  # decoded at a time
+ROWS = 64  # whose captions are decoded at a time
+PAGE = 1 << 30  # most bytes of a page unpacked, which is held as a whole
 DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises for damaged files
 # Hugging Face's names of the files of one split.
 _SHARD = re.compile(r"(train|validation|test)-\d+-of-\d+")
@@ -155,10 +157,25 @@ def _rows(file: Path, root: Path, columns: Columns | str) -> Iterator[Item]:
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
             first = 0
             for group in range(table.num_row_groups):
-                yield from _group(table, group, first, columns, name, split)
-                first += table.metadata.row_group(group).num_rows
+                count = table.metadata.row_group(group).num_rows
+                if (size := _largest_page(file, table, group, columns)) > PAGE:
+                    why = f"a page of {size:,} bytes, more than {PAGE:,}"
+                    reason = f"row group of {count:,} rows with {why}; write it in smaller pages"
+                    yield damaged(f"{name}:{first}", reason)
+                else:
+                    yield from _group(table, group, first, columns, name, split)
+                first += count
     except DAMAGE as error:
         yield damaged(name, f"cannot be read: {_line(error)}")
+
+
+def _largest_page(file: Path, table: pq.ParquetFile, group: int, columns: Columns) -> int:
+    """Bytes of the largest page that would be unpacked; 0 where that is not told."""
+    wanted = {columns.image.split(".")[0], columns.caption}
+    try:
+        return pages.largest(file, table.metadata, group, wanted)
+    except (ValueError, OSError):
+        return 0  # pyarrow says what is wrong
 
 
 def _group(

@@ -22,6 +22,7 @@ from mmjax.data.formats import (
     folder,
     jsonl,
     llava,
+    pages,
     parquet,
     text,
     webdataset,
@@ -351,6 +352,42 @@ def test_a_cell_of_parquet_has_a_limit_and_the_next_is_read(tmp_path, small):
     records, reasons = outcome(parquet.items(tmp_path))
     assert [r.caption for r in records.values()] == ["a", "c"]
     assert reasons == {"a.parquet:1": "image has more than 10,000 bytes"}
+
+
+@pytest.mark.parametrize("how", [
+    {}, {"use_dictionary": False}, {"compression": "zstd"}, {"data_page_version": "2.0"},
+    {"write_page_checksum": True}, {"compression": "gzip", "use_byte_stream_split": False},
+])  # fmt: skip
+def test_the_largest_page_of_a_row_group_is_told(tmp_path, how):
+    images = [{"bytes": picture(i, size=20 + 10 * i), "path": "x"} for i in range(20)]
+    texts = [f"text {i}" for i in range(20)]
+    where = tmp_path / "a.parquet"
+    columns = pa.table({"image": images, "text": texts, "n": range(20)})
+    pq.write_table(columns, where, row_group_size=10, data_page_size=1, write_batch_size=1, **how)
+    known = pq.read_metadata(where)
+    each = [len(image["bytes"]) for image in images]
+    for group in (0, 1):
+        mine = each[10 * group : 10 * group + 10]
+        size = pages.largest(where, known, group, {"image"})
+        whole = how.get("use_dictionary", True)  # then all of a group's values stand on one page
+        assert (sum(mine) if whole else max(mine)) <= size < sum(mine) + 200
+        assert size > 10 * pages.largest(where, known, group, {"text"}) > 0
+    raw = bytearray(where.read_bytes())
+    raw[4:40] = b"\xff" * 36
+    where.write_bytes(raw)
+    with pytest.raises(ValueError):
+        pages.largest(where, known, 0, {"image"})
+
+
+def test_a_page_of_parquet_has_a_limit_and_the_next_group_is_read(tmp_path, monkeypatch):
+    images = [picture(0), picture(1), bytes(2_000_000), picture(2), picture(3), picture(4)]
+    table = pa.table({"image": images, "text": list("abcdef")})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=2)
+    monkeypatch.setattr(parquet, "PAGE", 1_000_000)
+    records, reasons = outcome(parquet.items(tmp_path))
+    assert [r.caption for r in records.values()] == ["a", "b", "e", "f"]
+    assert list(reasons) == ["a.parquet:2"]
+    assert "row group of 2 rows with a page of 2,000" in reasons["a.parquet:2"]
 
 
 def test_a_file_has_a_limit(tmp_path, small):
