@@ -27,7 +27,7 @@ from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.data.transform import ASKED
 from mmjax.destination import MARK, making, marked
-from mmjax.error import UserError
+from mmjax.error import UserError, some
 from mmjax.lock import LOCK
 from mmjax.models import Model, family_of
 from mmjax.models.family import lies_in
@@ -198,7 +198,7 @@ def fits(family: str, c, vocabulary: Vocabulary, have: Mapping[str, tuple[int, .
     want = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
     shapes = {name: x.shape for name, x in want.items()}
     if wrong := sorted(n for n in {*shapes, *have} if shapes.get(n) != have.get(n)):
-        raise ValueError(f"the table of a {family} is wrong about {', '.join(wrong)}")
+        raise ValueError(f"the table of a {family} is wrong about {some(wrong)}")
 
 
 def hold(workdir: str | Path) -> Held:
