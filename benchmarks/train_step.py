@@ -53,7 +53,7 @@ def mmjax_step(s: Size):
     from mmjax.run import families
     from mmjax.step import init_state, train_step
 
-    base = config.load(str(turns.ROOT / "experiments" / "quickstart.py"))
+    base = config.load(str(turns.ROOT / "experiments" / "base.py"))
     d = base.model.decoder
     d.update(width=s.width, depth=s.depth, heads=s.heads, kv_heads=s.heads, mlp=s.mlp)
     d.unroll = s.depth

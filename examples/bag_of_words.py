@@ -33,8 +33,8 @@ from mmjax.sample_config import Choice
 
 
 def get_config():
-    """The experiment: the quickstart's data, read by this family."""
-    c = load(str(Path(__file__).parent.parent / "experiments" / "quickstart.py"))
+    """The experiment: the base's data, read by this family."""
+    c = load(str(Path(__file__).parent.parent / "experiments" / "base.py"))
     c.family = "examples.bag_of_words"
     c.model = dict(width=64)
     c.steps = 300

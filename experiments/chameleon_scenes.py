@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's fields with Chameleon's model and objective."""
-    c = load(str(HERE / "quickstart.py"))
+    """The base's fields with Chameleon's model and objective."""
+    c = load(str(HERE / "base.py"))
     codec = load(str(HERE / "codec_scenes.py"))
     c.steps = 8000
     c.save_every = 500

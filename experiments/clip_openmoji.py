@@ -13,7 +13,7 @@ from mmjax.config import load
 
 def get_config() -> ConfigDict:
     """Rows of eight pairs, a picture being one position of them."""
-    c = load(str(Path(__file__).parent / "quickstart.py"))
+    c = load(str(Path(__file__).parent / "base.py"))
     c.batch = 16
     c.data.image = c.data.patch = 32
     c.data.images = 8

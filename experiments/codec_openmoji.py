@@ -12,8 +12,8 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's fields, for pictures alone: rows of 16 pictures of one position each."""
-    c = load(str(Path(__file__).parent / "quickstart.py"))
+    """The base's fields, for pictures alone: rows of 16 pictures of one position each."""
+    c = load(str(Path(__file__).parent / "base.py"))
     c.steps = 1500
     c.batch = 2
     c.data.image = 32

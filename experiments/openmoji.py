@@ -1,4 +1,4 @@
-"""The quickstart at 32 x 32 pixels: ten minutes to an hour on two CPU cores.
+"""OpenMoji at 32 x 32 pixels in 64 patches, a larger decoder: ten minutes to an hour on two cores.
 
 Run:  mmjax train --config=experiments/openmoji.py --workdir=out/openmoji
 """
@@ -11,8 +11,8 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The quickstart with larger pictures and a larger model."""
-    c = load(str(Path(__file__).parent / "quickstart.py"))
+    """The base with larger images and a larger model."""
+    c = load(str(Path(__file__).parent / "base.py"))
     c.steps = 2500
     c.batch = 6
     c.model.image = 32

@@ -12,10 +12,10 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The 32 x 32 experiment on another data set, and shorter."""
-    c = load(str(Path(__file__).parent / "openmoji.py"))
-    c.steps = 1000
-    c.data.sources = dict(own=dict(path="out/data/own", weight=1.0, template="", balance=False))
+    """The quickstart on another data set."""
+    c = load(str(Path(__file__).parent / "quickstart.py"))
+    own = dict(path="out/data/own", weight=1.0, template="", balance=False)
+    c.data.sources = dict(own=own, captions=own | dict(template="caption"))
     # Mean and deviation of pixels in [-1, 1]: those of photographs, about.
     c.model.signal_mean = 0.0
     c.model.signal_std = 0.5

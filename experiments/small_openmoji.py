@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 
 
 def get_config() -> ConfigDict:
-    """The small Transfusion's fields on the quickstart's data, 64 patches a picture."""
+    """The small Transfusion's fields on the base's data, 64 patches a picture."""
     c = load(str(HERE / "small_transfusion.py"))
-    c.data.sources = load(str(HERE / "quickstart.py")).data.sources
+    c.data.sources = load(str(HERE / "base.py")).data.sources
     c.data.image = c.model.image = 32
     c.evals.drawings = 256
     return c

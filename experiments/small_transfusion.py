@@ -15,8 +15,8 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The quickstart on other data, with a narrower decoder and more steps."""
-    c = load(str(Path(__file__).parent / "quickstart.py"))
+    """The base on other data, with a narrower decoder and more steps."""
+    c = load(str(Path(__file__).parent / "base.py"))
     c.steps = 1500
     c.data.sources = dict(
         scenes=dict(path="out/data/scenes16", weight=1.0, template="", balance=False)

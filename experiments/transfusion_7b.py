@@ -20,8 +20,8 @@ LENGTHS = {"text": 1000, "pairs": 300}  # mean positions of a document
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's fields at full size."""
-    c = load(str(HERE / "quickstart.py"))
+    """The base's fields at full size."""
+    c = load(str(HERE / "base.py"))
     codec = load(str(HERE / "codec_transfusion.py"))
     c.steps, c.batch, c.log_every, c.save_every = 250_000, 512, 50, 1000
     c.data.length, c.data.images, c.data.workers = 4096, 16, 8

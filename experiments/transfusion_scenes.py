@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 
 
 def get_config() -> ConfigDict:
-    """Chameleon's experiment with the quickstart's way with pictures."""
+    """Chameleon's experiment with the base's way with images."""
     c = load(str(HERE / "chameleon_scenes.py"))
-    base = load(str(HERE / "quickstart.py"))
+    base = load(str(HERE / "base.py"))
     base.model.decoder = c.model.decoder
     base.model.image = c.data.image
     base.model.patch = c.data.patch

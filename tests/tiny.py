@@ -8,8 +8,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def tiny_config(data: Path | str = "unused", **changes):
-    """quickstart.py shrunk; `changes` are dotted names with `__` for the dot."""
-    c = config.load(str(ROOT / "experiments" / "quickstart.py"))
+    """base.py shrunk; `changes` are dotted names with `__` for the dot."""
+    c = config.load(str(ROOT / "experiments" / "base.py"))
     c.data.sources.openmoji.path = str(data)
     small = {
         "batch": 8,
