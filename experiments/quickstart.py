@@ -12,9 +12,9 @@ from mmjax.config import load
 
 
 def get_config() -> ConfigDict:
-    """The base with larger images; it reads them without noise, and in small batches."""
+    """The base with larger images; it reads them without noise."""
     c = load(str(Path(__file__).parent / "base.py"))
-    c.steps, c.batch = 3200, 4
+    c.steps = 1800
     c.data.image = c.model.image = 32
     c.data.patch = c.model.patch = 8
     # One source teaches to draw, the other to write: its images have no loss and no noise. Noisy
@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
     c.data.sources.captions = ConfigDict(draw.to_dict() | dict(template="caption"))
     c.model.time_mean = -1.0  # larger patches hide more: more noise
     c.model.image_weight = 3.0
-    c.optim.peak = 4e-3
+    c.optim.peak = 6e-3
     c.sample.guidance = 2.0
     return c
