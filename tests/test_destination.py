@@ -214,7 +214,7 @@ def test_train_asks_before_anything_is_done(home, tmp_path, capsys):
     """The check is made by the command, not only there to be made."""
     shutil.copytree(home / "model", tmp_path / "model")
     before = tree(tmp_path)
-    flag = f"--config={ROOT}/experiments/quickstart.py"
+    flag = f"--config={ROOT}/experiments/base.py"
     assert verb("train", flag, f"--workdir={tmp_path / 'model'}") == 2
     assert "is no workdir of `mmjax train`, but has config.json" in capsys.readouterr().err
     assert tree(tmp_path) == before

@@ -10,7 +10,7 @@ from verb_flags import taken_back
 
 from mmjax import __main__ as door
 
-QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
+QUICKSTART = f"--config={ROOT}/experiments/base.py"
 # How ml_collections reads an experiment file.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
 

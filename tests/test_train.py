@@ -367,7 +367,7 @@ def test_missing_data_names_the_command(tmp_path):
 def command(openmoji, workdir, **changes) -> list[str]:
     flags = FLAGS | {"config.steps": 12, "config.data.sources.openmoji.path": openmoji} | changes
     return [
-        sys.executable, "-m", "mmjax", "train", f"--config={ROOT}/experiments/quickstart.py",
+        sys.executable, "-m", "mmjax", "train", f"--config={ROOT}/experiments/base.py",
         f"--workdir={workdir}", *(f"--{k}={v}" for k, v in flags.items()),
     ]  # fmt: skip
 

@@ -244,7 +244,7 @@ def test_documents_larger_than_a_row_are_left_out_and_counted():
 
 
 def test_rows_of_real_documents_are_nearly_full(openmoji):
-    """16 patches a picture, 128 positions a row, as in experiments/quickstart.py."""
+    """16 patches a picture, 128 positions a row, as in experiments/base.py."""
     tokenizer = bpe.load(openmoji / "tokenizer.json")
     records = data.read(openmoji, "train")
     lengths = [20 + len(bpe.encode(tokenizer, records[i].caption)) for i in range(1024)]
