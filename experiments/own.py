@@ -2,6 +2,8 @@
 
 Run:  mmjax data build --src=PHOTOS --format=folder --dst=out/data/own
       mmjax train --config=experiments/own.py --workdir=out/own
+      mmjax data describe --src=out/data/own --signal --size=32
+The last measures model.signal_mean and model.signal_std of one's own images.
 """
 
 from pathlib import Path

@@ -7,6 +7,9 @@ The smaller sizes of Table 2 edit this one: transfusion_016b, _037b, _076b, _14b
 Run:  mmjax train    --config=experiments/codec_transfusion.py --workdir=out/codec_transfusion
       mmjax tokenize --config=experiments/transfusion_7b.py --workdir=out/codec_transfusion
       mmjax train    --config=experiments/transfusion_7b.py --workdir=out/transfusion_7b
+
+`mmjax tokenize` prints the mean and deviation of the latents, to be given to the training as
+--config.model.signal_mean and --config.model.signal_std; so does `mmjax data describe --signal`.
 """
 
 from pathlib import Path
@@ -39,7 +42,7 @@ def get_config() -> ConfigDict:
     m.image, m.patch = 256, 16
     m.path, m.prediction, m.target, m.time_std = "cosine", "noise", "noise", 0.0
     m.z_weight = 0.0
-    m.signal_mean, m.signal_std = 0.0, 1.0  # measure them on the latents of one's own codec
+    m.signal_mean, m.signal_std = 0.0, 1.0  # of one's own codec: see above
     d = m.decoder
     d.width, d.depth, d.heads, d.kv_heads, d.mlp = 4096, 32, 32, 32, 11008
     d.qk_norm, d.remat, d.unroll, d.dtype = False, True, 1, "bfloat16"

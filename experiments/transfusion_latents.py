@@ -3,6 +3,7 @@
 Run:  as codec_kl_scenes.py, and
       mmjax tokenize --config=experiments/transfusion_latents.py --workdir=out/codec_kl_scenes
       mmjax train    --config=experiments/transfusion_latents.py --workdir=out/transfusion_latents
+`mmjax tokenize` prints the model.signal_mean and model.signal_std of the latents.
 """
 
 from pathlib import Path

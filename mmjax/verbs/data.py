@@ -4,6 +4,7 @@ mmjax data build --src=photos --format=folder --dst=out/data/photos     your own
 mmjax data build --src=openmoji|scenes|digits|prose --dst=DIR           sets that need no download
 mmjax data build --src=tfds:coco_captions --dst=DIR                     TFDS, prepared on disk
 mmjax data describe --src=out/data/photos                               counts, and checks files
+mmjax data describe --src=out/data/photos --signal --size=32            model.signal_mean and _std
 mmjax data show --src=out/data/photos --split=test --out=sheet.png      a contact sheet
 mmjax data tokenizer --src=DIR,DIR --dst=tokenizer.json                 one of several sets
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from absl import flags
 from rich.table import Table
 
-from mmjax.data import build, integrity, store
+from mmjax.data import build, integrity, signal, store
 from mmjax.destination import check_free
 from mmjax.error import UserError, near
 from mmjax.log import show_table
@@ -33,11 +34,16 @@ HELD = "share held out, where the source has no splits; by default 0.05"
 VALIDATION = flags.DEFINE_float("validation", None, f"{HELD}, of few documents one at least")
 TEST = flags.DEFINE_float("test", None, f"{HELD}, of few documents ten, or a fifth of them")
 COUNT = flags.DEFINE_integer("count", None, "records to show (96), or scenes to build (20,000)")
+SIGNAL = flags.DEFINE_bool("signal", False, "model.signal_mean and model.signal_std of the images")
+RESIZE = flags.DEFINE_string("resize", signal.RESIZE, "with --signal: data.resize, if not this")
 VERIFY = flags.DEFINE_bool("verify", False, "read every record and hold it against what was built")
+SIZE = flags.DEFINE_integer(
+    "size", None, "scenes, emoji, and with --signal: side of an image in pixels"
+)
 # Options of single sources; what is not given is left to the source.
 OPTIONS = (
     flags.DEFINE_bool("follow_links", None, "your own files: read links out of --src too"),
-    flags.DEFINE_integer("size", None, "scenes, emoji: side of an image in pixels"),
+    SIZE,
     flags.DEFINE_integer("level", None, "scenes: detail of captions, 1 to 3"),
     flags.DEFINE_float("information", None, "scenes: share of caption words that are true, 0 to 1"),
     flags.DEFINE_float("overlap", None, "scenes: how far objects may overlap, 0 to 0.6"),
@@ -114,7 +120,13 @@ def build_one(src: str, dst: str) -> None:
 
 
 def describe(src: str, dst: str) -> None:
-    """Prints counts; with --verify reads all of the set first."""
+    """Prints counts; with --verify reads all of the set first, with --signal only measures it."""
+    if SIGNAL.value:
+        found = signal.measure(src, SIZE.value, RESIZE.value)
+        if found is None:
+            raise UserError(f"--src={src} has no images to train on; a signal is of images")
+        print(found.line())
+        return
     if VERIFY.value:
         print(f"verified: {integrity.verify(src):,} records are those that were written")
     table(build.describe(src))
@@ -151,7 +163,11 @@ ACTIONS: Mapping[str, Action] = {
         (SRC, FORMAT, DST, VALIDATION, TEST, VOCABULARY, TOKENIZER, COUNT, *OPTIONS),
         build_one,
     ),
-    "describe": Action("counts what a data set holds, split by split", (SRC, VERIFY), describe),
+    "describe": Action(
+        "counts what a data set holds, split by split",
+        (SRC, VERIFY, SIGNAL, SIZE, RESIZE),
+        describe,
+    ),
     "show": Action("writes a contact sheet of a split", (SRC, SPLIT, OUT, COUNT), show),
     "tokenizer": Action(
         "trains a tokenizer on the texts of one or several data sets",

@@ -23,11 +23,14 @@ def main(rest: list[str]) -> int:
         raise UserError("give --config=NAME, or a file, and --workdir=DIR of a codec")
     from mmjax import config
     from mmjax.coding import tokenize
-    from mmjax.data import store
+    from mmjax.data import signal, store
     from mmjax.run import families
     from mmjax.trained import load
 
     data = config.resolve(CONFIG.value, families()).data
     for path in tokenize(data, load(WORKDIR.value)):
         print(f"{path}: ready; train with data.coded=True{store.left_out(path, store.info(path))}")
+        if store.info(path)["source"]["coded"]["dtype"] != "int32":
+            if (found := signal.measure(path)) is not None:
+                print(found.line())
     return 0
