@@ -24,7 +24,7 @@ import mmjax
 from mmjax import __main__ as door
 from mmjax import coding, config, conversion, evaluate, run, train, trained, verification
 from mmjax.batch import Vocabulary
-from mmjax.data import build
+from mmjax.data import build, signal
 from mmjax.data.sets import openmoji as openmoji_set
 from mmjax.data.sets import tfds
 from mmjax.error import UserError
@@ -67,7 +67,7 @@ def works(monkeypatch, tmp_path):
     for place, name in (
         (train, "train"), (evaluate, "evaluate"), (coding, "tokenize"), (build, "write"),
         (build, "describe"), (build, "show"), (build, "train_tokenizer"), (openmoji_set, "build"),
-        (conversion, "convert"), (verification, "verify"),
+        (conversion, "convert"), (verification, "verify"), (signal, "measure"),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, reached)
     monkeypatch.setattr(trained, "load", dry)
