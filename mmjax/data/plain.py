@@ -98,6 +98,7 @@ def plain(tokenizer: Tokenizer, vocab: Vocabulary | None, named: frozenset[str])
     meant |= told(vocab, {i: p for p, i in pieces.items()}) if vocab else set()
     unknown = _unknown(about["model"])
     sentinels = {vocab.bos, vocab.eos, vocab.sep, *vocab.stops} if vocab else set()
+    sentinels |= {pieces[piece] for piece in named & pieces.keys()}
     changed = _hide(about["model"], meant)
     for token in about["added_tokens"]:  # those that are special are passed over in a text
         changed |= token["id"] in meant and not token["special"]

@@ -132,6 +132,14 @@ def test_ids_that_the_models_vocabulary_gives_a_meaning(tmp_path):
     assert bpe.encode_all(t, [f"{text} what"], unknown) == [[7, 1, 2, 3, 4, 6]]
 
 
+def test_what_is_not_known_is_no_end_of_text():
+    """Where a tokenizer has one id for both."""
+    t = Tokenizer(models.WordLevel({"</s>": 0, "red": 1}, "</s>"))
+    t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert t.encode("red what").ids == [1, 0]
+    assert bpe.encode(t, "red what </s>") == [1]
+
+
 def test_only_a_documents_first_text_begins_with_a_space_where_a_tokenizer_says_so():
     """Metaspace with prepend_scheme="first": behind a picture or a token a text goes on."""
     t = bpe.with_sentinels(unigram_first())
