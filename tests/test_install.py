@@ -24,6 +24,7 @@ CFG = configparser.ConfigParser()
 CFG.read(ROOT / "setup.cfg")
 # Distributions whose modules have other names.
 MODULES = {
+    "Jinja2": "jinja2",
     "array-record": "array_record", "absl-py": "absl", "orbax-checkpoint": "orbax",
     "pillow": "PIL", "pyyaml": "yaml", "PyYAML": "yaml", "Jinja2": "jinja2",
     "tensorflow-datasets": "tensorflow_datasets",
@@ -95,7 +96,7 @@ def test_what_is_imported_is_required_or_an_extra_that_says_its_name():
 def test_a_package_that_lacks_is_named_with_its_extra(module, call, tmp_path, monkeypatch):
     (tmp_path / "src").mkdir()
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    ours = ("mmjax.data.formats.", "mmjax.data.sets.")
+    ours = ("mmjax.data.formats.", "mmjax.data.sets.", f"{module}.")
     for name in [n for n in sys.modules if n.startswith(ours)]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError) as refused:

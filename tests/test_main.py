@@ -152,7 +152,7 @@ def test_missing_data_names_the_command_that_makes_it(mmjax):
         (["data", "build", "--src=digits", "--dst=/proc/x"], "/proc/x: No such file or directory"),
         (["data", "build", "--src=openmoji", "--dst=/proc/x"], ": No such file or directory"),
         (["data", "describe", "--src=/dev/null/x"], "/dev/null/x holds no data set"),
-        (["convert", "--src=/dev/null/x", "--dst=y"], "/dev/null/x/config.json: Not a directory"),
+        (["convert", "--src=/dev/null/x", "--dst=y"], "/dev/null/x is a file; give the directory"),
         (["evaluate", "--workdir=/dev/null/x"], "/dev/null/x/config.json does not exist"),
         (["data", "describe", "--src=none"], "none holds no data set"),
         (["data", "show", "--src=none"], "none holds no data set"),
