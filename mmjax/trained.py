@@ -155,7 +155,7 @@ class Trained:
         """Continues prompts: those that end in `mmjax.IMAGE` with a picture, others with text.
 
         Args:
-            prompts: each a list of text, pictures (pathlib.Path, a file's bytes, PIL.Image or
+            prompts: each a list of text, pictures (pathlib.Path, bytes, an open file, PIL.Image or
                 uint8 [h, w, 3]), and perhaps a slot: a last IMAGE, or, for models trained on CM3's
                 objective, IMAGE or TEXT where something is missing.
             seed: of noise and text: one for all, or one a prompt. A prompt's result depends on its

@@ -1,5 +1,7 @@
 """Imported models against arrays that another library made of the same inputs."""
 
+import zipfile
+import zlib
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -202,6 +204,11 @@ def pixel_shape(c, pixels: np.ndarray) -> tuple[int, int, int]:
     return (3, max(high // side, 1) * side, max(wide // side, 1) * side)
 
 
+# What NumPy and the libraries below it raise for damaged files.
+DAMAGE = (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, RuntimeError,
+          zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+
 def arrays(path: Path) -> Mapping[str, np.ndarray]:
     """The arrays of a .npz.
 
@@ -210,7 +217,7 @@ def arrays(path: Path) -> Mapping[str, np.ndarray]:
     """
     try:
         found = {}
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             for name in file.files:
                 try:
                     found[name] = file[name]
@@ -219,5 +226,5 @@ def arrays(path: Path) -> Mapping[str, np.ndarray]:
         return found
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; --verify names a directory that has it") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except (*DAMAGE, MemoryError) as error:  # of a header that names more than there can be
+        raise UserError(f"{path} is damaged: {error}; write it again") from error

@@ -36,7 +36,7 @@ from absl import flags
 
 from mmjax.batch import EOS, SEP, Image, Sentinel
 from mmjax.config import DataConfig
-from mmjax.data.formats.picture import ENDINGS
+from mmjax.data.formats.picture import is_path
 from mmjax.data.kinds import encoded, only_read, with_kinds
 from mmjax.data.pixels import decode_all, encode
 from mmjax.error import UserError, some
@@ -118,7 +118,7 @@ def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
     for value in given:
         if value.endswith(".jsonl"):
             prompts += read_jsonl(Path(value), draws)
-        elif value.lower().endswith(ENDINGS):
+        elif is_path(value):
             prompts.append([Path(value)])
         else:
             prompts.append([value, IMAGE] if draws else [value])
@@ -183,7 +183,7 @@ def read_chats(given: list[str]) -> list[list[dict]]:
             home = Path(value).parent
             chats += [read_messages(row, where, home) for where, row in rows_of(Path(value))]
         else:
-            question.append(Path(value) if value.lower().endswith(ENDINGS) else value)
+            question.append(Path(value) if is_path(value) else value)
     if question:
         chats.append([{"role": "user", "content": question}])
     for number, turns in enumerate(chats, start=1):
@@ -315,7 +315,7 @@ def prompt_files(given: list[str]) -> list[Path]:
     """The files that are read for values of --prompt, those named in JSONL files too."""
     found: list[Path] = []
     for value in given:
-        if value.lower().endswith(ENDINGS):
+        if is_path(value):
             found.append(Path(value))
         if not value.endswith(".jsonl"):
             continue

@@ -1,11 +1,13 @@
 """Files of torch from strangers: nothing is read that does not lie in the record it is said to."""
 
+import io
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
+from mmjax import verification
 from mmjax.convert import pickled
 from mmjax.error import UserError
 
@@ -110,3 +112,21 @@ def test_what_is_no_table_of_names_is_said(tmp_path):
         file.writestr("x/data.pkl", pickle.dumps([3]))
     with pytest.raises(UserError, match="no tensors by name"):
         pickled.tensors(tmp_path / "c.pth")
+
+
+def test_arrays_of_damaged_archives_are_one_line(tmp_path):
+    np.savez(tmp_path / "good.npz", a=NUMBERS)
+    np.testing.assert_array_equal(verification.arrays(tmp_path / "good.npz")["a"], NUMBERS)
+    whole = (tmp_path / "good.npz").read_bytes()
+    head = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (1 << 45,)}
+    np.lib.format.write_array_header_1_0(head, about)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
+        file.writestr("a.npy", head.getvalue() + RAW)
+    np.save(tmp_path / "one.npy", NUMBERS)
+    for name, data in (("cut", whole[:-30]), ("flip", whole.replace(RAW[8:24], b"x" * 16)),
+                       ("none", b"PK"), ("one", (tmp_path / "one.npy").read_bytes())):  # fmt: skip
+        (tmp_path / f"{name}.npz").write_bytes(data)
+    for name in ("cut", "flip", "none", "one", "huge"):
+        with pytest.raises(UserError, match=rf"{name}\.npz is damaged: .*; write it again"):
+            verification.arrays(tmp_path / f"{name}.npz")

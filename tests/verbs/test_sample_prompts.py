@@ -25,6 +25,7 @@ from verb_flags import taken_back
 from mmjax import __main__ as door
 from mmjax.batch import EOS, SEP, Image
 from mmjax.config import resolve
+from mmjax.data.pixels import size_of
 from mmjax.error import UserError
 from mmjax.kind import KindConfig
 from mmjax.models import abilities_of, family
@@ -84,6 +85,33 @@ def test_a_picture_is_known_by_its_ending_and_must_be_there(verb, tmp_path, endi
     PIL.Image.new("RGB", (4, 4)).save(path, "PNG")
     assert verb.read_prompts([str(path)]) == [[path]]
     assert verb.read_prompts(["a drawing of a png"]) == [["a drawing of a png", IMAGE]]
+
+
+def test_an_image_that_is_not_read_is_no_text(verb, tmp_path):
+    path = tmp_path / "a.heic"
+    assert verb.read_prompts([str(path)]) == [[str(path), IMAGE]]  # of no file it is words
+    path.write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"a\.heic: .* not a picture of a known kind .*convert it"):
+        verb.read_prompts([str(path)])
+
+
+def test_a_turned_photo_is_upright_by_whichever_prompt_it_is_named(verb, lines, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    turned = PIL.Image.open(tmp_path / "a.jpg")
+    image = {"image": str(tmp_path / "a.jpg")}
+    for prompt in (
+        *verb.read_prompts([str(tmp_path / "a.jpg")]), *verb.read_jsonl(Path(lines(image))),
+        [turned], [image_of(tmp_path / "a.jpg")],
+    ):  # fmt: skip
+        (part,) = parse(prompt).document
+        assert size_of(part.data) == (8, 4)
+    turned.close()
+
+
+def image_of(path):
+    return path.read_bytes()
 
 
 def test_a_file_of_prompts_has_three_forms(verb, lines, photo):

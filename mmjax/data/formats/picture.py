@@ -1,5 +1,7 @@
 """Encoded images, accepted only if loaders read them."""
 
+import os
+
 from mmjax.data import pixels
 
 # File names that end so are images, of pixels.FORMATS.
@@ -13,6 +15,15 @@ UNREAD = (
     ".pdf", ".psd", ".xcf", ".ico", ".icns", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx",
     ".dds", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 )  # fmt: skip
+
+
+def is_path(text: str) -> bool:
+    """Whether a text on the command line is the path of an image.
+
+    One in a format that is not read is if the file is there, so that it is refused by name.
+    """
+    name = text.lower()
+    return name.endswith(ENDINGS) or (name.endswith(UNREAD) and os.path.isfile(text))
 
 
 def checked(data: bytes) -> bytes:
