@@ -71,7 +71,7 @@ def opened(src: Path) -> Source:
         raise
     except STRANGE as error:
         raise UserError(
-            f"{src} is not as Facebook released it: {reprlib.repr(error)}; fetch it anew"
+            f"{src} is not as Facebook released it: {repr(error)[:120]}; fetch it anew"
         ) from error
 
 
@@ -98,7 +98,7 @@ def understood(source: Source) -> tuple[Any, Source, Understood]:
         raise
     except STRANGE as error:
         raise UserError(
-            f"{where} holds what no such model has: {reprlib.repr(error)}; correct it or fetch it "
+            f"{where} holds what no such model has: {repr(error)[:120]}; correct it or fetch it "
             f"anew"
         ) from error
 

@@ -19,7 +19,7 @@ import mmjax
 from mmjax import config, conversion, run, start, values, verification
 from mmjax.batch import Text
 from mmjax.codecs import autoencoder, quantise
-from mmjax.convert import chameleon, hub, original, pickled
+from mmjax.convert import chameleon, hub, incoming, original, pickled
 from mmjax.data import build
 from mmjax.error import UserError
 from mmjax.run import read_config
@@ -150,6 +150,26 @@ def test_one_of_several_models_is_asked_for(copy):
 def test_what_is_missing_is_named(copy, name, match):
     (copy / name).unlink()
     refused(copy, match)
+
+
+def test_no_value_in_its_parameters_is_a_traceback(copy):
+    """Every field, with values of every other kind: read, or one line."""
+    file, refused = copy / MODEL / original.PARAMS, 0
+    good = json.loads(file.read_text())
+    for name in [*good["model"], "rope_theta", "model"]:
+        for x in (None, "x", 3.0, -1, 0, [1], {}, True, 10**9):
+            inner = {"model": x} if name == "model" else {"model": good["model"] | {name: x}}
+            file.write_text(json.dumps(inner))
+            try:
+                incoming.understood(incoming.opened(copy))
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 500
+    assert refused > 40
+    for content in ('{"model": 3}', '{"model": {"vocab": []}}', "[]", "{"):
+        (copy / "tokenizer" / original.TOKENS).write_text(content)
+        with pytest.raises(UserError):
+            incoming.opened(copy)
 
 
 def test_a_file_cut_short_is_named(copy):
