@@ -1,9 +1,8 @@
 """Where experiments lie: found by path, or by name among those that come with mmjax."""
 
-import difflib
 from pathlib import Path
 
-from mmjax.error import UserError
+from mmjax.error import UserError, near
 
 
 def directory() -> Path:
@@ -19,7 +18,7 @@ def experiment(named: str) -> str:
     What follows a colon, an argument of its `get_config`, stays.
 
     Raises:
-        UserError: if there is neither, with the nearest names.
+        UserError: if there is neither, with the nearest name.
     """
     name, colon, argument = named.partition(":")
     if Path(name).is_file():
@@ -27,10 +26,9 @@ def experiment(named: str) -> str:
     known = {path.stem: path for path in directory().glob("*.py")}
     if name in known:
         return f"{known[name]}{colon}{argument}"
-    near = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are those in {directory()}"
+    hint = near(Path(name).stem, known) or f"; the names are those in {directory()}"
     raise UserError(
-        f"experiment file {name} does not exist, and none of that name comes with mmjax; {hint}"
+        f"experiment file {name} does not exist, and none of that name comes with mmjax{hint}"
     )
 
 

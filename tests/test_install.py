@@ -123,7 +123,7 @@ def test_an_experiment_goes_by_path_and_by_name(tmp_path, monkeypatch):
         f"--config={at}/openmoji.py", "--workdir=x", "--config", f"{at}/own.py",
     ]  # fmt: skip
     for name in ("quickstrat", "none/quickstrat.py"):
-        with pytest.raises(UserError, match=f"{name} does not exist.*did you mean quickstart"):
+        with pytest.raises(UserError, match=f"{name} does not exist.*did you mean 'quickstart'"):
             config.load(name)
 
 
