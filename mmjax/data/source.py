@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -39,7 +40,9 @@ def named(name: str, places: Places) -> bytes:
     Raises:
         ValueError: if there is none, or see `content`. OSError: see there.
     """
-    files = [base / name for base in places.bases]
+    # A letter with an accent may be one character or two; file systems and tables differ in that.
+    spelled = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
+    files = [base / one for base in places.bases for one in spelled]
     file = next((file for file in files if os.path.lexists(file)), None)
     if file is None:
         null = ", its name holds a null" if "\0" in name else ""

@@ -11,6 +11,7 @@ from mmjax.batch import Text
 from mmjax.data import split, store, write
 from mmjax.data.formats.files import damaged, ignored
 from mmjax.data.record import Item, Record
+from mmjax.data.scenes.items import items as scenes
 from mmjax.error import UserError
 
 
@@ -96,6 +97,17 @@ def test_many_of_one_key_are_trained_on(tmp_path):
     told = [item._replace(split="test") for item in items("abc")]
     write.write(told, tmp_path / "told", {}, {"test": 0.5})
     assert counts(tmp_path / "told") == {"test": 3}
+
+
+def test_few_scenes_are_refused_where_none_trains():
+    told = []
+    for seed in range(30):
+        try:
+            found = list(scenes(count=1, seed=seed, size=16))
+            assert found[0].split == "train"
+        except UserError as error:
+            told.append(str(error))
+    assert 0 < len(told) < 15 and "--count=1 leaves no scene for training" in told[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, -0.1, 1.0, math.inf])

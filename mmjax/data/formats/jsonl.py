@@ -97,20 +97,31 @@ def _record(source: str, line: bytes, places: Places) -> Record:
     raw = parsed(line)
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
+    raw = _told(raw)
     _split_name(raw)
-    id = worded(raw["id"], "id") if raw.get("id") is not None else source
+    id = worded(_numbered(raw["id"]), "id") if "id" in raw else source
     facts = _facts(raw.get("facts"))
     if "parts" in raw:
         record = Record(id, _parts(raw["parts"], places), facts)
     elif "image" in raw:
         image = named(worded(raw["image"], "image"), places)
-        record = pair(id, raw.get("caption"), image, facts)
+        record = pair(id, raw.get("caption", raw.get("text")), image, facts)
     elif "text" in raw:
         record = Record(id, (Text(worded(raw["text"], "text")),), facts)
     else:
         raise ValueError('neither "parts", nor "text", nor "image" and "caption"')
     check(record)
     return record
+
+
+def _told(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without those that are null, which writers of tables put where there is nothing."""
+    return {name: value for name, value in raw.items() if value is not None}
+
+
+def _numbered(id: Any) -> Any:
+    """An id as text, also where it is a number."""
+    return str(id) if isinstance(id, int | float) and not isinstance(id, bool) else id
 
 
 def _facts(facts: Any) -> Mapping[str, Any]:
@@ -143,6 +154,7 @@ def _parts(parts: Any, places: Places) -> tuple[Text | Image, ...]:
 def _part(part: Any, places: Places) -> Text | Image:
     if not isinstance(part, dict):
         raise ValueError("not a JSON object")
+    part = _told(part)
     unknown = set(part) - {*KINDS, "loss"}
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}; have: {', '.join(KINDS)}, loss")

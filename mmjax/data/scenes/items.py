@@ -52,6 +52,10 @@ def items(
     ):
         if not low <= value <= high:
             raise UserError(f"--{name}={value} must lie between {low} and {high}")
+    if all(split_of(i, seed) != "train" for i in range(min(count, 100))):
+        raise UserError(
+            f"--count={count} leaves no scene for training with --seed={seed}; give more"
+        )
     make = partial(_record, size=size, overlap=overlap, most=most)
     if edits:
         make = partial(make, tell=_edit)

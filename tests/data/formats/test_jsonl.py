@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -63,8 +64,8 @@ def test_short_forms_and_blank_lines(tmp_path):
 DAMAGED = [
     (b"{", "not JSON"), (b"[1]", "not a JSON object"), (b"\xff", "not UTF-8 at byte 0"),
     (b"[" * 100_000, "nested too deeply"), ({}, "neither"), ({"text": "\n"}, "empty text"),
-    ({"text": None}, "no text"), ({"text": "\udc00"}, "half a character"),
-    ({"id": 7, "text": "x"}, "id is not text"), ({"id": "\udc00", "text": "x"}, "half a char"),
+    ({"text": None}, "neither"), ({"text": "\udc00"}, "half a character"),
+    ({"id": [7], "text": "x"}, "id is not text"), ({"id": "\udc00", "text": "x"}, "half a char"),
     ({"image": "a.png"}, "no caption"), ({"image": "b.png", "caption": "x"}, "b.png: no such file"),
     ({"image": "/nowhere/a.png", "caption": "x"}, "no such file"),
     ({"image": "a\0.png", "caption": "x"}, "null"), ({"image": ".", "caption": "x"}, "directory"),
@@ -138,6 +139,37 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
+
+
+def test_null_is_as_good_as_absent_and_an_id_may_be_a_number(tmp_path):
+    """As tables are exported: every field in every line."""
+    (tmp_path / "a.png").write_bytes(picture())
+    path = written(
+        tmp_path / "a.jsonl",
+        {"id": 17, "text": "plain", "image": None, "caption": None, "parts": None, "split": None},
+        {"id": 2.5, "text": "said", "image": "a.png", "caption": None, "facts": None},
+        {"id": None, "parts": [{"text": "x", "image": None, "loss": None}]},
+        {"id": True, "text": "x"},
+        {"id": 3, "text": None, "image": None},
+    )
+    records, reasons = outcome(jsonl.items(path))
+    assert [(r.id, r.caption) for r in records.values()] == [
+        ("17", "plain"), ("2.5", "said"), ("a.jsonl:3", "x")
+    ]  # fmt: skip
+    assert reasons["a.jsonl:4"].startswith("id is not text but bool")
+    assert reasons["a.jsonl:5"].startswith("neither")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_however_their_accents_are_spelled(tmp_path, forms):
+    there, told = (unicodedata.normalize(form, "é/ñ.png") for form in forms)
+    (tmp_path / there).parent.mkdir()
+    (tmp_path / there).write_bytes(picture())
+    path = written(tmp_path / "a.jsonl", {"image": told, "caption": "x"})
+    records, reasons = outcome(jsonl.items(path))
+    assert not reasons and records["a.jsonl:1"].images == [picture()]
+
+
 FIELDS = st.sampled_from(["id", "split", "facts", "parts", "text", "image", "caption"])
 
 
