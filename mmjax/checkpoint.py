@@ -13,8 +13,6 @@ import itertools
 import json
 import math
 import os
-import re
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +24,11 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from mmjax import leaf
+from mmjax import leaf, ondisk, paths
 from mmjax.checksum import checksums, named_leaves, spec
 from mmjax.error import UserError
 from mmjax.leaf import vanishes
-from mmjax.ondisk import CHUNK, TEMPORARY, Damage, as_damage, chunks, errno_of, hush, settings
+from mmjax.ondisk import CHUNK, Damage, as_damage, chunks, errno_of, hush, settings, step_of
 
 Directory = str | os.PathLike[str]
 Warn = Callable[[str], object]
@@ -77,7 +75,7 @@ def open_checkpoints(
     """Makes the directory if needed, clears what killed saves left, and waits at the end.
 
     Args:
-        directory: a local path; it must have no other writer.
+        directory: local or in gs://; it must have no other writer.
         resumed: the step that `restore` returned, None for a new start. Later steps (damaged, or
             of a past that was left) are renamed to `<step>.abandoned`: not lost, not in the way.
         keep_best: keep the step of lowest loss beside the two newest.
@@ -95,13 +93,15 @@ def open_checkpoints(
     unwanted += [step for step in losses if resumed is None or step > resumed]
     keep = _Keep(keep_best, losses)
     try:
-        os.makedirs(directory, exist_ok=True)
+        path = paths.of(directory)
+        ondisk.check_writable(path)
+        paths.make(path)
         _clear(directory)
         _set_aside(directory, unwanted)
-        path = Path(directory)
         checkpoints = Checkpoints(path, _manager(directory, keep), keep, resumed)
     except OSError as e:
-        raise UserError(f"checkpoints in {directory}: {e.strerror}; choose another place") from e
+        why = e.strerror or e
+        raise UserError(f"checkpoints in {directory}: {why}; choose another place") from e
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: _clear(directory, late=checkpoints.failed))
         stack.callback(lambda: checkpoints.manager.close())  # a failed save replaces the manager
@@ -111,7 +111,7 @@ def open_checkpoints(
 
 def _manager(directory: Directory, keep: _Keep) -> ocp.training.Checkpointer:
     return ocp.training.Checkpointer(
-        Path(directory).absolute(),
+        ondisk.absolute(directory),
         context=settings(),
         preservation_policy=keep,
         cleanup_tmp_directories=True,
@@ -171,7 +171,7 @@ def write(
         OSError: on a full disk.
     """
     hush()
-    path, described = _path(directory, step), {}
+    path, described = step_of(directory, step), {}
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False  # saves a twelfth, and is held twice
@@ -188,6 +188,8 @@ def write(
         raise (OSError(code, os.strerror(code)) if (code := errno_of(e)) else e) from e
     (path / "about").mkdir()
     (path / "about" / "data.json").write_text(json.dumps(_describe(meta, None, described)))
+    for place in (path, path / "state"):  # what orbax looks for in a store it may be copied to
+        (place / ondisk.COMMITTED).write_text("")
 
 
 def wait(checkpoints: Checkpoints) -> None:
@@ -230,9 +232,9 @@ def _clear(directory: Directory, late: bool = False) -> None:
     """
     for attempt in range(10 if late else 1):
         time.sleep(0.1 * (attempt > 0))
-        if jax.process_index() == 0 and os.path.isdir(directory):
-            for name in filter(TEMPORARY.fullmatch, os.listdir(directory)):
-                shutil.rmtree(Path(directory) / name, ignore_errors=True)
+        if jax.process_index() == 0:
+            for name in ondisk.unfinished(paths.of(directory)):
+                paths.remove(paths.of(directory) / name)
 
 
 def set_aside(checkpoints: Checkpoints, first: int) -> list[tuple[int, str]]:
@@ -247,26 +249,21 @@ def set_aside(checkpoints: Checkpoints, first: int) -> list[tuple[int, str]]:
 
 
 def _set_aside(directory: Directory, unwanted: list[int]) -> list[tuple[int, str]]:
-    renamed = []
+    renamed, place = [], paths.of(directory)
     for step in unwanted:
-        names = (f"{step}.abandoned{i or ''}" for i in itertools.count())
-        renamed.append((step, next(n for n in names if not (Path(directory) / n).exists())))
+        free = (f"{step}.abandoned{i or ''}" for i in itertools.count())
+        renamed.append((step, next(n for n in free if not (place / n).exists())))
     multihost_utils.sync_global_devices("mmjax.checkpoint: names of unwanted steps found")
     if jax.process_index() == 0:
         for step, name in renamed:
-            _path(directory, step).rename(Path(directory) / name)
+            (place / str(step)).rename(place / name)
     multihost_utils.sync_global_devices("mmjax.checkpoint: unwanted steps set aside")
     return renamed
 
 
 def steps(directory: Directory) -> list[int]:
     """The steps on disk, ascending; those being written or abandoned are not among them."""
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
-
-
-def _path(directory: Directory, step: int) -> Path:
-    return Path(directory).absolute() / str(step)  # orbax takes no relative path
+    return sorted(map(int, ondisk.names(paths.of(directory))))
 
 
 def latest(directory: Directory) -> int | None:
@@ -339,7 +336,7 @@ def _first_whole(
         try:
             return number, read(number)
         except Damage as e:
-            if vanishes(_path(directory, number)):
+            if vanishes(step_of(directory, number)):
                 raise FileNotFoundError(f"{directory}/{number}") from e
             damaged.append(number)
             warn(f"checkpoint {number} in {directory} is damaged and not used: {e}")
@@ -348,7 +345,7 @@ def _first_whole(
 
 def _about(directory: Directory, step: int) -> dict:
     with as_damage("about"), settings():
-        about = ocp.load_checkpointables(_path(directory, step), {"about": None})["about"]
+        about = ocp.load_checkpointables(step_of(directory, step), {"about": None})["about"]
         crc32 = about.pop("crc32")
     if _crc32(about) != crc32:
         raise Damage("about: checksum differs")
@@ -369,7 +366,7 @@ def _read(directory: Directory, step: int, like: Any, part: bool) -> tuple[Any, 
     _compare(directory, step, about["leaves"], named, part)
     with as_damage("arrays"), settings():
         nonempty = {name: x for name, x in named.items() if x.size}
-        state = ocp.load_checkpointables(_path(directory, step), {"state": nonempty})["state"]
+        state = ocp.load_checkpointables(step_of(directory, step), {"state": nonempty})["state"]
         for name, x in nonempty.items():  # of damaged metadata orbax makes what it can
             found = state.get(name)
             if not isinstance(found, jax.Array) or spec(found) != spec(x):
@@ -403,7 +400,7 @@ def leaves(directory: Directory, step: int, like: Mapping[str, Any]) -> dict[str
     def read(number: int) -> dict[str, leaf.Leaf]:
         there = _about(directory, number)["leaves"]
         _compare(directory, number, there, like, part=True)
-        return {name: leaf.Leaf(_path(directory, number), name, there[name][1]) for name in like}
+        return {name: leaf.Leaf(step_of(directory, number), name, there[name][1]) for name in like}
 
     found = _newest(directory, step, print, read)
     assert found is not None  # the step is there, or that was an error

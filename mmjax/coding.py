@@ -6,14 +6,13 @@ the same command goes on, and the digest is that of a run never killed.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mmjax import start, watch
+from mmjax import paths, start, watch
 from mmjax.batch import Batch, Coded, Image
 from mmjax.codecs import autoencoder
 from mmjax.config import DataConfig
@@ -143,7 +142,7 @@ def check_prompts(c: DataConfig) -> None:
     """
     found: dict[Path, str] = {}
     for name, source in c.sources.items() if c.resize_prompt else ():
-        other = found.setdefault(Path(source.path).resolve(), source.template)
+        other = found.setdefault(paths.absolute(paths.of(source.path)), source.template)
         what = f"data.sources.{name}.template={source.template!r}"
         if source.template == "reconstruct":
             raise UserError(
@@ -189,19 +188,21 @@ def tokenize(c: DataConfig, trained: Trained) -> list[Path]:
     check_prompts(c)
     made = []
     for source in c.sources.values():
-        src = Path(source.path)
+        src = paths.of(source.path)
         dst, known, total = store.coded(src), pipeline.digest(src), whole(src)
         origin = {"coded": about, "of": known}
         if c.resize_prompt:
             origin |= {"template": source.template}
         if not (dst / store.INFO).is_file():
-            with held(dst / LOCK):
-                write(items(trained, src, c, source.template), dst, origin, {}, total)
+            with paths.made(dst, (store.INFO,), flag="source") as place, held(place / LOCK):
+                write(items(trained, src, c, source.template), place, origin, {}, total)
+                (place / store.TOKENIZER).write_bytes((src / store.TOKENIZER).read_bytes())
         elif store.info(dst)["source"] != origin:
             raise UserError(
                 f"{dst} was made by another codec, of other data, or from pictures of another size "
                 f"or mode; remove it first"
             )
-        shutil.copyfile(src / store.TOKENIZER, dst / store.TOKENIZER)
+        else:
+            (dst / store.TOKENIZER).write_bytes((src / store.TOKENIZER).read_bytes())
         made.append(dst)
     return made

@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from rich.progress import Progress, track
 
-from mmjax import checkpoint, leaf, values
+from mmjax import checkpoint, leaf, paths, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
 from mmjax.convert import around, hub, incoming, original, processor, words
@@ -26,7 +26,7 @@ from mmjax.convert.rows import check, stacked, to_theirs
 from mmjax.data import tokenizer as bpe
 from mmjax.data.store import TOKENIZER
 from mmjax.data.transform import ASKED
-from mmjax.destination import MARK, making, marked
+from mmjax.destination import MARK, check_apart, making, marked
 from mmjax.error import UserError, some
 from mmjax.lock import LOCK
 from mmjax.models import Model, family_of
@@ -96,8 +96,11 @@ def convert(
         UserError: for a source that is neither, or whose weights are not those its configuration
             wants; a destination that is there; a full disk.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = paths.of(src), paths.of(dst)
+    if paths.is_remote(dst):
+        check_apart(src, dst)
     if is_theirs(src):
+        src = paths.near(src)
         bring_in(src, incoming.opened(src), dst, overwrite, said)
     else:
         take_out(src, dst, overwrite, said)
@@ -133,7 +136,7 @@ def bring_in(
     check(rows, source.shapes, kind.IGNORED)
     incoming.check_ids(vocabulary, str(source.path))
     words.check(vocabulary, source.beside, source.path)
-    with making(dst, src, source.fingerprint, overwrite, strange) as place:
+    with making(dst, src, source.fingerprint, overwrite, strange, (CONFIG,)) as place:
         files = stage(source, rows, place / "leaves")
         extra = {n: x for n, x in kind.extra(c).items() if n not in files}
         shapes = {n: np.load(file, mmap_mode="r").shape for n, file in files.items()}
@@ -207,7 +210,7 @@ def hold(workdir: str | Path) -> Held:
     Raises:
         UserError: if it holds none.
     """
-    workdir, rules = Path(workdir), one_device()
+    workdir, rules = paths.of(workdir), one_device()
     given = hub.read_json(workdir / GIVEN) if (workdir / GIVEN).is_file() else None
     e = read_config(workdir)
     vocabulary = read_vocabulary(workdir, getattr(e.model, "codes", 0))
@@ -263,13 +266,14 @@ def take_out(src: Path, dst: Path, overwrite: bool, said: Report) -> None:
         given = given | {OURS: asdict(held.vocabulary)}
     rows = kind.rows(held.experiment.model, held.vocabulary, held.given)
     about = held.directory / str(held.step) / "about" / "data.json"
-    with making(dst, src, hub.stamps([about, src / CONFIG]), overwrite, strange) as place:
+    of = hub.stamps([paths.near(about), paths.near(src / CONFIG)])
+    with making(dst, src, of, overwrite, strange, (CONFIG,)) as place:
         there = {name for part in hub.parts(place) for name in part.names}
         rows = [row for row in rows if not there.issuperset(row.names)]
         hub.write(place, given, to_theirs(rows, one_by_one(held)))
         beside = [name for name in hub.BESIDE if (src / name).is_file()]
         for name in beside:
-            shutil.copyfile(src / name, place / name)
+            (place / name).write_bytes((src / name).read_bytes())
         if held.given is None and (src / TOKENIZER).is_file():
             sources = held.experiment.data.sources.values()
             asked = {ASKED[s.template] for s in sources if s.template in ASKED}

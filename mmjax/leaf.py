@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from mmjax import paths
 from mmjax.checksum import digits, sums
 from mmjax.error import UserError
 
@@ -84,6 +85,8 @@ class Leaf:
 
 def vanishes(directory: Path) -> bool:
     """Whether a directory is gone or on its way: its files get fewer while one looks."""
+    if paths.is_remote(directory):
+        return not directory.exists()
     while True:
         before = sum(len(files) for _, _, files in os.walk(directory))
         time.sleep(0.05)
@@ -95,9 +98,17 @@ def vanishes(directory: Path) -> bool:
 
 def opened(step: Path, name: str) -> ts.TensorStore:
     """A leaf as orbax keeps it: zarr 3, in a database of all leaves."""
-    database = {"driver": "file", "path": f"{step / 'state'}/"}
+    database = _database(step / "state")
     store = {"driver": "ocdbt", "base": database, "path": f"{name}/"}
     return ts.open({"driver": "zarr3", "kvstore": store}, open=True).result()
+
+
+def _database(place: Path) -> dict[str, str]:
+    """Where a database lies, as tensorstore has it; of stores it is gs:// that orbax writes to."""
+    if not paths.is_remote(place):
+        return {"driver": "file", "path": f"{place}/"}
+    _, _, bucket, *inner = place.parts
+    return {"driver": "gcs", "bucket": bucket, "path": f"{'/'.join(inner)}/"}
 
 
 def is_stack(x: Any) -> bool:

@@ -1,7 +1,9 @@
 """One writer a directory: a file that names host and process, and is worth nothing without them.
 
 Readers take no lock. A lock whose process is gone is taken over: of this machine's processes that
-is known at once, of others' by the time since their last sign of life.
+is known at once, of others' by the time since their last sign of life. In a store nothing is locked
+while it is looked at: an object is made only where there is none, and of two processes that take
+over one lock at the same moment the first sees at its next `check` that it has lost it.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from mmjax import paths
 from mmjax.error import UserError
 
 LOCK = "lock.json"  # in the directory it is for
@@ -95,11 +98,13 @@ def held(file: Path) -> Iterator[Callable[[], None]]:
         UserError: if a living process holds it: which, since when, and what to do.
         OSError: if nothing can be written there.
     """
-    absent = [p for p in (file.parent, *file.parent.parents) if not p.exists()]
+    remote = paths.is_remote(file)
+    above = () if remote else (file.parent, *file.parent.parents)
+    absent = [p for p in above if not p.exists()]
     me, ended, lost = this_process(), threading.Event(), threading.Event()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _take(file, me)
+        paths.make(file.parent)
+        (_take_object if remote else _take)(file, me)
         threading.Thread(target=_beat, args=(file, me, ended, lost), daemon=True).start()
 
         def check() -> None:
@@ -146,7 +151,7 @@ def _owner(text: str) -> Owner | None:
 def _holds(file: Path, me: Owner) -> bool:
     """Whether the lock is still this owner's, as far as can be seen."""
     try:
-        return _owner(file.read_text(encoding="utf-8", errors="replace")) == me
+        return _owner(file.read_bytes().decode(errors="replace")) == me
     except FileNotFoundError:
         return False
     except OSError:  # a file system that is away for a while
@@ -168,8 +173,34 @@ def _take(file: Path, me: Owner) -> None:
             raise
 
 
+def _take_object(file: Path, me: Owner) -> None:
+    for _ in range(3):
+        store, name = paths.store_of(file)
+        if file.exists():
+            if (there := _owner(file.read_bytes().decode(errors="replace"))) is not None:
+                _refuse_if_alive(file, there)
+            file.unlink(missing_ok=True)
+        try:
+            store.pipe_file(name, _told(me), mode="create")  # refused where there is one
+        except FileExistsError:
+            continue
+        if _holds(file, me):
+            return
+    raise UserError(f"{file.parent} is taken by another process at this moment; try again")
+
+
+def _told(me: Owner) -> bytes:
+    return (json.dumps(asdict(me)) + "\n").encode()
+
+
 def _age(file: Path) -> float:
     """Seconds since the last sign of life by the clock of the file system, not by this host's."""
+    if paths.is_remote(file):
+        probe = file.with_name(f"{file.name}.{os.getpid()}")
+        probe.write_bytes(b"")
+        age = paths.written(probe) - paths.written(file)
+        probe.unlink()
+        return age
     with tempfile.TemporaryFile(dir=file.parent) as now:
         return os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
 
@@ -198,10 +229,17 @@ def _beat(file: Path, me: Owner, ended: threading.Event, lost: threading.Event) 
             lost.set()
             return
         with contextlib.suppress(OSError):
-            os.utime(file)
+            if paths.is_remote(file):
+                file.write_bytes(_told(me))
+            else:
+                os.utime(file)
 
 
 def _release(file: Path, me: Owner) -> None:
+    if paths.is_remote(file):
+        if _holds(file, me):
+            file.unlink(missing_ok=True)
+        return
     with contextlib.suppress(FileNotFoundError), _alone(file, os.O_RDWR) as opened:
         if _owner(opened.read()) == me:
             file.unlink(missing_ok=True)

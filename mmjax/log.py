@@ -1,21 +1,26 @@
 """What a run leaves in its workdir: metrics.jsonl and small JSON files; and the progress bar."""
 
 import contextlib
+import io
 import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmjax import paths
 from mmjax.error import UserError
 
 METRICS = "metrics.jsonl"
+SENDING = 30.0  # seconds between two times that metrics are sent to a store
 ROOTS = {"logit_squared": "logit_norm", "log_z_squared": "log_z"}
 
 
@@ -47,6 +52,9 @@ def write_json(path: Path, value) -> None:
         OSError: with the file's name; the file is as it was.
     """
     text = json.dumps(value, indent=1) + "\n"
+    if paths.is_remote(path):  # where an object is written whole or not at all
+        path.write_bytes(text.encode())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -87,7 +95,7 @@ def _row(line: bytes) -> dict | None:
 
 
 def _lines(workdir: str | Path) -> list[bytes]:
-    path = Path(workdir) / METRICS
+    path = paths.of(workdir) / METRICS
     return path.read_bytes().split(b"\n") if path.exists() else []
 
 
@@ -101,17 +109,21 @@ def rewind(workdir: str | Path, step: int) -> None:
 
     So it does a torn last line; other lines that are no rows stay.
     """
-    path = Path(workdir) / METRICS
+    path = paths.of(workdir) / METRICS
     if not path.exists():
         return
     *lines, last = _lines(workdir)
     lines += [last] if _row(last) else []
     rows = ((line, _row(line)) for line in lines)
     kept = [line for line, row in rows if (row["step"] <= step if row else line.strip())]
+    whole = b"".join(line + b"\n" for line in kept)
+    if paths.is_remote(path):
+        path.write_bytes(whole)
+        return
     draft = path.with_suffix(".tmp")
     try:
         with naming(path):
-            draft.write_bytes(b"".join(line + b"\n" for line in kept))
+            draft.write_bytes(whole)
             os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -130,22 +142,49 @@ def tidy(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 class MetricsFile:
-    """Appends one JSON object a line, flushed at once."""
+    """Appends one JSON object a line, flushed at once.
+
+    To a store, where nothing is appended, the whole file is sent: at most once in SENDING seconds,
+    and when `flush` asks for it, as it must before a checkpoint that goes on behind its lines.
+    """
 
     def __init__(self, workdir: str | Path):
-        self._path = Path(workdir) / METRICS
-        self._file = self._path.open("a", encoding="utf-8")
+        self._path = paths.of(workdir) / METRICS
+        self._remote = paths.is_remote(self._path)
+        self._file: IO[bytes]
+        if self._remote:
+            self._file = io.BytesIO(self._path.read_bytes() if self._path.exists() else b"")
+            self._file.seek(0, os.SEEK_END)
+        else:
+            self._file = self._path.open("ab")
+        self._sent, self._new = time.monotonic(), False
 
     def write(self, row: Mapping[str, float | None]) -> None:
         """Writes one line; an OSError names the file."""
         with naming(self._path):
-            self._file.write(json.dumps(dict(row)) + "\n")
-            self._file.flush()
+            self._file.write((json.dumps(dict(row)) + "\n").encode())
+            self._new = True
+            if not self._remote or time.monotonic() - self._sent > SENDING:
+                self.flush()
+
+    def flush(self) -> None:
+        """Sees to it that all lines are in the file."""
+        if not self._new:
+            return
+        with naming(self._path):
+            if isinstance(self._file, io.BytesIO):
+                self._path.write_bytes(self._file.getvalue())
+            else:
+                self._file.flush()
+        self._sent, self._new = time.monotonic(), False
 
     def close(self) -> None:
         """Closes the file."""
         with naming(self._path):
-            self._file.close()
+            try:
+                self.flush()
+            finally:
+                self._file.close()
 
 
 class Bar:

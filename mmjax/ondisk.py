@@ -3,24 +3,72 @@
 import contextlib
 import functools
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mmjax import leaf
+from mmjax import leaf, paths
+from mmjax.error import UserError
 
 CHUNK = 2**26  # bytes read or written at a time
 TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")  # a step that is being written
+STEP = re.compile(r"0|[1-9]\d*")
+COMMITTED = "commit_success.txt"  # in a store, which renames nothing, whole steps have it
 _ORBAX = "/orbax/checkpoint/"
 
 
 class Damage(Exception):
     """Why a step cannot be trusted: the leaf or file, and what is wrong with it."""
+
+
+def check_writable(directory: Path) -> None:
+    """Checks that checkpoints can be written to such a place.
+
+    Raises:
+        UserError: for a store that orbax cannot write to.
+    """
+    if paths.is_remote(directory) and not str(directory).startswith("gs://"):
+        raise UserError(
+            f"checkpoints cannot be written to {directory}: orbax writes to local file systems and "
+            f"to gs://; give a local --workdir and copy it there"
+        )
+
+
+def absolute(directory: str | os.PathLike[str]) -> Path:
+    """The directory as orbax takes it, which takes no relative path."""
+    place = paths.of(directory)
+    return place if paths.is_remote(place) else place.absolute()
+
+
+def step_of(directory: str | os.PathLike[str], step: int) -> Path:
+    """Where a step is read; from a store that orbax does not know a local copy of it."""
+    place = absolute(directory) / str(step)
+    return place if str(place).startswith("gs://") else paths.near(place)
+
+
+def names(directory: Path) -> list[str]:
+    """The steps in a directory by name, whole ones; what else is there is not known as one."""
+    if not paths.is_remote(directory):
+        there = os.listdir(directory) if os.path.isdir(directory) else []
+        return [name for name in there if STEP.fullmatch(name)]
+    there = [name for name in paths.names(directory) if STEP.fullmatch(name)]
+    return [name for name in there if (directory / name / COMMITTED).exists()]
+
+
+def unfinished(directory: Path) -> list[str]:
+    """Names of what a save left that failed or was killed."""
+    if not paths.is_remote(directory):
+        there = os.listdir(directory) if os.path.isdir(directory) else []
+        return [name for name in there if TEMPORARY.fullmatch(name)]
+    whole = names(directory)
+    return [n for n in paths.names(directory) if STEP.fullmatch(n) and n not in whole]
 
 
 def settings() -> ocp.Context:

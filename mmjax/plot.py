@@ -1,8 +1,10 @@
 """Curves of a run: loss.png in its workdir."""
 
+import io
 import os
 from pathlib import Path
 
+from mmjax import paths
 from mmjax.log import naming, read_metrics
 
 CURVES = "loss.png"
@@ -39,7 +41,12 @@ def losses(workdir: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     axes.set_xlabel("step")
-    path = Path(workdir) / CURVES
+    path = paths.of(workdir) / CURVES
+    if paths.is_remote(path):
+        whole = io.BytesIO()
+        figure.savefig(whole, dpi=110, format="png")
+        path.write_bytes(whole.getvalue())
+        return
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):

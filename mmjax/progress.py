@@ -124,8 +124,13 @@ class Journal:
             self.draw()
         self._scores = {}
 
+    def flush(self) -> None:
+        """Sees to it that all rows so far are in their file."""
+        self._file.flush()
+
     def draw(self) -> None:
         """Draws the curves so far."""
+        self.flush()
         if jax.process_index() == 0:
             plot.losses(self._workdir)
         self._drawn = time.monotonic()

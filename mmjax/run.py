@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tokenizers import Tokenizer
 
-from mmjax import config, optim, values
+from mmjax import config, optim, paths, values
 from mmjax.batch import Vocabulary
 from mmjax.config import Experiment
 from mmjax.data import pipeline
@@ -136,7 +136,8 @@ def assemble(
     """`prepare` without its last check."""
     keep_programs()
     pipeline.check(e.data)
-    tokenizer = bpe.load(Path(workdir) / TOKENIZER) if workdir else pipeline.tokenizer_of(e.data)
+    own = workdir and paths.of(workdir) / TOKENIZER
+    tokenizer = bpe.load(own) if own else pipeline.tokenizer_of(e.data)
     rules = Rules(make_mesh(e.mesh.data, e.mesh.fsdp, e.mesh.tensor, devices))
     vocabulary = vocabulary_of(e, tokenizer, ids or workdir)
     model = family_of(e.family).build(e.model, vocabulary, rules)
@@ -159,9 +160,9 @@ def vocabulary_of(e: Experiment, tokenizer: Tokenizer, workdir: str | Path | Non
     codes, begun = getattr(e.model, "codes", 0), e.start.get("all") if workdir is None else None
     kept = codes or getattr(e.model, "added", 0)
     place = workdir if begun is None or not kept else begun
-    if place is None or not (Path(place) / VOCABULARY).is_file():
+    if place is None or not (paths.of(place) / VOCABULARY).is_file():
         names = ("all", "language") if workdir is None else ()
-        tables = [Path(e.start[name]) for name in names if name in e.start]
+        tables = [paths.of(e.start[name]) for name in names if name in e.start]
         imported = [w for w in tables if (w / VOCABULARY).is_file()]
         rows = max((read_vocabulary(w, 0).size for w in imported), default=0)
         return bpe.vocabulary(tokenizer, codes, rows)
@@ -169,7 +170,7 @@ def vocabulary_of(e: Experiment, tokenizer: Tokenizer, workdir: str | Path | Non
     if e.data.spans and not found.masks:
         raise UserError(
             f"config.data.spans={e.data.spans} takes ids of masks, which the imported "
-            f"{Path(place) / VOCABULARY} does not have; give 0.0"
+            f"{paths.of(place) / VOCABULARY} does not have; give 0.0"
         )
     return found
 
@@ -195,9 +196,9 @@ def read_vocabulary(workdir: str | Path, codes: int) -> Vocabulary:
     Raises:
         UserError: if there is neither.
     """
-    path = Path(workdir) / VOCABULARY
+    path = paths.of(workdir) / VOCABULARY
     if not path.is_file():
-        return bpe.vocabulary(bpe.load(Path(workdir) / TOKENIZER), codes)
+        return bpe.vocabulary(bpe.load(paths.of(workdir) / TOKENIZER), codes)
     return values.build(Vocabulary, read_json(path, AGAIN), VOCABULARY)
 
 
@@ -207,7 +208,7 @@ def read_config(workdir: str | Path) -> Experiment:
     Raises:
         UserError: if the workdir holds none.
     """
-    path = Path(workdir) / CONFIG
+    path = paths.of(workdir) / CONFIG
     if not path.is_file():
         raise UserError(f"{path} does not exist; is {workdir} the --workdir of a `mmjax train`?")
     return config.resolve(read_json(path, AGAIN), families())
@@ -216,7 +217,7 @@ def read_config(workdir: str | Path) -> Experiment:
 def is_workdir(path: str | Path) -> bool:
     """Whether a directory is one that training or a conversion made: its config.json tells."""
     try:
-        found = json.loads((Path(path) / CONFIG).read_text())
+        found = json.loads((paths.of(path) / CONFIG).read_text())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("family") in [*MODELS] and "optim" in found
@@ -228,7 +229,7 @@ def check_workdir(path: str | Path) -> None:
     Raises:
         UserError: naming what training would write that is there and that no training left.
     """
-    path = Path(path)
+    path = paths.of(path)
     if there := [] if is_workdir(path) else [n for n in LEAVES if (path / n).exists()]:
         raise UserError(
             f"--workdir={path} is no workdir of `mmjax train`, but has {some(there)}, which would "
@@ -238,4 +239,4 @@ def check_workdir(path: str | Path) -> None:
 
 def directory(workdir: str | Path) -> Path:
     """Where a workdir keeps its checkpoints."""
-    return Path(workdir).resolve() / "checkpoints"
+    return paths.absolute(paths.of(workdir)) / "checkpoints"

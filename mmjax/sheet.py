@@ -1,5 +1,6 @@
 """Contact sheets: pictures side by side with what is said about them, as one PNG."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.PngImagePlugin
 
+from mmjax import paths
 from mmjax.lettering import wrapped, write
 
 SIDE = 96  # pixels a picture takes on the sheet
@@ -46,16 +48,19 @@ def sheet(cells: Sequence[Cell], path: str | Path, title: str, columns: int = 0)
             pen.rectangle((x - 1, top - 1, x + SIDE, top + SIDE), outline=(200, 200, 200))
         for k, line in enumerate(text):
             write(pen, (left, top + side + 16 + k * LINE), line, SMALL, (30, 30, 30))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file, whole = paths.of(path), io.BytesIO()
+    paths.make(file.parent)
     told = PIL.PngImagePlugin.PngInfo()
     told.add_text("Software", MADE_BY)
-    page.save(path, pnginfo=told)  # other formats leave it out
+    form = PIL.Image.registered_extensions().get(file.suffix.lower(), "PNG")
+    page.save(whole, form, pnginfo=told)  # other formats than PNG leave it out
+    file.write_bytes(whole.getvalue())
 
 
 def is_sheet(path: str | Path) -> bool:
     """Whether a file is a contact sheet that `sheet` wrote."""
     try:
-        with PIL.Image.open(path) as found:
+        with paths.of(path).open("rb") as file, PIL.Image.open(file) as found:
             return found.info.get("Software") == MADE_BY
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return False

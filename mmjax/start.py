@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Collection
-from pathlib import Path
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmjax import values
+from mmjax import paths, values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
@@ -136,10 +135,10 @@ def new_ids(run: Run, workdir: str) -> tuple[int, ...]:
     Raises:
         UserError: if their tokenizers differ otherwise.
     """
-    path = Path(workdir) / TOKENIZER
+    path = paths.of(workdir) / TOKENIZER
     mine, theirs = run.tokenizer, bpe.load(path)
     new = () if bpe.vocabulary(theirs).registers else bpe.vocabulary(mine).registers
-    imported = (Path(workdir) / VOCABULARY).is_file()
+    imported = (paths.of(workdir) / VOCABULARY).is_file()
     if imported and run.vocabulary == read_vocabulary(workdir, 0):
         new = ()  # its ids are the run's
     elif imported:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmjax import checkpoint, config, start, values
+from mmjax import checkpoint, config, ondisk, paths, start, values
 from mmjax.config import Experiment
 from mmjax.data import pipeline
 from mmjax.data import tokenizer as bpe
@@ -111,7 +111,8 @@ def train(e: Experiment, workdir: str | Path, devices=None) -> int:
     Raises:
         UserError: see the module; nothing half-written stays.
     """
-    workdir = Path(workdir)
+    workdir = paths.of(workdir)
+    ondisk.check_writable(directory(workdir))
     try:
         with one_writer(workdir / LOCK) as check:
             return _train(e, workdir, devices, check)
@@ -216,7 +217,7 @@ def keep_ids(run: Run, workdir: Path) -> None:
     if run.vocabulary == bpe.vocabulary(run.tokenizer, getattr(e.model, "codes", 0)):
         return
     write_json(workdir / VOCABULARY, dataclasses.asdict(run.vocabulary))
-    given = Path(e.start.get("all", workdir)) / GIVEN
+    given = paths.of(e.start.get("all", workdir)) / GIVEN
     if given.is_file():
         write_json(workdir / GIVEN, read_json(given, AGAIN))
 
@@ -247,6 +248,7 @@ def loop(run: Run, state: State, done: int, around: Around) -> None:
             stop = around.signals.received is not None
             if step % e.save_every == 0 or step == e.steps or stop:
                 journal.settle()  # never saves a state whose loss was not looked at
+                journal.flush()  # and the run that goes on from it goes on behind these rows
                 save(step, metrics)
             if stop:
                 around.bar.say(f"stopped at step {step} by signal; the same command resumes")

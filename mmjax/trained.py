@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmjax import checkpoint, values
+from mmjax import checkpoint, paths, values
 from mmjax.batch import Batch, Document, Image, Text
 from mmjax.error import UserError, near, unknown
 from mmjax.mesh import put
@@ -386,7 +386,7 @@ def load(workdir: str | Path, step: int | None = None, devices=None) -> Trained:
     params = found.state[names[0]]
     if averaged and run.model.frozen:
         params = merge(params, split(found.state["params"], run.model.frozen)[1])
-    return Trained(run, params, found.step, home=Path(workdir))
+    return Trained(run, params, found.step, home=paths.of(workdir))
 
 
 def _counts(pictures, stop) -> tuple[int, int]:

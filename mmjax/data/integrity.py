@@ -7,6 +7,7 @@ or a longer one, and files that were written anew; the digest reads every record
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmjax import paths
 from mmjax.data import store
 from mmjax.data import tokenizer as bpe
 from mmjax.error import UserError
@@ -17,7 +18,7 @@ TFDS = "dataset_info.json"  # of data sets in TFDS's own form
 
 def is_tfds(path: str | Path) -> bool:
     """Whether a data set has TFDS's own form."""
-    return (Path(path) / TFDS).is_file()
+    return (paths.of(path) / TFDS).is_file()
 
 
 def summary(path: str | Path) -> str:
@@ -26,7 +27,7 @@ def summary(path: str | Path) -> str:
     Raises:
         UserError: if one is missing, or not the one that dataset.json tells of.
     """
-    path = Path(path)
+    path = paths.of(path)
     if is_tfds(path):
         found = [f for f in sorted(path.iterdir()) if store.RECORDS in f.name or f.name == TFDS]
         made = [("", f.name, store.outline(f)) for f in found]
@@ -41,18 +42,18 @@ def summary(path: str | Path) -> str:
     return store.digest_of(repr(made))
 
 
-def check_same(paths: Mapping[str, Path], old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def check_same(sets: Mapping[str, Path], old: Mapping[str, str], new: Mapping[str, str]) -> None:
     """Checks that data sets have the content they had, by their digest where summaries differ.
 
     The same records may be cut into other files; what is in them then decides.
 
     Args:
-        paths: of sources by name. old, new: their summaries.
+        sets: by name of their source. old, new: their summaries.
 
     Raises:
         UserError: if a data set's records are not those its dataset.json tells of.
     """
-    for name, path in paths.items():
+    for name, path in sets.items():
         if name in old and old[name] != new[name]:
             if is_tfds(path):
                 raise UserError(f"the files in {path} are not those of before; {store.AGAIN}")
@@ -65,7 +66,7 @@ def verify(path: str | Path) -> int:
     Raises:
         UserError: if a record is damaged, or not the one that was written.
     """
-    path = Path(path)
+    path = paths.of(path)
     summary(path)
     if is_tfds(path):  # which notes no sums
         openmoji = need("mmjax.data.sets.openmoji")

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from tokenizers import Tokenizer
 
+from mmjax import paths
 from mmjax.batch import Batch, Document, Image, Vocabulary
 from mmjax.config import DataConfig
 from mmjax.data import integrity, steps, store
@@ -85,7 +86,7 @@ def tokenizer_of(c: DataConfig) -> Tokenizer:
 
 def path_of(c: DataConfig, name: str) -> Path:
     """Where a source lies: with `coded`, beside its pictures, where `mmjax tokenize` put it."""
-    path = Path(c.sources[name].path)
+    path = paths.of(c.sources[name].path)
     return store.coded(path) if c.coded else path
 
 
@@ -117,7 +118,7 @@ def open_split(path: str | Path, split: str) -> Records:
     Raises:
         UserError: if there is no such data set or split.
     """
-    if (Path(path) / OPENMOJI).is_file():
+    if (paths.of(path) / OPENMOJI).is_file():
         return prepared.read(path, split)
     return store.read(path, split)
 
@@ -128,15 +129,15 @@ def splits(path: str | Path) -> list[str]:
     Raises:
         UserError: if there is no such data set.
     """
-    if (Path(path) / OPENMOJI).is_file():
+    if (paths.of(path) / OPENMOJI).is_file():
         return list(prepared.SPLITS)
     return list(store.info(path)["splits"])
 
 
 def digest(path: str | Path) -> str:
     """What a data set's content follows from: the same records have the same."""
-    if (Path(path) / OPENMOJI).is_file():
-        return hashlib.sha256((Path(path) / OPENMOJI).read_bytes()).hexdigest()
+    if (paths.of(path) / OPENMOJI).is_file():
+        return hashlib.sha256((paths.of(path) / OPENMOJI).read_bytes()).hexdigest()
     return store.info(path)["digest"]
 
 

@@ -19,6 +19,7 @@ import PIL.ExifTags
 import PIL.Image
 from PIL.Image import Transpose
 
+from mmjax import paths
 from mmjax.data.metadata import bare
 from mmjax.data.resize import PIXELS, Size, pil_bilinear_aa, pil_box
 from mmjax.data.source import BYTES, content
@@ -245,7 +246,7 @@ def encode(given: Any) -> bytes:
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)
     if isinstance(given, os.PathLike):
-        return _file(Path(given))
+        return _file(paths.of(given))
     if isinstance(given, PIL.Image.Image):
         return _png(given)
     if hasattr(given, "__array__"):
@@ -255,7 +256,7 @@ def encode(given: Any) -> bytes:
 
 def _file(path: Path) -> bytes:
     try:
-        data = content(path)
+        data = content(paths.near(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"picture {path} does not exist") from error
     except (OSError, ValueError) as error:

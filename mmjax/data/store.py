@@ -18,6 +18,7 @@ from typing import Any
 
 import grain
 
+from mmjax import paths
 from mmjax.data.record import Record, unpack
 from mmjax.error import UserError, near
 
@@ -35,9 +36,9 @@ def info(path: str | Path) -> dict:
     Raises:
         UserError: if there is none, or it cannot be read.
     """
-    file = Path(path) / INFO
+    file = paths.of(path) / INFO
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
         if isinstance(found["splits"], dict):
             return found
         raise ValueError("no table of splits")
@@ -55,7 +56,7 @@ def built(path: str | Path) -> dict:
     Raises:
         UserError: if they cannot be read.
     """
-    file = Path(path) / BUILT
+    file = paths.of(path) / BUILT
     if not file.is_file():
         return {}
     try:
@@ -81,6 +82,7 @@ def outline(file: Path, known: str | None = None) -> str:
     """
     found = hashlib.sha256()
     try:
+        file = paths.near(file)
         size = file.stat().st_size
         found.update(str(size).encode())
         with file.open("rb") as raw:
@@ -160,12 +162,13 @@ class Source:
 
     @cached_property
     def _raw(self) -> Sequence[bytes]:
-        names = [str(self.path / name) for name in self.files]
-        for name in names:
-            if not Path(name).is_file():
-                raise UserError(f"{name} is missing; remove {self.path}, make it again")
+        files = [paths.near(self.path / name) for name in self.files]
+        for name, file in zip(self.files, files, strict=True):
+            if not file.is_file():
+                missing = self.path / name
+                raise UserError(f"{missing} is missing; remove {self.path}, make it again")
         try:
-            found = grain.sources.ArrayRecordDataSource(names)
+            found = grain.sources.ArrayRecordDataSource([*map(str, files)])
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"{self.path}, {self.split}: a file is damaged ({error}); remove the set, make it "
@@ -221,4 +224,4 @@ def read(path: str | Path, split: str) -> Source:
         hint = near(split, splits)
         raise UserError(f"{path} has no split {split!r}{hint}; have: {', '.join(splits)}")
     entry = splits[split]
-    return Source(Path(path), split, tuple(entry["files"]), entry["documents"])
+    return Source(paths.of(path), split, tuple(entry["files"]), entry["documents"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mmjax import paths
 from mmjax.batch import TEXT, Document, Image, Sentinel, Text, Vocabulary
 from mmjax.data import plain
 from mmjax.error import UserError
@@ -72,14 +73,16 @@ def load(path: str | Path) -> Tokenizer:
     Raises:
         UserError: if it is absent or damaged.
     """
-    if not Path(path).is_file():
+    file = paths.of(path)
+    if not file.is_file():
         raise UserError(
             f"tokenizer {path} does not exist; `mmjax data build` writes one, beside imported "
             f"weights save that of their model"
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-        whole = plain.without_holes(Path(path).read_text(encoding="utf-8"))
+        text = file.read_bytes().decode()
+        tokenizer = Tokenizer.from_str(text)
+        whole = plain.without_holes(text)
         tokenizer = tokenizer if whole is None else Tokenizer.from_str(whole)
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"tokenizer {path} is damaged: {error}; build it again") from error

@@ -20,10 +20,10 @@ Chameleon vq_indices, the pictures' codes, and logits_raw, before image ids are 
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
+from mmjax import paths
 from mmjax.error import UserError
 
 SRC = flags.DEFINE_string("src", None, "directory of theirs, or a workdir")
@@ -39,7 +39,7 @@ def main(rest: list[str]) -> int:
         raise UserError("give --src=DIR with --dst=DIR, --verify=DIR, or both")
     from mmjax import conversion, verification
 
-    ours = Path(SRC.value)
+    ours = paths.of(SRC.value)
     theirs = conversion.is_theirs(ours)
     if DST.value is not None:
         made = conversion.convert(ours, DST.value, OVERWRITE.value)

@@ -24,16 +24,16 @@ Leaves pictures, samples.jsonl and sheet.png of all in --out.
 
 import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 from absl import flags
 
+from mmjax import paths
 from mmjax.batch import EOS, SEP, Image, Sentinel
 from mmjax.config import DataConfig
 from mmjax.data.formats.picture import is_path
@@ -117,9 +117,9 @@ def read_prompts(given: list[str], draws: bool = True) -> list[Prompt]:
     prompts: list[Prompt] = []
     for value in given:
         if value.endswith(".jsonl"):
-            prompts += read_jsonl(Path(value), draws)
+            prompts += read_jsonl(paths.of(value), draws)
         elif is_path(value):
-            prompts.append([Path(value)])
+            prompts.append([paths.of(value)])
         else:
             prompts.append([value, IMAGE] if draws else [value])
         if not value.endswith(".jsonl"):
@@ -180,10 +180,10 @@ def read_chats(given: list[str]) -> list[list[dict]]:
     question: Prompt = []
     for value in given:
         if value.endswith(".jsonl"):
-            home = Path(value).parent
-            chats += [read_messages(row, where, home) for where, row in rows_of(Path(value))]
+            home = paths.of(value).parent
+            chats += [read_messages(row, where, home) for where, row in rows_of(paths.of(value))]
         else:
-            question.append(Path(value) if is_path(value) else value)
+            question.append(paths.of(value) if is_path(value) else value)
     if question:
         chats.append([{"role": "user", "content": question}])
     for number, turns in enumerate(chats, start=1):
@@ -220,9 +220,9 @@ def one_part(row, where: str, home: Path) -> str | Path | Image | Sentinel | Slo
         UserError: if it has none of the forms, or names a kind of a picture that is not there.
     """
     if isinstance(row, dict) and set(row) == {"image", "kind"}:
-        return Image(encode(home / str(row["image"])), of=str(row["kind"]))
+        return Image(encode(paths.beside(home, str(row["image"]))), of=str(row["kind"]))
     known: dict[str, Callable] = {
-        "text": str, "image": home.joinpath, "make": MAKE.get, "sentinel": NAMED.get,
+        "text": str, "image": partial(paths.beside, home), "make": MAKE.get, "sentinel": NAMED.get,
     }  # fmt: skip
     if isinstance(row, dict) and len(row) == 1:
         ((name, value),) = row.items()
@@ -244,7 +244,7 @@ def main(rest: list[str]) -> int:
     chats = read_chats(PROMPT.value) if CHAT.value else []
     # Complains before anything is loaded.
     prompts = [spoken(c) for c in chats] if CHAT.value else read_prompts(PROMPT.value, not free)
-    out = Path(OUT.value)
+    out = paths.of(OUT.value)
     check_out(out, PROMPT.value)
     trained = load(WORKDIR.value)
     if trained.only_writes and not CHAT.value:
@@ -294,8 +294,9 @@ def check_out(out: Path, given: list[str]) -> None:
             f"--out={out} has {some(there)}, which would be replaced and which this command did "
             f"not write; name another directory"
         )
-    for file in filter(os.path.isfile, prompt_files(given)):
-        if file.resolve().parent == out.resolve() and WRITES.fullmatch(file.name):
+    place = paths.absolute(out)
+    for file in (f for f in prompt_files(given) if f.is_file()):
+        if paths.absolute(file).parent == place and WRITES.fullmatch(file.name):
             raise UserError(
                 f"{file}, a prompt, lies in --out={out} and would be replaced; name another "
                 f"directory"
@@ -316,17 +317,17 @@ def prompt_files(given: list[str]) -> list[Path]:
     found: list[Path] = []
     for value in given:
         if is_path(value):
-            found.append(Path(value))
+            found.append(paths.of(value))
         if not value.endswith(".jsonl"):
             continue
-        found.append(Path(value))
-        for line in Path(value).read_text(encoding="utf-8").split("\n"):
+        found.append(paths.of(value))
+        for line in paths.of(value).read_text(encoding="utf-8").split("\n"):
             row = json.loads(line) if line.strip() else {}
             turns = [turn.get("content") for turn in row.get("messages", ())]
             said = [part for parts in turns if isinstance(parts, list) for part in parts]
             for part in [*row.get("parts", [row]), *said]:
                 if "image" in part:
-                    found.append(Path(value).parent / str(part["image"]))
+                    found.append(paths.beside(paths.of(value).parent, str(part["image"])))
     return found
 
 
@@ -337,8 +338,8 @@ def show(number: int, text: str) -> None:
 
 def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
     """Writes pictures, texts and a sheet to --out."""
-    out = Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
+    out = paths.of(OUT.value)
+    paths.make(out)
     rows, cells = [], []
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         given = [part for part in prompt if not isinstance(part, Slot)]
@@ -352,7 +353,7 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
                 words.append(part)
                 continue
             name = f"{number:03d}.png" if not isinstance(result, list) else f"{number:03d}_{i}.png"
-            PIL.Image.fromarray(part).save(out / name)
+            (out / name).write_bytes(encode(part))
             made.append({"image": name})
             shown.append(part)
         asked = [f"{part.of} picture" if isinstance(part, Image) else str(part) for part in given]
@@ -360,7 +361,7 @@ def write(prompts: list[Prompt], results: list, c: DataConfig) -> None:
         texts = [part for part in given if isinstance(part, str)]
         cells.append(Cell(shown, [" ... ".join(texts), " ... ".join(words)]))
         print(f"{' + '.join(asked)} -> {told(made)}")
-    (out / SAMPLES).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (out / SAMPLES).write_bytes("".join(json.dumps(r) + "\n" for r in rows).encode())
     sheet(cells, out / SHEET, f"{len(cells)} samples")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 
+from mmjax import paths
 from mmjax.batch import Image, Text
 from mmjax.data.formats import picture
 from mmjax.data.formats.caption import pair, parsed, worded, writable
@@ -48,7 +49,7 @@ def items(path: Path, images: str = "", follow_links: bool = False) -> Iterator[
         UserError: if there are none.
     """
     tree, files = listed(path, ENDINGS, follow_links)
-    further = (existing(Path(images), folder=True),) if images else ()
+    further = (existing(paths.near(paths.of(images)), folder=True),) if images else ()
     places = Places(further, (*tree.roots, *further), follow_links)
     found = (item for file in files for item in _lines(file, tree.root, places))
     kinds = {ending: f"{ending}, read where a line names it" for ending in picture.ENDINGS}

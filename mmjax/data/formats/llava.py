@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmjax import paths
 from mmjax.batch import Document, Image, Text
 from mmjax.data.formats.array import Bad, elements
 from mmjax.data.formats.caption import worded, writable
@@ -41,7 +42,7 @@ def items(path: Path, images: str = "", follow_links: bool = False) -> Iterator[
     """
     if existing(path).is_dir():
         raise UserError(f"{path} is a folder; name the JSON file in it")
-    further = (existing(Path(images), folder=True),) if images else ()
+    further = (existing(paths.near(paths.of(images)), folder=True),) if images else ()
     bases = (*further, path.parent, path.parent / "images")
     places = Places(bases, (path.parent, *further), follow_links)
     entries = elements(path)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmjax import paths
 from mmjax.batch import Image, Text
 from mmjax.data.record import Record
 from mmjax.error import UserError, near
@@ -74,7 +75,7 @@ def read(path: str | os.PathLike, split: str) -> Source:
     """
     import tensorflow_datasets as tfds
 
-    builder = open_set(Path(path))
+    builder = open_set(paths.near(paths.of(path)))
     if split not in builder.info.splits:
         have = [*builder.info.splits]
         hint = near(split, have)

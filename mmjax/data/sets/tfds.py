@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 
+from mmjax import paths
 from mmjax.batch import Image, Text
 from mmjax.data.formats.picture import checked
 from mmjax.data.record import Item, Record
@@ -125,11 +126,13 @@ def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         UserError: see `items`.
     """
     try:
-        if (Path(name) / "dataset_info.json").is_file():
-            builder = tfds.builder_from_directory(name)
+        if (paths.of(name) / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(paths.near(paths.of(name)))
         else:
             # Unlike `tfds.builder` it needs no code of the set, which may import TensorFlow.
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+            if paths.is_remote(builder.data_dir):  # ArrayRecord reads local files only
+                builder = tfds.builder_from_directory(paths.near(paths.of(builder.data_dir)))
         kinds = builder.info.available_file_formats()
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(_absent(name, data_dir)) from error
@@ -156,7 +159,7 @@ def _absent(name: str, data_dir: str | None) -> str:
     base = re.split("[/:]", name)[0]
     known = {*tfds.list_builders(with_community_datasets=False), *FIELDS}
     hint = near(base, known) if base not in known else ""
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = paths.of(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if (root / base).is_dir() and (below := sorted(p.name for p in (root / base).iterdir())):
         hint = f" (there is {', '.join(f'{base}/{name}' for name in below)})"
     return (
