@@ -36,6 +36,8 @@ REMEDIES = {
     errno.ENOMEM: "free memory, or ask for less",
     errno.EAGAIN: "raise the limit on processes (`ulimit -u`)",
 }
+# Packages by which stores are read and written, whose errors are about names, rights and networks.
+STORES = {"gcsfs", "google", "s3fs", "botocore", "aiobotocore", "aiohttp", "requests"}
 _LESS = (
     "lower config.batch, raise config.accumulate, give config.model.decoder.remat=True where there "
     "is a decoder, or use more devices"
@@ -62,6 +64,8 @@ def explained(error: BaseException) -> str | None:
             return f"out of memory{': ' if words else ''}{words}; {_LESS}"
         if "RESOURCE_EXHAUSTED" in words:  # XLA's word for it, whatever class it comes in
             return f"out of memory on the device: {words}; {_LESS}"
+        if type(one).__module__.partition(".")[0] in STORES:
+            return f"the store refused: {words}; check the name, sign in, or try again"
         if isinstance(one, ModuleNotFoundError) and (one.name or "mmjax")[:5] != "mmjax":
             return f"the package {one.name} is not installed; install it with pip"
     return None

@@ -3,7 +3,9 @@
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
+import PIL.Image
 import pytest
 
 BUCKET = "gs://bucket"
@@ -29,3 +31,8 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield BUCKET
     finally:
         server.stop()
+
+
+def picture(file: Path, number: int) -> None:
+    """Writes a small image, another for each number."""
+    PIL.Image.new("RGB", (8, 8), (20 * number % 256, 99, 255 - number)).save(file)
