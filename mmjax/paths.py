@@ -158,6 +158,8 @@ def near(path: Path) -> Path:
     known = home() / "known"
     there = objects(path)
     wanted = {(copy / name if name else copy): (name, about) for name, about in there.items()}
+    if copy.is_file() and "" not in there:
+        copy.unlink()
     if copy.is_dir():
         for file in [f for f in copy.rglob("*") if f.is_file() and f not in wanted]:
             file.unlink()
