@@ -1,6 +1,7 @@
 """Whatever ends a verb: one line and a code; the traceback of a fault goes to a file."""
 
 import errno
+import importlib
 import os
 import re
 import subprocess
@@ -10,11 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from verb_flags import taken_back
 
 from mmjax import failure
 from mmjax.__main__ import run_verb, with_whole_numbers
 from mmjax.error import UserError
-from mmjax.verbs import data as verb
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,8 +78,9 @@ def raising(monkeypatch, error: BaseException) -> int:
     def main(rest):
         raise error
 
-    monkeypatch.setattr(verb, "main", main)
-    return run_verb("data", [])
+    with taken_back(), monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("mmjax.verbs.data"), "main", main)
+        return run_verb("data", [])
 
 
 def test_a_fault_is_one_line_and_a_saved_traceback(monkeypatch, capsys, reports):
