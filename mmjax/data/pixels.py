@@ -262,9 +262,10 @@ def _file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read: {error}") from error
     try:
-        size_of(data)
-    except UserError as error:
-        raise UserError(f"picture {path}: {error}") from error
+        read(data)  # now, while it is known which file it is
+    except ValueError as error:
+        what = f"a picture of {len(data)} bytes cannot be decoded: {error}"
+        raise UserError(f"picture {path}: {what}") from error
     return data
 
 

@@ -90,7 +90,7 @@ def opened(file: Path) -> BinaryIO:
     mode = file.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise ValueError(f"{file.name} is {kind}, not a regular file")
+        raise ValueError(f"{file.name or file} is {kind}, not a regular file")
     return file.open("rb")
 
 
