@@ -29,10 +29,10 @@ openmoji: venv out/data/openmoji/tokenizer.json
 
 # Two processes, each a file of tests at a time: XLA compiles most of a program on one core.
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m "not slow and not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not slow and not hf"
 
 test-all: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30 -m "not hf"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not hf"
 
 # Torch beside us, on new weights: installs the extra first.
 test-hf: venv
