@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 from flax.traverse_util import unflatten_dict
 from greedy import continued
+from repeats import repeats
 from safetensors.numpy import load_file, save_file
 from test_conversion import theirs
 from tiny import tiny_llava_config
@@ -74,7 +75,8 @@ def rows(ids, held, pixels, slots, size: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama_biased", "llama_tied", "llava", "llava_siglip", "llava_bare"]
+    "name",
+    ["llama", "llava", "llava_siglip", *repeats("llama_biased", "llama_tied", "llava_bare")],
 )
 def test_words_that_follow_are_torchs(name, tmp_path):
     """Token by token through the engine, the cache and the pictures given as bytes."""

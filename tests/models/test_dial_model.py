@@ -12,6 +12,7 @@ from dials import CODE_MODEL, CODE_PARAMS, CODED, CODES, PARAMS, PATCHES, RULES,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batch import VOCABULARY, random_batch
+from repeats import repeats
 from small import make, transfusion_config
 
 from mmjax import dial, losses
@@ -55,7 +56,9 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(a[name].count, b[name].count, err_msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context": "clean"}, {"time_std": 0.0, "path": "cosine"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"context": "clean"}, *repeats({"time_std": 0.0, "path": "cosine"})]
+)
 def test_one_and_zero_are_transfusion(changes):
     base = transfusion.build(replace(PATCHES, **changes), VOCABULARY, RULES)
     want = terms(base, PARAMS, BATCH)

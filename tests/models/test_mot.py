@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_batch import VOCABULARY, random_batch
+from repeats import repeat
 from small import decoder_config, make, oneflow_config, oneflow_model, transfusion_config
 from tiny import tiny_chameleon_config
 
@@ -163,7 +164,7 @@ def test_grouped_is_replayed_where_activations_are_not_kept():
     assert np.abs(other[0] - want[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), repeat((8, 1, 1)), repeat((2, 4, 1))])
 def test_grouped_on_eight_devices_equals_one(mesh):
     """Each data shard sorts its own tokens."""
     c = replace(ALL, grouped=True)
