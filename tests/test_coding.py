@@ -241,7 +241,7 @@ def test_killed_it_goes_on_by_the_command_and_ends_the_same(home, coded, tmp_pat
     assert store.info(draft.parent)["digest"] == store.info(coded)["digest"]
     out, said = done[1].communicate(timeout=120)
     assert (done[1].returncode, out) == (2, "") and said.count("\n") == 1
-    assert "--workdir=DIR of a trained codec" in said
+    assert "--workdir=DIR of a codec" in said
 
 
 def command(path: Path, *args: str) -> subprocess.Popen:
@@ -331,10 +331,12 @@ def test_files_that_are_not_whole_stop_it_before_anything_is_written(home, codec
     (shard,) = src.glob("train-*")
     kept = shard.read_bytes()
     shard.write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(UserError, match=r"train: a file is damaged .*make it again$"):
+    with pytest.raises(
+        UserError, match=r"train-\S+ is not the file that was written .*make it again$"
+    ):
         coding.tokenize(data, codec)
     shard.unlink()
-    with pytest.raises(UserError, match=r"train-\S+ is missing; remove .*make it again"):
+    with pytest.raises(UserError, match=r"train-\S+ is missing; bring .*make it again"):
         coding.tokenize(data, codec)
     shard.write_bytes(kept)
     (src / "tokenizer.json").rename(tmp_path / "tokenizer.json")
@@ -540,7 +542,9 @@ def test_codes_are_for_families_that_read_them(home, coded, codec):
 
 def test_a_codec_is_no_model_to_talk_to(codec):
     for ask in (codec.generate, codec.score, codec.embed):
-        with pytest.raises(UserError, match="a codec neither reads, writes nor draws"):
+        with pytest.raises(
+            UserError, match="a codec (neither reads, writes nor draws|has no |embeds nothing)"
+        ):
             ask([["a"]])
 
 

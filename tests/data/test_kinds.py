@@ -113,7 +113,7 @@ def test_data_and_model_must_agree():
     with pytest.raises(UserError, match="same in one order"):
         kind.check_agree("transfusion", model, PLAIN)
     with pytest.raises(UserError, match="no kinds"):
-        kind.check_agree("oneflow", model, data)
+        kind.check_agree("oneflow", SimpleNamespace(), data)
 
 
 def test_there_are_no_more_towers_than_modalities():
