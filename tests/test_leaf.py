@@ -76,7 +76,7 @@ def test_changed_numbers_are_seen_at_the_end(held, name):
     array[1].write(np.asarray(array[1].read().result()) + 1).result()
     assert {*files} < {*(held / "3" / "state").rglob("d/*")}
     for read in (np.asarray, list):
-        with pytest.raises(UserError, match=rf"3 is damaged, leaf {name}: checksum differs; ren"):
+        with pytest.raises(UserError, match=rf"3 is damaged, leaf {name}: checksum differs; make it again"):
             read(kept)
 
 
@@ -85,7 +85,7 @@ def test_lost_files_are_damage(held):
     for file in (held / "3" / "state").rglob("d/*"):
         file.unlink()
     for read in (np.asarray, list):
-        with pytest.raises(UserError, match=r"3 is damaged, leaf params/stack: .*; rename that"):
+        with pytest.raises(UserError, match=r"3 is damaged, leaf params/stack: .*; make it again"):
             read(kept)
 
 
